@@ -1,0 +1,229 @@
+"""One server seen from the admin side: what it is, how far it is, and the four acts of a switch.
+
+This module is the contract; `postgres.py` and `mysql.py` fulfil it. It knows nothing of clients, sessions or workers,
+and decides nothing: the switch says when to fence, promote or give back, an engine does it, proves it, and says how
+long it may take.
+
+Rules for every method:
+
+- It has a deadline. Spans are seconds, points in time nanoseconds of the host's monotonic clock.
+- A server that cannot be reached is `ConnectFailed`, a refused login `AuthRefused`, everything else `EngineError`;
+  texts name the engine and what to do, never a secret. `probe` alone does not raise: being down is what it looks for.
+- It may be repeated. `fence`, `unfence` and `promote` of something that is so already prove it again and return.
+- It may be called from one task at a time, except `probe` and `figures`, which have a connection of their own, so that
+  health checks go on while a switch waits.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+
+Flavour = Literal["postgresql", "mysql", "mariadb"]
+
+
+class Role(enum.Enum):
+    """What the server itself says it is."""
+
+    PRIMARY = "primary"
+    """Follows nobody. It may still refuse writes, see `EngineState.is_writable`."""
+    STANDBY = "standby"
+    """PostgreSQL: in recovery. MySQL: a replication source is configured."""
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in the stream of changes; comparable by the server only. JSON keeps it for the journal."""
+
+    kind: Literal["lsn", "mysql-gtid", "mariadb-gtid"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class EngineState(msgspec.Struct, frozen=True, kw_only=True):
+    """What one probe found."""
+
+    name: str
+    is_reachable: bool
+    why: str = ""
+    """Why it is not reachable, or refused the login; one line."""
+    flavour: Flavour = "postgresql"
+    version: str = ""
+    """As people write it: "PostgreSQL 18.4", "MariaDB 10.11.14", "MySQL 9.7.1"."""
+    version_num: int = 0
+    """For comparing: 180004, 101114, 90701."""
+    server_id: str = ""
+    """PostgreSQL: system identifier, equal on a primary and its standbys. MySQL: server uuid, MariaDB: server id."""
+    role: Role | None = None
+    is_writable: bool = False
+    """A new transaction of an ordinary account could write now."""
+    is_fenced: bool = False
+    """A primary that refuses writes by our kind of fence: read-only by configuration."""
+    is_replicating: bool = False
+    """A standby whose stream is connected and, on MySQL, whose applier runs."""
+    upstream: str | None = None
+    """host:port it replicates from, as the server knows it."""
+    replication_error: str = ""
+    """What the server says about a stream that does not run."""
+    position: Position | None = None
+    """Applied on a standby, written on a primary."""
+    lag_bytes: int | None = None
+    """PostgreSQL standby: received or announced, but not replayed yet."""
+    lag_ms: float | None = None
+    """Age of the newest change that is not applied yet; 0 if all that is known is applied. MySQL: whole seconds."""
+    response_time_ms: float = 0.0
+    """Round trip of one trivial query."""
+    at_ns: int = 0
+
+
+class FenceProof(msgspec.Struct, frozen=True, kw_only=True):
+    """Made only when the fence was seen to hold; goes into the evidence report."""
+
+    engine: str
+    how: str
+    """The setting, e.g. `default_transaction_read_only = on`."""
+    refused_with: str
+    """Code with which the server refused a real write of a fresh session: `25006`, `1290`; empty where only the setting
+    could be read, because the admin account itself is exempt from it (MariaDB before an account without the right)."""
+    sessions_ended: int
+    """Client sessions that were not Turnout's own."""
+    writers_left: int
+    """Sessions with an open writing transaction after the fence: always 0."""
+    prepared_in_doubt: list[str] = []
+    """Prepared transactions (PostgreSQL gid, MySQL xid): they could still be committed on the source."""
+    exempt: list[str] = []
+    """Accounts or settings that the fence does not bind, e.g. `role etl in database shop`."""
+    took_us: int
+    at_ns: int
+
+
+class MissingRight(msgspec.Struct, frozen=True):
+    """Something the admin account cannot do, and the statement that gives it the right."""
+
+    right: str
+    grant: str
+
+
+class OutsideSession(msgspec.Struct, frozen=True, kw_only=True):
+    """A client session on the engine that did not come through Turnout."""
+
+    pid: int
+    user: str
+    database: str
+    client: str
+    application: str
+    state: str
+    is_writing: bool
+    age_s: float
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """Connections of ordinary accounts."""
+
+    limit: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        return max(0, self.limit - self.used)
+
+
+class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of an engine by the names of design.md. None: this server does not tell."""
+
+    response_time_ms: float | None
+    """Median round trip of the last probes."""
+    active_connections: int | None
+    query_rate_per_second: float | None
+    """MySQL: statements; PostgreSQL: transactions, since it counts no statements by itself. Between two calls."""
+    error_rate_percent: float | None
+    """Share of transactions that were rolled back (PostgreSQL) or of aborted connections (MySQL)."""
+    availability_percent: float
+    """Share of probes that were answered, since the start, over at most the last 1,000."""
+    cpu_usage_percent: float | None = None
+    memory_usage_percent: float | None = None
+    last_updated: float
+    """Seconds since 1970."""
+
+
+class Engine(abc.ABC):
+    """See the module's docstring for the rules all methods keep."""
+
+    name: str
+    address: str
+    """host:port"""
+
+    @abc.abstractmethod
+    async def connect(self, timeout_s: float = 5.0) -> None:
+        """Open the connection that probes use. Not needed before `probe`, which connects by itself."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Close everything; never raises. The engine can be used again and connects anew."""
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def probe(self, timeout_s: float = 2.0) -> EngineState:
+        """Look, never raise. Reconnects when needed."""
+
+    @abc.abstractmethod
+    async def figures(self) -> EngineFigures:
+        """Load and health. Rates are since the call before; None the first time."""
+
+    @abc.abstractmethod
+    async def permissions(self) -> list[MissingRight]:
+        """What the admin account lacks for a switch, on this engine, in either direction. Empty: nothing."""
+
+    @abc.abstractmethod
+    async def sessions_outside(self, own_backend_pids: Collection[int]) -> list[OutsideSession]:
+        """Client sessions that are neither in `own_backend_pids` nor Turnout's admin connections."""
+
+    @abc.abstractmethod
+    async def capacity(self) -> Capacity:
+        """Connection slots for the sessions that will come."""
+
+    @abc.abstractmethod
+    async def prepared_in_doubt(self) -> list[str]:
+        """Prepared transactions that nobody has ended."""
+
+    # --- a switch ----------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def prepare(self, timeout_s: float = 5.0) -> None:
+        """Before a switch, off the critical path: open two admin connections and warm what `fence`, `position`,
+        `reached` and `promote` will need, so that each of them is a few round trips. Removes nothing clients see; on
+        a standby it clears a fence that a base backup or pg_rewind brought along (a standby is read-only anyway)."""
+
+    @abc.abstractmethod
+    async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
+        """Make the server refuse writes, end client sessions that are not in `own_backend_pids`, and verify both.
+
+        Turnout's own backends stay connected, since they must all be at a boundary when this is called: an open
+        writing transaction among them is an error. Raises EngineError if the proof fails or time runs out; the
+        caller then calls `unfence`."""
+
+    @abc.abstractmethod
+    async def unfence(self, timeout_s: float = 1.0) -> None:
+        """Writable again, and verified by a real write. Also right when nothing is fenced."""
+
+    @abc.abstractmethod
+    async def position(self) -> Position:
+        """How far the source has written, durably. After the fence: the end of everything ever acknowledged."""
+
+    @abc.abstractmethod
+    async def reached(self, position: Position) -> bool:
+        """True once this standby has applied everything up to `position`."""
+
+    @abc.abstractmethod
+    async def wait_reached(self, position: Position, timeout_s: float) -> bool:
+        """True as soon as `reached`, false at the deadline. Looks about every millisecond."""
+
+    @abc.abstractmethod
+    async def promote(self, timeout_s: float = 10.0) -> None:
+        """Make this standby a writable primary, and verify it by a real write. Of a writable primary: only verify."""

@@ -1,0 +1,46 @@
+"""The compiled parts. Everything else stands in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+
+# A debug build checks bounds and traces lines for coverage: TURNOUT_DEBUG=1 pip install -e .
+IS_DEBUG = os.environ.get("TURNOUT_DEBUG", "") == "1"
+
+PURE = [
+    "protocols/wire.py",
+    "protocols/postgres/tracker.py",
+    "protocols/mysql/tracker.py",
+]
+NATIVE = ["proxy/dataplane/relay.pyx"]
+
+
+def extension(path: str) -> Extension:
+    return Extension(
+        path.rsplit(".", 1)[0].replace("/", "."),
+        [path],
+        extra_compile_args=["-O2", "-g0"] if not IS_DEBUG else ["-O0", "-g"],
+        define_macros=[("CYTHON_TRACE", "1")] if IS_DEBUG else [],
+    )
+
+
+setup(
+    ext_modules=cythonize(  # type: ignore[no-untyped-call]  # Cython has types, this function has none
+        [extension(path) for path in PURE + NATIVE if (ROOT / path).exists()],
+        compiler_directives={
+            "language_level": 3,
+            # Types stand in the .pxd files; annotations are for mypy and readers.
+            "annotation_typing": False,
+            "boundscheck": IS_DEBUG,
+            "wraparound": False,
+            "initializedcheck": IS_DEBUG,
+            "cdivision": True,
+            "linetrace": IS_DEBUG,
+            "embedsignature": True,
+        },
+    )
+)

@@ -1,0 +1,40 @@
+# What every protocol's tracker offers to the relay. The words are explained in wire.py.
+
+cdef enum:
+    # Verdicts of a scan.
+    FORWARD = 0
+    FETCH = 1
+    SWALLOW = 2
+    GATE = 3
+    INVENT = 4
+
+cdef enum:
+    # Positions of the gate.
+    GATE_OPEN = 0
+    GATE_DRAIN = 1
+    GATE_CLOSED = 2
+
+
+cdef class Tracker:
+    cdef:
+        # Offset of the first byte the last scan's verdict does not let pass.
+        readonly Py_ssize_t stop
+        # Whole size in bytes, header included, of the message a FETCH or SWALLOW verdict speaks of.
+        readonly Py_ssize_t message_size
+        # GATE_OPEN, GATE_DRAIN or GATE_CLOSED; set by the relay only.
+        public int gate
+        # Requests whose answer is complete, since the session began.
+        readonly unsigned long long requests
+        # Transactions that ended, since the session began.
+        readonly unsigned long long transactions
+        # Error messages the server sent to the client, since the session began.
+        readonly unsigned long long errors
+        # The client said goodbye (Terminate, COM_QUIT).
+        readonly bint client_left
+        # Bytes are ready in take_invented() although no server message is due before them.
+        readonly bint has_invented
+
+    cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
+    cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
+    cpdef bint at_boundary(self) noexcept
+    cpdef bint is_idle(self) noexcept

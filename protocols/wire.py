@@ -1,0 +1,336 @@
+"""What every protocol offers, and the facts it yields.
+
+A protocol is one `Wire`: a set of factories for the objects that live as long as a login, a session or one exchange
+with a backend. The session code in `proxy/dataplane` knows only the names in this module; neither protocol knows the
+other.
+
+Theory of operation of a `Tracker`
+----------------------------------
+The relay owns the descriptors and copies bytes; the tracker reads message headers and says what may pass. For each
+chunk from the client the relay calls `scan_client(data, start, end)`, for each from the server `scan_server`. The
+verdict holds for the bytes `data[start:stop]`, which may pass as they are, and then says what happens at `stop`:
+
+FORWARD  All of the chunk was looked at. `stop < end` means that the last few bytes are a header that is not complete:
+         the relay keeps them (never more than `CARRY_BYTES_MAX`) and puts them before the next chunk.
+FETCH    The message at `stop`, `message_size` bytes with its header, has to be understood. The relay assembles it
+         (it may be wholly in the chunk or not) and gives it to `take_client` or `take_server`, which return what to
+         send in its place: the same object, other bytes, or nothing.
+SWALLOW  The message at `stop`, `message_size` bytes, is dropped: nobody but the proxy asked for it.
+GATE     (client only) Nothing from `stop` on may reach a server now: no backend is linked, or the gate is closing
+         for a switch. The relay keeps the rest, stops reading, and scans it again when the gate may have opened.
+INVENT   (server only) Before going on at `stop`, `take_invented()` goes to the client: the answer to something that
+         the proxy did not pass on.
+
+After a scan the tracker's state stands at `stop`. Scanning the same bytes in other cuts gives the same messages and the
+same state. A message that began in one chunk and goes on in the next is counted down inside; its bytes are FORWARD.
+
+The gate. OPEN: everything passes. CLOSED: no message may begin (one that has begun may go on). DRAIN: a message may
+begin only if the session is not at a boundary, and only one unit of work whose end the server announces (a PostgreSQL
+Query or Sync, a MySQL command) is in flight at a time, so that the first boundary is not missed by a client that
+pipelines.
+
+`at_boundary()`: nothing in flight, no transaction open, no message begun in either direction: the backend may be
+exchanged. `is_idle()`: the same without regard to the transaction.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+import cython
+
+if not cython.compiled:
+    from protocols.codes import (  # noqa: F401  (the readable run's names of the numbers in wire.pxd)
+        FETCH,
+        FORWARD,
+        GATE,
+        GATE_CLOSED,
+        GATE_DRAIN,
+        GATE_OPEN,
+        INVENT,
+        SWALLOW,
+    )
+
+CARRY_BYTES_MAX: Final = 64
+"""The longest incomplete header a tracker may leave at the end of a chunk."""
+
+ProtocolName = Literal["postgresql", "mysql"]
+
+
+class Tracker:
+    """Follows one session in both directions. Base class; see the module's theory of operation."""
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self.message_size = 0
+        self.gate = 0
+        self.requests = 0
+        self.transactions = 0
+        self.errors = 0
+        self.client_left = False
+        self.has_invented = False
+
+    def scan_client(self, data: bytes, start: int, end: int) -> int:
+        """Judge `data[start:end]` from the client. Raises ProtocolViolation."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def scan_server(self, data: bytes, start: int, end: int) -> int:
+        """Judge `data[start:end]` from the server. Raises ProtocolViolation."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def at_boundary(self) -> bool:
+        """Nothing in flight, nothing begun, no transaction open."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def is_idle(self) -> bool:
+        """Nothing in flight and nothing begun; a transaction may be open."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def take_client(self, message: bytes) -> bytes:
+        """A fetched message of the client: note it, and return what the server gets in its place."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def take_server(self, message: bytes) -> bytes:
+        """A fetched message of the server: note it, and return what the client gets in its place."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def take_invented(self) -> bytes:
+        """Answers that are due to the client now and that no server sends."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def link(self, backend: BackendFacts, notes: dict[str, Any]) -> bytes:
+        """From now on the server side is `backend`; `notes` is the tracker's own memory that stays with that backend
+        (its prepared statements, say). Returns what the client has to be told first (PostgreSQL: ParameterStatus
+        of values that differ from what the client saw). Call only where `is_idle()`.
+        """
+        raise AssertionError("a protocol's tracker overrides this")
+
+    def unlink(self) -> None:
+        """No backend from now on. Call only where `is_idle()` or when the backend is lost."""
+        raise AssertionError("a protocol's tracker overrides this")
+
+
+# --- facts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFacts:
+    """What an engine told at a login. Lives as long as the backend."""
+
+    server_version: str
+    process_id: int = 0
+    """PostgreSQL process id, MySQL connection id."""
+    secret: bytes = field(default=b"", repr=False)
+    """PostgreSQL cancel key, 4 to 256 bytes; empty in MySQL."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """PostgreSQL ParameterStatus values at login."""
+    capabilities: int = 0
+    """MySQL capability flags in force on this connection; 0 in PostgreSQL."""
+    character_set: int = 0
+    """MySQL default collation id of the greeting; 0 in PostgreSQL."""
+    auth_plugin: str = ""
+    """MySQL default authentication plugin of the greeting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """What a client asked for at its login and what therefore each of its backends is opened with.
+
+    Equal values mean: a backend opened for one client may serve the other. Hashable, part of the pool's key.
+    """
+
+    user: str
+    database: str
+    parameters: tuple[tuple[str, str], ...] = ()
+    """PostgreSQL startup parameters besides user and database, sorted; MySQL connection attributes are not here."""
+    capabilities: int = 0
+    """MySQL capability flags that both legs must have alike."""
+    character_set: int = 0
+    """MySQL collation id the client asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialWanted:
+    """The client named itself; the shell looks the user up and calls `give_credential`."""
+
+    user: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoginProven:
+    """The client proved who it is. The shell finds it a backend and calls `accept`, or `refuse`."""
+
+    startup: Startup
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused:
+    """The login failed; the reason is in the output, after which the connection ends. `text` is for the log."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """PostgreSQL CancelRequest: nothing is ever answered on this connection."""
+
+    process_id: int
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BackendReady:
+    """A login at an engine succeeded and the backend is idle."""
+
+    facts: BackendFacts
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRefused:
+    """A login at an engine failed.
+
+    `code` is PostgreSQL's SQLSTATE or MySQL's error number as text; `sqlstate` the SQLSTATE in both.
+    """
+
+    code: str
+    sqlstate: str
+    message: str
+
+
+LoginFact = CredentialWanted | LoginProven | LoginRefused | CancelRequested | BackendReady | BackendRefused
+
+
+# --- portability --------------------------------------------------------------------------------------------------
+
+
+class Grade(enum.StrEnum):
+    """Portability of a session (design: words)."""
+
+    A = "A"
+    """Nothing to carry."""
+    B = "B"
+    """The ledger carries it."""
+    C = "C"
+    """Must first reach a boundary."""
+    D = "D"
+    """Holds something that cannot be carried: pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """One error as a client of either protocol is told of it."""
+
+    message: str
+    sqlstate: str
+    """PostgreSQL SQLSTATE, five characters."""
+    mysql_code: int
+    mysql_sqlstate: str
+    hint: str = ""
+    is_fatal: bool = True
+    """The connection ends after it (PostgreSQL severity FATAL instead of ERROR)."""
+
+
+# --- objects ------------------------------------------------------------------------------------------------------
+
+
+class Login(Protocol):
+    """One login, at the proxy (`Wire.client_login`) or at an engine (`Wire.server_login`)."""
+
+    def receive(self, data: bytes) -> Sequence[LoginFact]:
+        """Take bytes of the peer. Raises ProtocolViolation. Any cut of the stream gives the same facts."""
+
+    def take_output(self) -> bytes:
+        """Bytes for the peer, each only once."""
+
+    def take_unread(self) -> bytes:
+        """Bytes that came after the login's end and belong to the session."""
+
+
+class ClientLogin(Login, Protocol):
+    """The server's part of a login, spoken to a client. In MySQL the greeting is in the output from the start."""
+
+    def give_credential(self, password: str | None, secret: str | None = None) -> Sequence[LoginFact]:
+        """Answer to CredentialWanted. `password` is plain text or a PostgreSQL `SCRAM-SHA-256$…` verifier; None for
+        both means: no such user, and the client is told the same as for a wrong password. `password=""` with
+        method trust needs no proof. Returns facts (trust gives LoginProven at once)."""
+
+    def accept(self, backend: BackendFacts) -> bytes:
+        """The bytes that end a proven login well. PostgreSQL: AuthenticationOk, ParameterStatus, BackendKeyData with
+        `backend.process_id` and `backend.secret`, ReadyForQuery. MySQL: OK."""
+
+    def refuse(self, error: ErrorReply) -> bytes:
+        """The bytes that end the login with an error, in whatever phase it is."""
+
+
+class Exchange(Protocol):
+    """Something the proxy itself asks an idle backend: one request, one complete answer, nothing left over."""
+
+    request: bytes
+    """Everything to send; the backend may be sent it at once."""
+    errors: list[str]
+    """What the backend refused, for people; empty when all went well. Filled while receiving."""
+
+    def receive(self, data: bytes) -> bool:
+        """Take bytes of the backend; True once the answer is complete. Raises ProtocolViolation."""
+
+
+class Ledger(Protocol):
+    """What has to be repeated on another backend so that the session does not notice.
+
+    Filled by the tracker with what passes by, and by `inspection()` with what only the backend knows.
+    """
+
+    version: int
+    """Raised by every change that a replay would have to repeat."""
+    is_dirty: bool
+    """The backend may hold state that the ledger does not know: run an inspection at the next idle moment."""
+    is_empty: bool
+    """A fresh backend of the same Startup would do as it is."""
+    pins: list[str]
+    """Reasons for grade D by name; empty if there are none."""
+
+    def inspection(self) -> Exchange:
+        """Ask the session's backend what it holds. Once complete, `is_dirty` is False and settings, statements,
+        channels and pins are those of the backend. Only at a boundary."""
+
+    def replay(self, *, is_late: bool) -> Exchange | None:
+        """Make a fresh backend of the same Startup like the session's. The early part (`is_late=False`) works on a
+        standby in recovery, the late part (LISTEN, say) only after its promotion. None: nothing to do."""
+
+    def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
+        """The notes for `Tracker.link` of the backend that the early replay ran on (MySQL: statement ids)."""
+
+
+class Wire(Protocol):
+    """One protocol."""
+
+    name: ProtocolName
+
+    def client_login(
+        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+    ) -> ClientLogin:
+        """`method`: trust, scram-sha-256, mysql_native_password, caching_sha2_password. `facts`: of the active
+        engine, for MySQL's greeting."""
+
+    def server_login(self, startup: Startup, password: str | None) -> Login: ...
+
+    def ledger(self, startup: Startup) -> Ledger: ...
+
+    def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
+        """`shares_backends`: transaction mode; prepared statements are renamed and shared by text."""
+
+    def reset(self) -> Exchange:
+        """Make a used backend like a fresh one of the same Startup."""
+
+    def error(self, error: ErrorReply) -> bytes:
+        """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery)."""
+
+    def goodbye(self) -> bytes:
+        """What a client sends last (Terminate, COM_QUIT)."""
+
+    def cancel_request(self, facts: BackendFacts) -> bytes:
+        """PostgreSQL: the packet to send on a fresh connection. Empty in MySQL."""

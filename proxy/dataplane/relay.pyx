@@ -1,0 +1,774 @@
+# cython: language_level=3
+"""The per-chunk path: bytes from one descriptor to another, with a tracker looking at message headers.
+
+Responsible for descriptors, partial sends, back-pressure, and for doing what a tracker's verdict says (the words are
+explained in `protocols/wire.py`). Refuses to know what a message means, what a session is for, or which engine a
+server side belongs to: its owner, the session, is told of the few events that matter.
+
+A chunk that is forwarded whole touches no Python object: it is received into one buffer that all relays of the
+process share, judged there, and sent from there. Only what could not be sent, or is held back by the gate, is copied.
+
+Back-pressure: while a link has unsent bytes, the link that feeds it is not read. A link is read as long as no reason
+to pause is set; each reason is a bit, so that they cannot undo each other.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+
+from protocols.wire cimport (
+    FETCH,
+    FORWARD,
+    GATE,
+    GATE_CLOSED,
+    GATE_DRAIN,
+    GATE_OPEN,
+    INVENT,
+    SWALLOW,
+    Tracker,
+)
+
+import os
+
+from protocols.errors import ProtocolViolation
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t c_recv "recv"(int fd, void* buffer, size_t size, int flags)
+    ssize_t c_send "send"(int fd, const void* buffer, size_t size, int flags)
+    int MSG_NOSIGNAL
+    int MSG_PEEK
+    int MSG_DONTWAIT
+
+cdef enum:
+    # Bytes asked of the kernel at once. Larger chunks did not help on loopback; smaller ones cost more calls.
+    CHUNK_BYTES = 65536
+    # Longest incomplete header a tracker leaves (protocols.wire.CARRY_BYTES_MAX).
+    CARRY_BYTES = 64
+    # Latency buckets: bucket i counts requests under 2**i microseconds, the last one all longer ones.
+    BUCKETS = 26
+
+cdef enum:
+    # Reasons why a link is not read.
+    PAUSED_BY_PEER = 1   # what it feeds has unsent bytes
+    PAUSED_BY_GATE = 2   # the gate keeps its bytes back
+    PAUSED_BY_HOLD = 4   # held for a switch, and work has already come in
+    PAUSED_BY_OWNER = 8  # the session asks for it
+
+BUCKET_COUNT = BUCKETS
+
+# One buffer for the whole process: a worker has one thread, and nothing below a receive receives again.
+cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES]
+
+
+cdef inline unsigned long long now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <unsigned long long> t.tv_sec * 1000000000ULL + <unsigned long long> t.tv_nsec
+
+
+cdef class Meter:
+    """Counters of one service in this worker. Plain integers; whoever wants figures reads them."""
+
+    cdef:
+        # Bytes from clients and to clients.
+        readonly unsigned long long bytes_in
+        readonly unsigned long long bytes_out
+        # Nanoseconds with a request in flight, summed over the answers.
+        readonly unsigned long long request_ns
+        # Spans with at least one request in flight that have ended.
+        readonly unsigned long long spans
+        unsigned long long _buckets[BUCKETS]
+
+    def __cinit__(self):
+        cdef int i
+        for i in range(BUCKETS):
+            self._buckets[i] = 0
+
+    cdef inline void add_span(self, unsigned long long span_ns) noexcept:
+        cdef unsigned long long us = span_ns // 1000
+        cdef int bucket = 0
+        while us > 0 and bucket < BUCKETS - 1:
+            us >>= 1
+            bucket += 1
+        self._buckets[bucket] += 1
+        self.request_ns += span_ns
+        self.spans += 1
+
+    @property
+    def buckets(self):
+        """Spans by length: item i counts those under 2**i microseconds, the last one all longer ones."""
+        return [self._buckets[i] for i in range(BUCKETS)]
+
+
+cdef class Link:
+    """One connected, non-blocking descriptor: reading, sending, and the bytes that could not be sent yet.
+
+    Owns the descriptor until `close`. What it reads goes to the relay it is part of, or else to `sink(data)`, which
+    gets b"" once when the peer has closed or the connection is lost (`lost` then says why).
+    """
+
+    cdef:
+        # The descriptor; -1 when closed.
+        readonly int fd
+        # Called with bytes while the link is part of no relay.
+        public object sink
+        # Why the connection was lost; empty while it is not, and after an orderly end.
+        readonly str lost
+        # Bytes received and sent since the beginning.
+        readonly unsigned long long bytes_in
+        readonly unsigned long long bytes_out
+        object _loop
+        object _on_readable_method
+        Relay _relay
+        bint _is_client
+        bint _is_registered
+        bint _is_writing
+        bint _is_corked
+        bint _is_closing
+        int _paused
+        # Unsent bytes are _out[_out_start:_out_end].
+        unsigned char* _out
+        Py_ssize_t _out_start
+        Py_ssize_t _out_end
+        Py_ssize_t _out_capacity
+
+    def __cinit__(self, loop, int fd):
+        self.fd = fd
+        self.lost = ""
+        self._loop = loop
+        self._out = NULL
+
+    def __init__(self, loop, int fd):
+        self._on_readable_method = self._on_readable
+        self._register()
+
+    def __dealloc__(self):
+        free(self._out)
+
+    # --- reading ---
+
+    cdef int _register(self) except -1:
+        if self.fd >= 0 and not self._is_registered and self._paused == 0:
+            self._loop.add_reader(self.fd, self._on_readable_method)
+            self._is_registered = True
+        return 0
+
+    cdef int _pause(self, int reason) except -1:
+        self._paused |= reason
+        if self._is_registered:
+            self._loop.remove_reader(self.fd)
+            self._is_registered = False
+        return 0
+
+    cdef int _resume(self, int reason) except -1:
+        self._paused &= ~reason
+        self._register()
+        return 0
+
+    def pause(self):
+        """Do not read until `resume`."""
+        self._pause(PAUSED_BY_OWNER)
+
+    def resume(self):
+        self._resume(PAUSED_BY_OWNER)
+
+    def _on_readable(self):
+        if self.fd < 0:
+            return
+        cdef Relay relay = self._relay
+        if relay is not None:
+            try:
+                if self._is_client:
+                    relay._client_readable()
+                else:
+                    relay._server_readable()
+            except ProtocolViolation as error:
+                relay.owner.on_violation(error)
+            except Exception as error:
+                relay.owner.on_failure(error)
+            return
+        cdef Py_ssize_t size = c_recv(self.fd, SCRATCH, CHUNK_BYTES, 0)
+        if size < 0:
+            if errno == EAGAIN or errno == EINTR:
+                return
+            self.lost = os.strerror(errno)
+        if size <= 0:
+            self._pause(PAUSED_BY_OWNER)
+            if self.sink is not None:
+                self.sink(b"")
+            return
+        self.bytes_in += size
+        if self.sink is not None:
+            self.sink(PyBytes_FromStringAndSize(<char*> SCRATCH, size))
+
+    # --- sending ---
+
+    cdef int _send(self, const unsigned char* data, Py_ssize_t size) except -1:
+        """Send, keep what the kernel does not take. A broken connection shows when it is read."""
+        cdef Py_ssize_t sent = 0
+        if self.fd < 0 or size == 0:
+            return 0
+        if self._out_end == self._out_start and not self._is_corked:
+            sent = c_send(self.fd, data, size, MSG_NOSIGNAL)
+            if sent == size:
+                self.bytes_out += size
+                return 0
+            if sent < 0:
+                if not (errno == EAGAIN or errno == EINTR):
+                    return 0
+                sent = 0
+            self.bytes_out += sent
+        self._keep(data + sent, size - sent)
+        if not self._is_corked:
+            self._await_room()
+        return 0
+
+    cdef int _keep(self, const unsigned char* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t used = self._out_end - self._out_start
+        cdef Py_ssize_t capacity
+        cdef unsigned char* grown
+        if self._out_end + size > self._out_capacity:
+            if self._out_start > 0:
+                memmove(self._out, self._out + self._out_start, used)
+                self._out_start = 0
+                self._out_end = used
+            if used + size > self._out_capacity:
+                capacity = max(used + size, 2 * self._out_capacity)
+                grown = <unsigned char*> realloc(self._out, capacity)
+                if grown == NULL:
+                    raise MemoryError()
+                self._out = grown
+                self._out_capacity = capacity
+        memcpy(self._out + self._out_end, data, size)
+        self._out_end += size
+        return 0
+
+    cdef int _await_room(self) except -1:
+        if not self._is_writing:
+            self._loop.add_writer(self.fd, self._on_writable)
+            self._is_writing = True
+        if self._relay is not None:
+            self._relay._fed_too_fast(self)
+        return 0
+
+    cdef int _uncork(self) except -1:
+        self._is_corked = False
+        if self._out_end > self._out_start and not self._is_writing:
+            self._flush()
+            if self._out_end > self._out_start:
+                self._await_room()
+        return 0
+
+    cdef int _flush(self) except -1:
+        cdef Py_ssize_t sent
+        sent = c_send(self.fd, self._out + self._out_start, self._out_end - self._out_start, MSG_NOSIGNAL)
+        if sent < 0:
+            if errno == EAGAIN or errno == EINTR:
+                return 0
+            # Nobody will ever take these bytes; that the connection is gone shows when it is read.
+            self._out_start = self._out_end = 0
+            return 0
+        self.bytes_out += sent
+        self._out_start += sent
+        if self._out_start == self._out_end:
+            self._out_start = self._out_end = 0
+            if self._out_capacity > 4096:
+                # An idle link keeps no memory from a busy time.
+                free(self._out)
+                self._out = NULL
+                self._out_capacity = 0
+        return 0
+
+    def _on_writable(self):
+        if self.fd < 0:
+            return
+        self._flush()
+        if self._out_end == self._out_start:
+            self._loop.remove_writer(self.fd)
+            self._is_writing = False
+            if self._is_closing:
+                self.close()
+            elif self._relay is not None:
+                self._relay._has_room(self)
+
+    def send(self, bytes data):
+        """Send now or as soon as the peer takes it. Never blocks."""
+        self._send(<const unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    @property
+    def unsent_bytes(self):
+        return self._out_end - self._out_start
+
+    @property
+    def is_open(self):
+        return self.fd >= 0
+
+    def peek_end(self):
+        """True if the peer has closed: nothing to read but the end."""
+        cdef unsigned char one
+        cdef Py_ssize_t size
+        if self.fd < 0:
+            return True
+        size = c_recv(self.fd, &one, 1, MSG_PEEK | MSG_DONTWAIT)
+        return size == 0 or (size < 0 and not (errno == EAGAIN or errno == EINTR))
+
+    def close_when_sent(self):
+        """Close once everything is sent; nothing is read any more. The owner bounds how long that may take."""
+        if self.fd < 0:
+            return
+        self._pause(PAUSED_BY_OWNER)
+        if self._out_end == self._out_start:
+            self.close()
+        else:
+            self._is_closing = True
+
+    def close(self):
+        """Close at once. Idempotent."""
+        cdef int fd = self.fd
+        if fd < 0:
+            return
+        if self._is_registered:
+            self._loop.remove_reader(fd)
+            self._is_registered = False
+        if self._is_writing:
+            self._loop.remove_writer(fd)
+            self._is_writing = False
+        self.fd = -1
+        self._relay = None
+        self.sink = None
+        self._on_readable_method = None
+        os.close(fd)
+
+
+cdef class Relay:
+    """One session's bytes: a client link, at times a server link, and the tracker that judges what passes.
+
+    The owner is told: `on_gate()` the client has work and the gate is closed; `on_boundary()` a boundary was reached
+    while `notifies` is set; `on_client_end()`; `on_server_end()`; `on_client_left()` it said goodbye;
+    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_violation(error)`; `on_failure(error)`.
+    """
+
+    cdef:
+        readonly object owner
+        readonly Link client
+        readonly Link server
+        readonly Tracker tracker
+        readonly Meter meter
+        # Tell the owner of boundaries.
+        public bint notifies
+        # Held for a switch: nothing is read from the client.
+        readonly bint is_held
+        # When the work that waits came in, monotonic nanoseconds; 0 if none waits.
+        readonly unsigned long long waiting_since_ns
+        # When the last bytes came from the client, monotonic nanoseconds.
+        readonly unsigned long long last_request_ns
+        bint _stamps_first_answer
+        unsigned long long _span_began_ns
+        # Incomplete headers at the end of the last chunk.
+        unsigned char _client_carry[CARRY_BYTES]
+        Py_ssize_t _client_carried
+        unsigned char _server_carry[CARRY_BYTES]
+        Py_ssize_t _server_carried
+        # Messages being assembled: None, or bytes of the final size, of which `_have` are filled.
+        object _client_message
+        Py_ssize_t _client_have
+        object _server_message
+        Py_ssize_t _server_have
+        # Bytes of a swallowed message still to come.
+        Py_ssize_t _client_skip
+        Py_ssize_t _server_skip
+        # Client bytes the gate keeps back.
+        bytes _stash
+
+    def __init__(self, owner, Link client, Tracker tracker, Meter meter):
+        self.owner = owner
+        self.client = client
+        self.tracker = tracker
+        self.meter = meter
+        self._stash = b""
+        self.last_request_ns = now_ns()
+        client._relay = self
+        client._is_client = True
+        client.sink = None
+
+    # --- linking ---
+
+    def attach(self, Link server):
+        """From now on the server side is `server`."""
+        assert self.server is None, "one server at a time"
+        self.server = server
+        server._relay = self
+        server._is_client = False
+        server.sink = None
+        if self.client._out_end > self.client._out_start:
+            server._pause(PAUSED_BY_PEER)
+
+    def detach(self):
+        """Take the server side away; it is a plain link again."""
+        cdef Link server = self.server
+        if server is None:
+            return None
+        self.server = None
+        self._server_carried = 0
+        self._server_message = None
+        self._server_skip = 0
+        self._span_began_ns = 0
+        server._relay = None
+        server._resume(PAUSED_BY_PEER)
+        self.client._resume(PAUSED_BY_PEER)
+        return server
+
+    def close(self):
+        """Break the circle with the owner. The links are the owner's to close."""
+        self.detach()
+        self.client._relay = None
+        self.owner = None
+        self._stash = b""
+        self._client_message = None
+
+    # --- the gate ---
+
+    @property
+    def is_between_messages(self):
+        """No message of the client has been begun and not ended, neither here nor in the tracker's view."""
+        return self._client_message is None and self._client_skip == 0 and self._client_carried == 0
+
+    @property
+    def has_work(self):
+        """Client bytes are kept back by the gate."""
+        return len(self._stash) > 0
+
+    def at_boundary(self):
+        """The backend may be exchanged: the tracker says so, and no half message is kept here."""
+        return (
+            self._client_message is None
+            and self._server_message is None
+            and self._client_skip == 0
+            and self._server_skip == 0
+            and self._server_carried == 0
+            and self.tracker.at_boundary()
+        )
+
+    def set_gate(self, int gate):
+        """GATE_OPEN, GATE_DRAIN or GATE_CLOSED. Opening sends what was kept back."""
+        self.tracker.gate = gate
+        if gate != GATE_CLOSED:
+            self._go_on()
+
+    def hold(self):
+        """Held: at a boundary, and nothing is read from the client. The first readiness to read is stamped."""
+        self.is_held = True
+        self.tracker.gate = GATE_CLOSED
+        if self._stash and self.waiting_since_ns == 0:
+            self.waiting_since_ns = now_ns()
+
+    def release(self, int gate):
+        """Read on. Returns how long the work that waited did so, in nanoseconds, or -1 if none waited."""
+        cdef long long waited = -1
+        self.is_held = False
+        if self.waiting_since_ns:
+            waited = now_ns() - self.waiting_since_ns
+            self.waiting_since_ns = 0
+        self.tracker.gate = gate
+        self.client._resume(PAUSED_BY_HOLD)
+        if gate != GATE_CLOSED:
+            self._go_on()
+        return waited
+
+    def stamp_first_answer(self):
+        """Tell the owner once when the next bytes come from the server."""
+        self._stamps_first_answer = True
+
+    cdef int _go_on(self) except -1:
+        """Scan again what the gate kept back."""
+        cdef bytes stash
+        if self._stash:
+            stash = self._stash
+            self._stash = b""
+            self._feed_client(<unsigned char*> PyBytes_AS_STRING(stash), PyBytes_GET_SIZE(stash))
+        if not self._stash:
+            if self.waiting_since_ns and not self.is_held:
+                self.waiting_since_ns = 0
+            self.client._resume(PAUSED_BY_GATE)
+        return 0
+
+    def go_on(self):
+        """Scan again what the gate kept back, after something changed."""
+        self._go_on()
+
+    # --- back-pressure ---
+
+    cdef int _fed_too_fast(self, Link link) except -1:
+        if link is self.client:
+            if self.server is not None:
+                self.server._pause(PAUSED_BY_PEER)
+        else:
+            self.client._pause(PAUSED_BY_PEER)
+        return 0
+
+    cdef int _has_room(self, Link link) except -1:
+        if link is self.client:
+            if self.server is not None:
+                self.server._resume(PAUSED_BY_PEER)
+        else:
+            self.client._resume(PAUSED_BY_PEER)
+        return 0
+
+    # --- client to server ---
+
+    cdef int _client_readable(self) except -1:
+        cdef Py_ssize_t size
+        cdef Py_ssize_t carried = self._client_carried
+        cdef Link client = self.client
+        if self.is_held:
+            if client.peek_end():
+                self.owner.on_client_end()
+                return 0
+            if self.waiting_since_ns == 0:
+                self.waiting_since_ns = now_ns()
+            client._pause(PAUSED_BY_HOLD)
+            return 0
+        size = c_recv(client.fd, SCRATCH + carried, CHUNK_BYTES, 0)
+        if size <= 0:
+            if size < 0:
+                if errno == EAGAIN or errno == EINTR:
+                    return 0
+                client.lost = os.strerror(errno)
+            self.owner.on_client_end()
+            return 0
+        client.bytes_in += size
+        self.meter.bytes_in += size
+        self.last_request_ns = now_ns()
+        if self._span_began_ns == 0:
+            self._span_began_ns = self.last_request_ns
+        if carried:
+            memcpy(SCRATCH, self._client_carry, carried)
+            self._client_carried = 0
+        self._feed_client(SCRATCH, carried + size)
+        if self.tracker.is_idle():
+            # Nothing that is answered: the span ends unmeasured.
+            self._span_began_ns = 0
+        return 0
+
+    cdef int _feed_client(self, unsigned char* data, Py_ssize_t size) except -1:
+        cdef:
+            Py_ssize_t at = 0        # scanned up to here
+            Py_ssize_t sent = 0      # sent up to here
+            Py_ssize_t stop, take
+            int verdict
+            Tracker tracker = self.tracker
+            Link corked = None
+            object message, instead
+        try:
+            while at < size:
+                if self._client_skip:
+                    take = min(self._client_skip, size - at)
+                    self._client_skip -= take
+                    at += take
+                    sent = at
+                    continue
+                if self._client_message is not None:
+                    take = min(PyBytes_GET_SIZE(self._client_message) - self._client_have, size - at)
+                    memcpy(PyBytes_AS_STRING(self._client_message) + self._client_have, data + at, take)
+                    self._client_have += take
+                    at += take
+                    sent = at
+                    if self._client_have < PyBytes_GET_SIZE(self._client_message):
+                        continue
+                    message = self._client_message
+                    self._client_message = None
+                    instead = tracker.take_client(message)
+                    if corked is None and self.server is not None:
+                        corked = self.server
+                        corked._is_corked = True
+                    self._to_server(instead)
+                    if self._after_fetch():
+                        return 0
+                    continue
+                verdict = tracker.scan_client(data, at, size)
+                stop = tracker.stop
+                if verdict == FORWARD:
+                    at = stop
+                    break
+                if verdict == FETCH:
+                    take = tracker.message_size
+                    if stop + take <= size:
+                        message = PyBytes_FromStringAndSize(<char*> data + stop, take)
+                        instead = tracker.take_client(message)
+                        if instead is message:
+                            at = stop + take
+                            if tracker.has_invented and self._after_fetch():
+                                return 0
+                            continue
+                        if corked is None and self.server is not None:
+                            corked = self.server
+                            corked._is_corked = True
+                        self._forward(data + sent, stop - sent)
+                        self._to_server(instead)
+                        at = sent = stop + take
+                        if self._after_fetch():
+                            return 0
+                    else:
+                        self._forward(data + sent, stop - sent)
+                        self._client_message = PyBytes_FromStringAndSize(NULL, take)
+                        self._client_have = 0
+                        at = sent = stop
+                elif verdict == SWALLOW:
+                    self._forward(data + sent, stop - sent)
+                    self._client_skip = tracker.message_size
+                    at = sent = stop
+                    if tracker.has_invented:
+                        self.client.send(tracker.take_invented())
+                elif verdict == GATE:
+                    self._forward(data + sent, stop - sent)
+                    at = sent = stop
+                    if corked is not None:
+                        corked._uncork()
+                        corked = None
+                    # The owner may link a server and open the gate right here.
+                    if tracker.gate == GATE_CLOSED and not self.is_held:
+                        self.owner.on_gate()
+                    if tracker.gate == GATE_OPEN and self.owner is not None:
+                        continue
+                    if self.owner is None:
+                        return 0
+                    self._stash = PyBytes_FromStringAndSize(<char*> data + stop, size - stop)
+                    if self.waiting_since_ns == 0:
+                        self.waiting_since_ns = now_ns()
+                    self.client._pause(PAUSED_BY_GATE)
+                    return 0
+                else:
+                    raise AssertionError(f"verdict {verdict} for a client's bytes")
+            self._forward(data + sent, at - sent)
+        finally:
+            if corked is not None:
+                corked._uncork()
+        if at < size:
+            # An incomplete header waits for its rest.
+            assert size - at <= CARRY_BYTES, "a header is short"
+            memcpy(self._client_carry, data + at, size - at)
+            self._client_carried = size - at
+        return 0
+
+    cdef inline int _forward(self, const unsigned char* data, Py_ssize_t size) except -1:
+        if size > 0:
+            assert self.server is not None, "the gate is closed while there is no server"
+            self.server._send(data, size)
+        return 0
+
+    cdef int _to_server(self, bytes data) except -1:
+        if PyBytes_GET_SIZE(data) > 0:
+            self._forward(<const unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        return 0
+
+    cdef bint _after_fetch(self) except -1:
+        """True if the session has ended."""
+        if self.tracker.has_invented:
+            self.client.send(self.tracker.take_invented())
+        if self.tracker.client_left:
+            self.owner.on_client_left()
+            return True
+        self.owner.on_fetched()
+        return self.owner is None
+
+    # --- server to client ---
+
+    cdef int _server_readable(self) except -1:
+        cdef Py_ssize_t size
+        cdef Py_ssize_t carried = self._server_carried
+        cdef Link server = self.server
+        size = c_recv(server.fd, SCRATCH + carried, CHUNK_BYTES, 0)
+        if size <= 0:
+            if size < 0:
+                if errno == EAGAIN or errno == EINTR:
+                    return 0
+                server.lost = os.strerror(errno)
+            self.owner.on_server_end()
+            return 0
+        server.bytes_in += size
+        self.meter.bytes_out += size
+        if carried:
+            memcpy(SCRATCH, self._server_carry, carried)
+            self._server_carried = 0
+        self._feed_server(SCRATCH, carried + size)
+        if self._stamps_first_answer:
+            self._stamps_first_answer = False
+            self.owner.on_first_answer(now_ns())
+        if self._span_began_ns and self.tracker.is_idle():
+            self.meter.add_span(now_ns() - self._span_began_ns)
+            self._span_began_ns = 0
+        if self._stash and self.tracker.gate == GATE_DRAIN:
+            self._go_on()
+        if self.notifies and self.owner is not None and self.at_boundary():
+            self.owner.on_boundary()
+        return 0
+
+    cdef int _feed_server(self, unsigned char* data, Py_ssize_t size) except -1:
+        cdef:
+            Py_ssize_t at = 0
+            Py_ssize_t sent = 0
+            Py_ssize_t stop, take
+            int verdict
+            Tracker tracker = self.tracker
+            Link client = self.client
+            bint is_corked = False
+            object message, instead
+        try:
+            while at < size:
+                if self._server_skip:
+                    take = min(self._server_skip, size - at)
+                    self._server_skip -= take
+                    at += take
+                    sent = at
+                    continue
+                if self._server_message is not None:
+                    take = min(PyBytes_GET_SIZE(self._server_message) - self._server_have, size - at)
+                    memcpy(PyBytes_AS_STRING(self._server_message) + self._server_have, data + at, take)
+                    self._server_have += take
+                    at += take
+                    sent = at
+                    if self._server_have < PyBytes_GET_SIZE(self._server_message):
+                        continue
+                    message = self._server_message
+                    self._server_message = None
+                    client._is_corked = is_corked = True
+                    client.send(tracker.take_server(message))
+                    if tracker.has_invented:
+                        client.send(tracker.take_invented())
+                    continue
+                verdict = tracker.scan_server(data, at, size)
+                stop = tracker.stop
+                if verdict == FORWARD:
+                    at = stop
+                    break
+                client._is_corked = is_corked = True
+                client._send(data + sent, stop - sent)
+                at = sent = stop
+                if verdict == FETCH:
+                    take = tracker.message_size
+                    if stop + take <= size:
+                        message = PyBytes_FromStringAndSize(<char*> data + stop, take)
+                        client.send(tracker.take_server(message))
+                        at = sent = stop + take
+                        if tracker.has_invented:
+                            client.send(tracker.take_invented())
+                    else:
+                        self._server_message = PyBytes_FromStringAndSize(NULL, take)
+                        self._server_have = 0
+                elif verdict == SWALLOW:
+                    self._server_skip = tracker.message_size
+                elif verdict == INVENT:
+                    client.send(tracker.take_invented())
+                else:
+                    raise AssertionError(f"verdict {verdict} for a server's bytes")
+            client._send(data + sent, at - sent)
+        finally:
+            if is_corked:
+                client._uncork()
+        if at < size:
+            assert size - at <= CARRY_BYTES, "a header is short"
+            memcpy(self._server_carry, data + at, size - at)
+            self._server_carried = size - at
+        return 0

@@ -1,0 +1,136 @@
+"""What can go wrong in the proxy, each class with the code a client of either protocol is told.
+
+The wire code turns an `ErrorReply` into bytes; this module only decides which one. Expected outcomes (an engine is
+down, a client left) are values where they are looked for; they are exceptions only on their way up.
+"""
+
+from __future__ import annotations
+
+from protocols.wire import ErrorReply
+
+
+class ProxyError(Exception):
+    """Base. `text` is for people; subclasses add numbers as attributes."""
+
+    sqlstate = "XX000"
+    mysql_code = 1105
+    mysql_sqlstate = "HY000"
+
+    def __init__(self, text: str, *, hint: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.hint = hint
+
+    def reply(self, *, is_fatal: bool = True) -> ErrorReply:
+        """This error as a client is told of it."""
+        return ErrorReply(
+            message=self.text,
+            sqlstate=self.sqlstate,
+            mysql_code=self.mysql_code,
+            mysql_sqlstate=self.mysql_sqlstate,
+            hint=self.hint,
+            is_fatal=is_fatal,
+        )
+
+
+class ConfigError(ProxyError):
+    """The config file says something that cannot be. `where` is file, line and key."""
+
+    def __init__(self, where: str, text: str, *, hint: str = "") -> None:
+        super().__init__(f"{where}: {text}", hint=hint)
+        self.where = where
+
+
+class EngineError(ProxyError):
+    """An engine did not do what was asked of it."""
+
+    sqlstate = "08006"
+    mysql_code = 2013
+
+
+class ConnectFailed(EngineError):
+    """An engine cannot be reached, or refuses connections for now. Nothing was sent: a retry is safe."""
+
+    sqlstate = "57P03"
+    mysql_code = 2003
+
+
+class AuthRefused(EngineError):
+    """An engine refused a login. `code` is its own code; it is passed on to the client."""
+
+    sqlstate = "28P01"
+    mysql_code = 1045
+    mysql_sqlstate = "28000"
+
+
+class EngineLost(EngineError):
+    """A connection to an engine ended while it was in use."""
+
+    sqlstate = "08006"
+    mysql_code = 2013
+
+
+class LoginError(ProxyError):
+    """A client's login is refused by the proxy itself."""
+
+    sqlstate = "28P01"
+    mysql_code = 1045
+    mysql_sqlstate = "28000"
+
+
+class UnknownDatabase(LoginError):
+    """No service has a database of this name."""
+
+    sqlstate = "3D000"
+    mysql_code = 1049
+    mysql_sqlstate = "42000"
+
+
+class TooManyConnections(LoginError):
+    """A pool or the whole proxy is full."""
+
+    sqlstate = "53300"
+    mysql_code = 1040
+    mysql_sqlstate = "08004"
+
+
+class SwitchError(ProxyError):
+    """A switch did not go as asked."""
+
+    sqlstate = "57P01"
+    mysql_code = 1053
+    mysql_sqlstate = "08S01"
+
+
+class PlanRefused(SwitchError):
+    """A switch was refused before it began; the text names the failed check and how to mend it."""
+
+
+class HoldExpired(SwitchError):
+    """A session was held longer than `hold_ms_max`."""
+
+
+class DrainExpired(SwitchError):
+    """Sessions did not reach a boundary before the drain deadline."""
+
+
+class Aborted(SwitchError):
+    """A session was ended, or a switch undone, because of the switch."""
+
+
+class ControlError(ProxyError):
+    """A caller of the control port asked for something that cannot be had. `status` is the HTTP status."""
+
+    status = 400
+
+
+class NotAllowed(ControlError):
+    status = 403
+
+
+class NotFound(ControlError):
+    status = 404
+
+
+class Conflict(ControlError):
+    status = 409

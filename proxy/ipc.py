@@ -1,0 +1,348 @@
+"""What supervisor and workers say to each other, and how it is framed.
+
+Orders go down (imperative), facts come up (past tense). A frame is four bytes of length, big endian, then one msgpack
+object with its type in `t`. Both ends are ours, but the length is bounded all the same: a frame over
+`FRAME_BYTES_MAX` ends the connection. Times are nanoseconds of the host's monotonic clock.
+
+Every order of a switch carries the switch's id and may be repeated: a worker that has already done it answers with the
+same fact again. This is what lets a restarted supervisor go on where the old one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Room for a list of 100,000 sessions."""
+
+PROTOCOL_VERSION: Final = 1
+"""Raised when a message changes; a worker of another version is replaced, not talked to."""
+
+
+class Message(msgspec.Struct, tag_field="t", frozen=True, kw_only=True):
+    pass
+
+
+# --- orders: supervisor -> worker ---------------------------------------------------------------------------------
+
+
+class Configure(Message, tag=True, frozen=True, kw_only=True):
+    """The whole effective config, secrets resolved, as msgspec-encoded JSON of `config.Config`, and what the state
+    file knows: the active engine and the epoch of each service. Sent first, and again at every reload."""
+
+    config: bytes
+    active: dict[str, str]
+    epochs: dict[str, int]
+
+
+class Prepare(Message, tag=True, frozen=True, kw_only=True):
+    """Open, authenticate and replay on `target` one backend for each session of `service` that has one."""
+
+    switch: str
+    service: str
+    target: str
+
+
+class Hold(Message, tag=True, frozen=True, kw_only=True):
+    """Stop reading new work of `service`; report when all sessions are at a boundary. New clients wait."""
+
+    switch: str
+    service: str
+
+
+class Terminate(Message, tag=True, frozen=True, kw_only=True):
+    """End the sessions of `service` that are not held yet, with an error of class 57P01 / 1053 that gives `reason`."""
+
+    switch: str
+    service: str
+    reason: str
+
+
+class Retarget(Message, tag=True, frozen=True, kw_only=True):
+    """Give every held session the backend that was prepared on `target`; late replay included. Nothing is released."""
+
+    switch: str
+    service: str
+    target: str
+    epoch: int
+
+
+class Release(Message, tag=True, frozen=True, kw_only=True):
+    """Read on. After a Retarget: on the target; without one (an aborted switch): on the source, as if nothing was.
+    What was prepared and is not used is closed."""
+
+    switch: str
+    service: str
+    epoch: int
+
+
+class ListSessions(Message, tag=True, frozen=True, kw_only=True):
+    request: int
+    service: str | None = None
+
+
+class CollectFigures(Message, tag=True, frozen=True, kw_only=True):
+    request: int
+
+
+class CancelQuery(Message, tag=True, frozen=True, kw_only=True):
+    """A PostgreSQL CancelRequest that reached another worker."""
+
+    process_id: int
+    secret: bytes
+
+
+class Quit(Message, tag=True, frozen=True, kw_only=True):
+    """Accept nobody any more, wait `drain_s` seconds at most for sessions to reach a boundary, end."""
+
+    drain_s: float
+
+
+Order = Configure | Prepare | Hold | Terminate | Retarget | Release | ListSessions | CollectFigures | CancelQuery | Quit
+
+# --- facts: worker -> supervisor ----------------------------------------------------------------------------------
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker stands in a switch, for a supervisor that comes back."""
+
+    switch: str
+    service: str
+    phase: str
+    """preparing, holding, retargeted"""
+    target: str | None = None
+
+
+class Hello(Message, tag=True, frozen=True, kw_only=True):
+    """First message of a worker on every connection."""
+
+    version: int
+    index: int
+    pid: int
+    epochs: dict[str, int]
+    """Epoch of each service as this worker serves it; empty in a new worker."""
+    active: dict[str, str]
+    runs: list[RunState] = []
+
+
+class Configured(Message, tag=True, frozen=True, kw_only=True):
+    """The listeners are open. `failed` names what could not be done, in one line each (a port that is taken)."""
+
+    failed: list[str] = []
+
+
+class Prepared(Message, tag=True, frozen=True, kw_only=True):
+    switch: str
+    service: str
+    sessions: int
+    """Sessions that have a target backend now."""
+    backend_pids: list[int] = []
+    """Process ids (MySQL: connection ids) of Turnout's own backends on the source: the fence leaves them alone."""
+    failed: list[str] = []
+    """One line for each session that could not be prepared; empty means ready."""
+
+
+class Draining(Message, tag=True, frozen=True, kw_only=True):
+    """Progress while holding; sent at most every 50 ms and not after AllHeld."""
+
+    switch: str
+    service: str
+    held: int
+    draining: int
+    waiting_for: list[str] = []
+    """Up to ten sessions that are not at a boundary yet, with what they wait for."""
+
+
+class AllHeld(Message, tag=True, frozen=True, kw_only=True):
+    """Every session is at a boundary, and nothing will be sent to the source until a Release."""
+
+    switch: str
+    service: str
+    held: int
+    hold_began_ns: int
+    last_boundary_ns: int
+    backend_pids: list[int] = []
+
+
+class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that did not come through."""
+
+    session: int
+    user: str
+    reason: str
+    code_sent: str
+
+
+class Retargeted(Message, tag=True, frozen=True, kw_only=True):
+    switch: str
+    service: str
+    epoch: int
+    sessions: int
+    interrupted: list[Interrupted] = []
+
+
+class Released(Message, tag=True, frozen=True, kw_only=True):
+    """All sessions read on. Sent when the ramp is done."""
+
+    switch: str
+    service: str
+    sessions: int
+    first_request_ns: int
+    """When the first request that had to wait came in; 0 if none waited."""
+    waits_us: list[int]
+    """One number for each request that waited: from its arrival to its forwarding."""
+    interrupted: list[Interrupted] = []
+
+
+class FirstRow(Message, tag=True, frozen=True, kw_only=True):
+    """First bytes of an answer from the target to a client, once per worker and switch."""
+
+    switch: str
+    service: str
+    at_ns: int
+
+
+class Expired(Message, tag=True, frozen=True, kw_only=True):
+    """`hold_ms_max` passed without a decision: held requests were refused, nothing was sent to any engine."""
+
+    switch: str
+    service: str
+    refused: int
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `turnout sessions`."""
+
+    id: int
+    worker: int
+    service: str
+    protocol: str
+    user: str
+    database: str
+    client: str
+    """address:port"""
+    engine: str
+    backend_pid: int
+    standing: str
+    in_transaction: bool
+    portability: str
+    """Grade A to D."""
+    pins: list[str]
+    requests: int
+    age_s: float
+    idle_s: float
+
+
+class SessionList(Message, tag=True, frozen=True, kw_only=True):
+    request: int
+    sessions: list[Session]
+
+
+class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
+    service: str
+    engine: str
+    database: str
+    user: str
+    idle: int
+    in_use: int
+    waiting: int
+
+
+class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the worker began; the supervisor subtracts and adds up."""
+
+    service: str
+    sessions: int
+    sessions_total: int
+    requests_total: int
+    transactions_total: int
+    errors_total: int
+    login_failures_total: int
+    bytes_in_total: int
+    bytes_out_total: int
+    request_us_total: int
+    """Time with a request in flight, summed; divided by requests: the mean response time."""
+    latency_buckets: list[int]
+    """Requests by response time: bucket i counts those under 2**i µs (the last one: all longer)."""
+    held: int
+    pools: list[PoolFigures]
+    pinned: dict[str, int]
+    """Sessions by pin."""
+
+
+class WorkerFigures(Message, tag=True, frozen=True, kw_only=True):
+    request: int
+    cpu_s: float
+    rss_bytes: int
+    services: list[ServiceFigures]
+
+
+class CancelWanted(Message, tag=True, frozen=True, kw_only=True):
+    """A PostgreSQL CancelRequest whose session is not in this worker."""
+
+    process_id: int
+    secret: bytes
+
+
+class EngineLost(Message, tag=True, frozen=True, kw_only=True):
+    """The data plane saw an engine fail: connections refused or ended."""
+
+    service: str
+    engine: str
+    why: str
+    at_ns: int
+
+
+Fact = (
+    Hello
+    | Configured
+    | Prepared
+    | Draining
+    | AllHeld
+    | Retargeted
+    | Released
+    | FirstRow
+    | Expired
+    | SessionList
+    | WorkerFigures
+    | CancelWanted
+    | EngineLost
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_fact_decoder: msgspec.msgpack.Decoder[Fact] = msgspec.msgpack.Decoder(Fact)
+
+
+def encode(message: Order | Fact) -> bytes:
+    """One frame."""
+    body = _encoder.encode(message)
+    assert len(body) <= FRAME_BYTES_MAX, f"{type(message).__name__} of {len(body)} bytes"
+    return len(body).to_bytes(4, "big") + body
+
+
+def decode_order(body: bytes) -> Order:
+    """Raises msgspec.DecodeError."""
+    return _order_decoder.decode(body)
+
+
+def decode_fact(body: bytes) -> Fact:
+    """Raises msgspec.DecodeError."""
+    return _fact_decoder.decode(body)
+
+
+async def frames(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The bodies of the frames of one connection, until it ends. A frame over the bound raises ValueError."""
+    while True:
+        try:
+            size = int.from_bytes(await reader.readexactly(4), "big")
+            if size > FRAME_BYTES_MAX:
+                raise ValueError(f"frame of {size} bytes; the bound is {FRAME_BYTES_MAX}")
+            body = await reader.readexactly(size)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        yield body

@@ -1,0 +1,810 @@
+"""The config file: one typed table. Name with unit, type, range, default, help and whether a reload applies it.
+
+The sample file in `conf/` and the reference in `docs/` are produced from the structs here. Unknown keys are errors that
+name the nearest key and the line. Secrets come from an environment variable or a file and are never printed.
+
+`load` reads in four steps, and tells all that a step finds before it gives up: the text is TOML; every key is known and
+every value has its type and range (`_Reader`, which walks the structs so that it can name the key; msgspec's own
+messages do not); the values fit each other (`_check_meaning`); the secrets are there (`_Resolver`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, inspect
+
+from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
+from proxy.errors import ConfigError
+
+__all__ = [
+    "AdminConfig",
+    "AuthConfig",
+    "Config",
+    "ConfigErrors",
+    "ControlConfig",
+    "EngineConfig",
+    "EngineLogin",
+    "ListenerConfig",
+    "LogConfig",
+    "Secret",
+    "ServiceConfig",
+    "SwitchConfig",
+    "decode_effective",
+    "encode_effective",
+    "is_loopback",
+    "load",
+    "masked",
+    "parse_address",
+    "parse_users",
+    "reload_diff",
+]
+
+RELOADABLE = {"reload": True}
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Secret(_Table, frozen=True, kw_only=True):
+    """A password that is not in this file: exactly one of the two."""
+
+    env: str | None = None
+    """Name of an environment variable."""
+    file: str | None = None
+    """Path of a file, relative to the config file; its first line, without the line's end (`users`: the whole file)."""
+    value: str | None = None
+    """Filled when the file is loaded; not allowed in the file itself."""
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+class ControlConfig(_Table, frozen=True, kw_only=True):
+    listen: str = "127.0.0.1:7432"
+    """Address and port of the control port."""
+    token: Secret | None = None
+    """Bearer token callers must show. Required unless `listen` is a loopback address."""
+
+
+class ListenerConfig(_Table, frozen=True, kw_only=True):
+    protocol: Literal["postgresql", "mysql"]
+    """Protocol spoken on this port."""
+    listen: str
+    """Address and port for clients."""
+
+
+class LogConfig(_Table, frozen=True, kw_only=True):
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(extra=RELOADABLE)] = "info"
+    """Lowest level that is logged."""
+    format: Literal["text", "json"] = "text"
+    """One line per event, for people or for machines."""
+
+
+class AdminConfig(_Table, frozen=True, kw_only=True):
+    user: str
+    """Account Turnout itself uses on the engines: PostgreSQL superuser or pg_monitor with rights to ALTER SYSTEM,
+    pg_promote and pg_terminate_backend; MySQL with REPLICATION_SLAVE_ADMIN, SYSTEM_VARIABLES_ADMIN, CONNECTION_ADMIN."""
+    password: Secret | None = None
+    """Its password."""
+    database: str = ""
+    """Database it connects to; empty: `postgres` or none."""
+
+
+class AuthConfig(_Table, frozen=True, kw_only=True):
+    method: Literal["trust", "scram-sha-256", "mysql_native_password", "caching_sha2_password"]
+    """How clients prove who they are."""
+    users: Secret | None = None
+    """Users and passwords in PgBouncer's userlist.txt form: `"user" "password"`, one a line, a password being plain
+    text or a SCRAM-SHA-256 verifier. Required unless `method` is trust. With plain text the same password opens the
+    engine's connections."""
+
+
+class EngineLogin(_Table, frozen=True, kw_only=True):
+    user: str
+    password: Secret | None = None
+
+
+class EngineConfig(_Table, frozen=True, kw_only=True):
+    address: str
+    """host:port of the server."""
+    role: Literal["primary", "standby", "secondary"] = "primary"
+    """What it is when Turnout first starts; from then on the engine itself is asked."""
+    login: EngineLogin | None = None
+    """Account for the clients' backends; default: the client's own user and password."""
+
+
+class SwitchConfig(_Table, frozen=True, kw_only=True):
+    hold_ms_max: Annotated[int, Meta(ge=100, le=60_000, extra=RELOADABLE)] = 5_000
+    """Longest time one client may wait for a switch, in milliseconds; then new work is refused."""
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
+    """How long open transactions may go on before the plan's `on_drain_expired` applies, in seconds."""
+    on_drain_expired: Annotated[Literal["abort", "terminate"], Meta(extra=RELOADABLE)] = "abort"
+    """`abort` gives the source back and nobody notices; `terminate` ends the sessions that are left."""
+    catchup_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 4.0
+    """How long the target may take to reach the fenced position, in seconds; then the switch is undone."""
+    promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0
+    """How long the promotion of the target may take, in seconds."""
+    lag_bytes_max: Annotated[int, Meta(ge=0, extra=RELOADABLE)] = 64 * 1024 * 1024
+    """Most bytes of WAL the target may be behind for a switch to begin."""
+    lag_s_max: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 5.0
+    """Most seconds a MySQL or MariaDB target may be behind for a switch to begin."""
+
+
+class ServiceConfig(_Table, frozen=True, kw_only=True):
+    protocol: Literal["postgresql", "mysql"]
+    """Protocol of its engines and clients."""
+    databases: list[str] = []
+    """Database names clients reach it by; empty: every name that no other service of the protocol has."""
+    pool_mode: Literal["session", "transaction"] = "session"
+    """When a backend is given back: at the client's end, or at each boundary."""
+    active: str
+    """Engine that serves at the first start; from then on the state file knows."""
+    admin: AdminConfig
+    """Turnout's own account on its engines."""
+    auth: AuthConfig
+    """How its clients log in."""
+    engine: dict[str, EngineConfig]
+    """Its engines by name."""
+    switch: SwitchConfig = SwitchConfig()
+    """Limits of its switches."""
+    pool_size: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
+    """Most backends of one (engine, database, user) in each worker."""
+    query_wait_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 10.0
+    """Longest wait of a client for a backend of a full pool, in seconds."""
+    server_connect_timeout_s: Annotated[float, Meta(gt=0, le=300, extra=RELOADABLE)] = 10.0
+    """Longest time to connect and log in at an engine, in seconds."""
+    server_idle_timeout_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 600.0
+    """Idle backends of a pool are closed after this time, in seconds; 0: never."""
+
+
+class Config(_Table, frozen=True, kw_only=True):
+    control: ControlConfig = ControlConfig()
+    listener: list[ListenerConfig]
+    """Ports for clients."""
+    service: dict[str, ServiceConfig]
+    """Services by name."""
+    log: LogConfig = LogConfig()
+    """The log."""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Worker processes; each takes its share of the clients."""
+    state_file: str = "turnout.sqlite"
+    """Who is active, the journal and the reports; relative to the config file."""
+    runtime_dir: str = ""
+    """Folder of the unix socket; empty: `turnout` below XDG_RUNTIME_DIR, or beside the state file."""
+    max_client_conn: Annotated[int, Meta(ge=1, le=1_000_000, extra=RELOADABLE)] = 10_000
+    """Most client connections of each worker."""
+    client_login_timeout_s: Annotated[float, Meta(gt=0, le=600, extra=RELOADABLE)] = 60.0
+    """Longest time a client may take to log in, in seconds."""
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+"""Names of services and engines: they stand in URLs, on command lines and in metric labels."""
+
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+"""No config is longer; a longer file is something else."""
+
+SECRET_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Most bytes of a password or users file: some 80,000 users with SCRAM-SHA-256 verifiers."""
+
+_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    "postgresql": ("trust", "scram-sha-256"),
+    "mysql": ("trust", "mysql_native_password", "caching_sha2_password"),
+}
+
+_NO_DEFAULT: Final = msgspec.NODEFAULT
+
+
+class ConfigErrors(ConfigError):
+    """Several errors of one config file; `errors` has each, and the text is one line for each."""
+
+    def __init__(self, errors: list[ConfigError]) -> None:
+        assert errors
+        super().__init__(errors[0].where, errors[0].text)
+        self.errors = errors
+        self.text = "\n".join(error.text for error in errors)
+        self.args = (self.text,)
+
+
+def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Config:
+    """The config of the file at `path`, checked, with secrets resolved and `state_file`, `runtime_dir` absolute.
+
+    `environ` is where secrets of the form `{ env = … }` are looked up (default: this process's environment).
+    Raises ConfigErrors, with file, line and key of everything that is wrong.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigErrors([_toml_error(path, text, error)]) from error
+    problems = _Problems(path, key_lines(text))
+    checked = _Reader(problems).table(_struct(Config), raw, ())
+    problems.raise_any()
+    config = msgspec.convert(checked, Config)
+    _check_meaning(config, problems)
+    problems.raise_any()
+    resolved = _Resolver(problems, os.environ if environ is None else environ).resolve(config)
+    problems.raise_any()
+    return _with_paths(resolved, path)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port`; an IPv6 address stands in brackets. Raises ValueError with what is wrong."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or not rest.startswith(":"):
+            raise ValueError("expected [address]:port")
+        try:
+            ipaddress.IPv6Address(host.partition("%")[0])
+        except ValueError:
+            raise ValueError("between the brackets must be an IPv6 address") from None
+        port = rest[1:]
+    else:
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError("expected host:port, and the port is missing")
+        if ":" in host:
+            raise ValueError("an IPv6 address must stand in brackets: [::1]:5432")
+        if not host:
+            raise ValueError("expected host:port, and the host is missing; 0.0.0.0 means every address")
+        if re.search(r"[\s/@]", host):
+            raise ValueError("the host has a character that no host name has")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
+        raise ValueError("the port must be a number from 1 to 65535")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine can reach it. A name other than `localhost` is not looked up, and counts as not."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def encode_effective(config: Config) -> bytes:
+    """The config with its secrets, for the workers: `ipc.Configure.config`. Never written to a file or a log."""
+    return msgspec.json.encode(config)
+
+
+def decode_effective(data: bytes) -> Config:
+    """What `encode_effective` made. Raises msgspec.DecodeError."""
+    return msgspec.json.decode(data, type=Config)
+
+
+def masked(config: Config) -> dict[str, Any]:
+    """The config for showing: each value as `{"value": …, "origin": "default" | "file"}`, secrets as `***`.
+
+    A value that equals its default counts as default, whoever wrote it.
+    """
+    shown = _masked(config, _struct(Config))
+    assert isinstance(shown, dict)
+    return shown
+
+
+def reload_diff(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """What a reload from `old` to `new` changes: lines that are applied, and lines that need a restart.
+
+    A line is `service.shop.pool_size: 200 -> 300`; of a secret only the key is told.
+    """
+    applied: list[str] = []
+    needs_restart: list[str] = []
+    for path, before, after, is_reloadable in _differences(_struct(Config), old, new, (), False):
+        line = spell(path) if before is None and after is None else f"{spell(path)}: {before} -> {after}"
+        (applied if is_reloadable else needs_restart).append(line)
+    return applied, needs_restart
+
+
+# --- step 1: text -------------------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigErrors([ConfigError(str(path), f"cannot be read: {error.strerror}")]) from error
+    if len(data) > CONFIG_BYTES_MAX:
+        raise ConfigErrors([ConfigError(str(path), f"is longer than {CONFIG_BYTES_MAX} bytes; not a config file")])
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigErrors([ConfigError(f"{path}:{line}", "is not UTF-8, which TOML must be")]) from error
+
+
+def _toml_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    """The parser gives the place in its message only, and counts the end of the document as a place."""
+    said = str(error)
+    found = re.search(r" \(at line (\d+), column (\d+)\)$", said)
+    if found is None:
+        return ConfigError(
+            f"{path}:{text.count(chr(10)) + 1}", f"not TOML: {said.removesuffix(' (at end of document)')}"
+        )
+    return ConfigError(f"{path}:{found[1]}", f"not TOML: {said[: found.start()]} (column {found[2]})")
+
+
+class _Problems:
+    """Collects what is wrong, each with file, line and key."""
+
+    def __init__(self, path: Path, lines: Mapping[KeyPath, int]) -> None:
+        self.path = path
+        self._lines = lines
+        self._errors: list[tuple[int, ConfigError]] = []
+
+    def add(self, key: KeyPath, text: str, *, hint: str = "") -> None:
+        line = self._line(key)
+        where = f"{self.path}:{line}" + (f": {spell(key)}" if key else "")
+        self._errors.append((line, ConfigError(where, text, hint=hint)))
+
+    def add_elsewhere(self, where: str, text: str) -> None:
+        """Something wrong in a file that the config names."""
+        self._errors.append((1 << 30, ConfigError(where, text)))
+
+    def raise_any(self) -> None:
+        if self._errors:
+            raise ConfigErrors([error for _line, error in sorted(self._errors, key=lambda found: found[0])])
+
+    def _line(self, key: KeyPath) -> int:
+        """Its own line, or that of the nearest table above it."""
+        for size in range(len(key), 0, -1):
+            line = self._lines.get(key[:size])
+            if line is not None:
+                return line
+        return 1
+
+
+# --- step 2: keys, types, ranges ----------------------------------------------------------------------------------
+
+
+def _struct(of: type[msgspec.Struct]) -> inspect.StructType:
+    described = inspect.type_info(of)
+    assert isinstance(described, inspect.StructType)
+    return described
+
+
+def _bare(kind: inspect.Type) -> tuple[inspect.Type, bool]:
+    """The type without its Meta, and whether a reload applies it."""
+    is_reloadable = False
+    while isinstance(kind, inspect.Metadata):
+        is_reloadable = is_reloadable or bool((kind.extra or {}).get("reload"))
+        kind = kind.type
+    return kind, is_reloadable
+
+
+class _Reader:
+    """Checks a parsed file against the structs. Returns what it read; what is wrong goes to `problems`."""
+
+    def __init__(self, problems: _Problems) -> None:
+        self._problems = problems
+
+    def table(self, of: inspect.StructType, raw: Any, at: KeyPath) -> Any:
+        if not isinstance(raw, dict):
+            self._problems.add(at, f"expected a table, got {_said(raw)}")
+            return raw
+        known = {field.encode_name: field for field in of.fields}
+        if of.cls is Secret:
+            known.pop("value")
+            if "value" in raw:
+                self._problems.add(
+                    (*at, "value"), "a secret does not stand in the config file; name a variable (env) or a file (file)"
+                )
+                return raw
+        for key in raw:
+            if key not in known:
+                self._problems.add((*at, key), _unknown(key, known))
+        for name, field in known.items():
+            if name in raw:
+                self._value(field.type, raw[name], (*at, name))
+            elif field.required:
+                shape = "table" if isinstance(_bare(field.type)[0], inspect.StructType | inspect.DictType) else "key"
+                self._problems.add(at, f'the {shape} "{name}" is missing')
+        if of.cls is Secret and not (raw.keys() - known.keys()) and len(raw) != 1:
+            self._problems.add(at, 'expected exactly one of "env" and "file"')
+        return raw
+
+    def _value(self, kind: inspect.Type, raw: Any, at: KeyPath) -> None:
+        kind, _is_reloadable = _bare(kind)
+        match kind:
+            case inspect.StructType():
+                self.table(kind, raw, at)
+            case inspect.UnionType():  # `X | None`: TOML has no null, so what stands there is X
+                self._value(next(one for one in kind.types if not isinstance(one, inspect.NoneType)), raw, at)
+            case inspect.DictType():
+                self._names(kind, raw, at)
+            case inspect.ListType():
+                if not isinstance(raw, list):
+                    self._problems.add(at, f"expected an array, got {_said(raw)}")
+                    return
+                for index, item in enumerate(raw):
+                    self._value(kind.item_type, item, (*at, index))
+            case inspect.LiteralType():
+                if raw not in kind.values:
+                    self._problems.add(
+                        at, f"expected {_choice(kind.values)}, got {_said(raw)}{_meant(raw, kind.values)}"
+                    )
+            case inspect.StrType():
+                if not isinstance(raw, str):
+                    self._problems.add(at, f"expected text in quotes, got {_said(raw)}")
+            case inspect.IntType():
+                self._number(kind, raw, at, isinstance(raw, int) and not isinstance(raw, bool), "a whole number")
+            case inspect.FloatType():
+                is_number = isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw)
+                self._number(kind, raw, at, is_number, "a number")
+            case inspect.BoolType():
+                if not isinstance(raw, bool):
+                    self._problems.add(at, f"expected true or false, got {_said(raw)}")
+            case _:
+                raise AssertionError(f"the config has a type the reader does not know: {kind}")
+
+    def _names(self, kind: inspect.DictType, raw: Any, at: KeyPath) -> None:
+        if not isinstance(raw, dict):
+            self._problems.add(at, f"expected a table of tables, got {_said(raw)}")
+            return
+        if not raw:
+            self._problems.add(at, f"at least one [{spell((*at, 'NAME'))}] is needed")
+        for name, item in raw.items():
+            if not NAME.fullmatch(name):
+                self._problems.add(
+                    (*at, name), "a name has letters, digits, _ . - only, at most 63, a letter or digit first"
+                )
+            self._value(kind.value_type, item, (*at, name))
+
+    def _number(
+        self, kind: inspect.IntType | inspect.FloatType, raw: Any, at: KeyPath, is_right_type: bool, what: str
+    ) -> None:
+        is_in_range = is_right_type and (
+            (kind.ge is None or raw >= kind.ge)
+            and (kind.gt is None or raw > kind.gt)
+            and (kind.le is None or raw <= kind.le)
+            and (kind.lt is None or raw < kind.lt)
+        )
+        if not is_in_range:
+            self._problems.add(at, f"expected {what}{spell_range(kind)}, got {_said(raw)}")
+
+
+def spell_range(kind: inspect.IntType | inspect.FloatType) -> str:
+    """` from 1 to 64`, ` above 0, at most 300`, or nothing."""
+    if kind.ge is not None and kind.le is not None:
+        return f" from {kind.ge:g} to {kind.le:g}" if kind.le < 1e5 else f" from {kind.ge} to {kind.le}"
+    parts = []
+    if kind.ge is not None:
+        parts.append(f"not below {kind.ge}")
+    if kind.gt is not None:
+        parts.append(f"above {kind.gt}")
+    if kind.le is not None:
+        parts.append(f"at most {kind.le}")
+    if kind.lt is not None:
+        parts.append(f"below {kind.lt}")
+    return " " + ", ".join(parts) if parts else ""
+
+
+def _unknown(key: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if near:
+        return f'unknown key; did you mean "{near[0]}"?'
+    return f"unknown key; here may stand: {', '.join(known)}"
+
+
+def _meant(raw: Any, values: tuple[Any, ...]) -> str:
+    near = difflib.get_close_matches(raw.lower(), values, n=1, cutoff=0.5) if isinstance(raw, str) else []
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _choice(values: tuple[Any, ...]) -> str:
+    shown = [f'"{value}"' for value in values]
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " or " + shown[-1]
+
+
+def _said(raw: Any) -> str:
+    """A value of the file as an error message quotes it."""
+    match raw:
+        case bool():
+            return "true" if raw else "false"
+        case str():
+            return f'"{raw}"' if len(raw) <= 60 else f'"{raw[:57]}..."'
+        case dict():
+            return "a table"
+        case list():
+            return "an array"
+        case _:
+            return str(raw)
+
+
+# --- step 3: values fit each other --------------------------------------------------------------------------------
+
+
+def _check_meaning(config: Config, problems: _Problems) -> None:
+    _check_ports(config, problems)
+    if not config.listener:
+        problems.add(("listener",), "at least one [[listener]] is needed")
+    if not config.state_file:
+        problems.add(("state_file",), "is empty; it needs a path")
+    listened = {listener.protocol for listener in config.listener}
+    served = {service.protocol for service in config.service.values()}
+    for index, listener in enumerate(config.listener):
+        if listener.protocol not in served:
+            problems.add(("listener", index, "protocol"), f'no service has protocol = "{listener.protocol}"')
+    claimed: dict[tuple[str, str | None], str] = {}
+    for name, service in config.service.items():
+        at: KeyPath = ("service", name)
+        if service.protocol not in listened:
+            problems.add((*at, "protocol"), f'no [[listener]] has protocol = "{service.protocol}": nobody can reach it')
+        _check_databases(name, service, claimed, problems)
+        if service.active not in service.engine:
+            near = difflib.get_close_matches(service.active, service.engine, n=1, cutoff=0.5)
+            meant = f'; did you mean "{near[0]}"?' if near else f"; there are: {', '.join(service.engine)}"
+            problems.add((*at, "active"), f'no engine of this service is called "{service.active}"{meant}')
+        addresses: dict[tuple[str, int], str] = {}
+        for engine_name, engine in service.engine.items():
+            where = (*at, "engine", engine_name, "address")
+            address = _address(engine.address, where, problems)
+            if address is not None and addresses.setdefault(address, engine_name) != engine_name:
+                problems.add(where, f'engine "{addresses[address]}" has the same address')
+        _check_auth(service, at, problems)
+
+
+def _check_databases(
+    name: str, service: ServiceConfig, claimed: dict[tuple[str, str | None], str], problems: _Problems
+) -> None:
+    at = ("service", name, "databases")
+    for index, database in enumerate(service.databases):
+        owner = claimed.setdefault((service.protocol, database), name)
+        if not database:
+            problems.add((*at, index), "a database name is empty")
+        elif owner != name:
+            problems.add((*at, index), f'service "{owner}" has "{database}" already')
+        elif database in service.databases[:index]:
+            problems.add((*at, index), f'"{database}" stands here twice')
+    if not service.databases and (owner := claimed.setdefault((service.protocol, None), name)) != name:
+        problems.add(at, f'service "{owner}" takes every other {service.protocol} database already; name some here')
+
+
+def _check_auth(service: ServiceConfig, at: KeyPath, problems: _Problems) -> None:
+    fitting = _METHODS[service.protocol]
+    if service.auth.method not in fitting:
+        problems.add(
+            (*at, "auth", "method"),
+            f'"{service.auth.method}" is not for {service.protocol}; expected {_choice(fitting)}',
+        )
+    if service.auth.users is None and service.auth.method != "trust":
+        problems.add((*at, "auth"), '"users" is missing; only method "trust" goes without')
+
+
+def _check_ports(config: Config, problems: _Problems) -> None:
+    taken: dict[int, list[tuple[str, str]]] = {}
+    ports = [(("control", "listen"), config.control.listen)]
+    ports += [(("listener", index, "listen"), one.listen) for index, one in enumerate(config.listener)]  # type: ignore[misc]
+    for key, text in ports:
+        address = _address(text, key, problems)
+        if address is None:
+            continue
+        host, port = address
+        for other_host, other_key in taken.setdefault(port, []):
+            if host == other_host or _is_wildcard(host) or _is_wildcard(other_host):
+                problems.add(key, f"port {port} is used by {other_key} already")
+                break
+        taken[port].append((host, spell(key)))
+    address = _address(config.control.listen, ("control", "listen"), None)
+    if address is not None and config.control.token is None and not is_loopback(address[0]):
+        problems.add(
+            ("control",),
+            f'"token" is missing; without one, only a loopback address may be listened on, not {address[0]}',
+        )
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _address(text: str, key: KeyPath, problems: _Problems | None) -> tuple[str, int] | None:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        if problems is not None:
+            problems.add(key, f'"{text}": {error}')
+        return None
+
+
+# --- step 4: secrets ----------------------------------------------------------------------------------------------
+
+
+class _Resolver:
+    """Fills in `Secret.value`. What it reads is never quoted."""
+
+    def __init__(self, problems: _Problems, environ: Mapping[str, str]) -> None:
+        self._problems = problems
+        self._environ = environ
+
+    def resolve(self, config: Config) -> Config:
+        control = config.control
+        replace = msgspec.structs.replace
+        services = {}
+        for name, service in config.service.items():
+            at: KeyPath = ("service", name)
+            admin = replace(service.admin, password=self._password(service.admin.password, (*at, "admin", "password")))
+            users = self._secret(service.auth.users, (*at, "auth", "users"))
+            self._check_users(service, users, (*at, "auth", "users"))
+            engines = {}
+            for engine_name, engine in service.engine.items():
+                login = engine.login
+                if login is not None:
+                    key = (*at, "engine", engine_name, "login", "password")
+                    login = replace(login, password=self._password(login.password, key))
+                engines[engine_name] = replace(engine, login=login)
+            services[name] = replace(service, admin=admin, auth=replace(service.auth, users=users), engine=engines)
+        token = self._password(control.token, ("control", "token"))
+        return replace(config, control=replace(control, token=token), service=services)
+
+    def _password(self, secret: Secret | None, at: KeyPath) -> Secret | None:
+        """A secret of one line."""
+        secret = self._secret(secret, at)
+        if secret is None or secret.value is None:
+            return secret
+        value = secret.value if secret.env is not None else secret.value.partition("\n")[0].removesuffix("\r")
+        if not value:
+            self._problems.add(at, f"{_origin(secret)} is empty")
+        return msgspec.structs.replace(secret, value=value)
+
+    def _secret(self, secret: Secret | None, at: KeyPath) -> Secret | None:
+        if secret is None:
+            return None
+        if secret.env is not None:
+            value = self._environ.get(secret.env)
+            if value is None:
+                self._problems.add(at, f"the environment variable {secret.env} is not set")
+        else:
+            assert secret.file is not None, "the reader saw exactly one of env and file"
+            value = self._read(secret.file, at)
+        return msgspec.structs.replace(secret, value=value)
+
+    def _read(self, name: str, at: KeyPath) -> str | None:
+        path = self._problems.path.parent / name
+        try:
+            with path.open("rb") as file:
+                data = file.read(SECRET_BYTES_MAX + 1)
+            if len(data) > SECRET_BYTES_MAX:
+                self._problems.add(at, f"{path} is longer than {SECRET_BYTES_MAX} bytes")
+                return None
+            return data.decode()
+        except OSError as error:
+            self._problems.add(at, f"{path} cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            self._problems.add(at, f"{path} is not UTF-8")
+        return None
+
+    def _check_users(self, service: ServiceConfig, users: Secret | None, at: KeyPath) -> None:
+        if users is None or users.value is None:
+            return
+        place = str(self._problems.path.parent / users.file) if users.file is not None else f"${users.env}"
+        try:
+            known = parse_users(users.value)
+        except UsersError as error:
+            self._problems.add_elsewhere(f"{place}:{error.line}", error.text)
+            return
+        if not known:
+            self._problems.add(at, f"{_origin(users)} names no user")
+        for name, secret in known.items():
+            if re.fullmatch(r"md5[0-9a-f]{32}", secret):
+                reason = "has an md5 hash, which cannot prove a login here; use plain text or a SCRAM-SHA-256 verifier"
+            elif secret.startswith("SCRAM-SHA-256$") and service.protocol == "mysql":
+                reason = "has a SCRAM-SHA-256 verifier, which MySQL's methods cannot use; use plain text"
+            else:
+                continue
+            self._problems.add_elsewhere(place, f'user "{name}" {reason}')
+
+
+def _origin(secret: Secret) -> str:
+    return f"the environment variable {secret.env}" if secret.env is not None else str(secret.file)
+
+
+def _with_paths(config: Config, path: Path) -> Config:
+    """`state_file` and `runtime_dir` as absolute paths; an empty `runtime_dir` gets its default."""
+    folder = path.absolute().parent
+    state_file = folder / config.state_file
+    if config.runtime_dir:
+        runtime = folder / config.runtime_dir
+    elif base := os.environ.get("XDG_RUNTIME_DIR"):
+        runtime = Path(base) / "turnout"
+    else:
+        runtime = state_file.parent / f"{state_file.stem}.run"
+    return msgspec.structs.replace(config, state_file=str(state_file), runtime_dir=str(runtime))
+
+
+# --- showing and comparing ----------------------------------------------------------------------------------------
+
+
+def _fields(of: inspect.StructType) -> Iterator[tuple[inspect.Field, inspect.Type, bool]]:
+    for field in of.fields:
+        kind, is_reloadable = _bare(field.type)
+        if isinstance(kind, inspect.UnionType):
+            kind, inner = _bare(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+            is_reloadable = is_reloadable or inner
+        yield field, kind, is_reloadable
+
+
+def _default(field: inspect.Field) -> Any:
+    if field.default is not _NO_DEFAULT:
+        return field.default
+    if field.default_factory is not _NO_DEFAULT:
+        make: Callable[[], Any] = field.default_factory
+        return make()
+    return _NO_DEFAULT
+
+
+def _masked(value: Any, kind: inspect.Type) -> Any:
+    if value is None:
+        return None
+    match kind:
+        case inspect.StructType() if kind.cls is Secret:
+            return {"value": "***", "origin": "env" if value.env is not None else "file"}
+        case inspect.StructType():
+            shown = {}
+            for field, inner, _is_reloadable in _fields(kind):
+                held = getattr(value, field.name)
+                if _is_leaf(inner):
+                    origin = "default" if held == _default(field) else "file"
+                    shown[field.encode_name] = {"value": held, "origin": origin}
+                else:
+                    shown[field.encode_name] = _masked(held, inner)
+            return shown
+        case inspect.DictType():
+            return {name: _masked(item, _bare(kind.value_type)[0]) for name, item in value.items()}
+        case inspect.ListType():
+            return [_masked(item, _bare(kind.item_type)[0]) for item in value]
+        case _:
+            raise AssertionError(f"not a table: {kind}")
+
+
+def _is_leaf(kind: inspect.Type) -> bool:
+    """A value of one key, or an array of such."""
+    if isinstance(kind, inspect.ListType):
+        return _is_leaf(_bare(kind.item_type)[0])
+    return not isinstance(kind, inspect.StructType | inspect.DictType)
+
+
+def _differences(
+    kind: inspect.Type, old: Any, new: Any, at: KeyPath, is_reloadable: bool
+) -> Iterator[tuple[KeyPath, str | None, str | None, bool]]:
+    """Path, old and new as text (None for both: not to be told), and whether a reload applies it."""
+    if old == new:
+        return
+    match kind:
+        case inspect.StructType() if old is not None and new is not None and kind.cls is not Secret:
+            for field, inner, applies in _fields(kind):
+                before, after = getattr(old, field.name), getattr(new, field.name)
+                yield from _differences(inner, before, after, (*at, field.encode_name), applies or is_reloadable)
+        case inspect.StructType() if kind.cls is Secret:
+            yield at, None, None, is_reloadable
+        case inspect.DictType() if old is not None and new is not None:
+            for name in sorted(old.keys() | new.keys()):
+                inner, _applies = _bare(kind.value_type)
+                yield from _differences(inner, old.get(name), new.get(name), (*at, name), is_reloadable)
+        case inspect.StructType() | inspect.DictType():
+            yield at, "absent" if old is None else "present", "absent" if new is None else "present", is_reloadable
+        case inspect.ListType() if not _is_leaf(kind):
+            yield at, f"{len(old)} of them", f"{len(new)} of them, or others", is_reloadable
+        case _:
+            yield at, _said_plain(old), _said_plain(new), is_reloadable
+
+
+def _said_plain(value: Any) -> str:
+    return ", ".join(value) or "none" if isinstance(value, list) else _said(value)

@@ -16,7 +16,7 @@ import structlog
 
 from proxy.config import LogConfig
 
-SECRET_FIELDS: Final = frozenset({"password", "secret", "token", "authorization", "credential", "verifier", "value"})
+SECRET_FIELDS: Final = frozenset({"password", "secret", "token", "authorization", "credential", "verifier"})
 """Fields that are shown as `***`."""
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -43,7 +43,12 @@ def set_up(config: LogConfig, *, who: str = "") -> None:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        render = [_who_first, structlog.dev.ConsoleRenderer(colors=colours, sort_keys=False, pad_event_to=0)]
+        # Plain tracebacks: the pretty ones show local variables, and those may hold secrets.
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(
+            colors=colours, sort_keys=False, pad_event_to=0, exception_formatter=plain
+        )
+        render = [_who_first, console]
     structlog.configure(
         processors=[*before, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),

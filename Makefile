@@ -1,0 +1,70 @@
+# Two commands are enough to begin with: `make demo` and `make test`. Each does its own set-up.
+SHELL := /bin/bash
+# Set-up comes before building, building before running.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# Passed on to the program behind a target: make demo ARGS="--clients 200 --json"
+ARGS ?=
+BIN := .venv/bin
+# Compiled files; a change in one of them is compiled before anything runs.
+COMPILED := $(shell find protocols proxy -name '*.pyx' -o -name '*.pxd') protocols/wire.py $(wildcard protocols/*/tracker.py)
+SOURCES := protocols proxy
+
+# The demo on MariaDB needs a server that the one on PostgreSQL does not.
+DEMO_SETUP := demo$(if $(findstring mysql,$(ARGS)),-mysql)
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 14
+
+.PHONY: demo
+demo: .venv/.$(DEMO_SETUP) .venv/.built ## two servers, a load, live switches; ARGS="--protocol mysql --clients 200 --json"
+	@$(BIN)/python -m proxy demo $(ARGS)
+
+.PHONY: test
+test: .venv/.test .venv/.built ## all tests; the wire code compiled and as plain Python
+	TURNOUT_READABLE=1 $(BIN)/python -m pytest -q tests/protocols
+	$(BIN)/python -m pytest -q $(ARGS)
+
+.PHONY: soak
+soak: .venv/.test .venv/.built ## tests that take half a minute or more each
+	$(BIN)/python -m pytest -q -m soak --timeout 600 $(ARGS)
+
+.PHONY: lint
+lint: .venv/.lint .venv/.built ## ruff, mypy, cython-lint, import rules; shellcheck where it is installed
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+	@$(BIN)/mypy
+	@PATH=$(CURDIR)/$(BIN):$$PATH cython-lint $(SOURCES)
+	@$(BIN)/lint-imports --no-logo >.venv/.lint-imports.out || { cat .venv/.lint-imports.out; exit 1; }
+	@if command -v shellcheck >/dev/null; then shellcheck tools/*.sh .ci/run; fi
+
+.PHONY: bench
+bench: .venv/.bench .venv/.built ## processor time per query: direct, Turnout, PgBouncer, HAProxy; ARGS="--quick --json"
+	@$(BIN)/python -m bench.relay $(ARGS)
+
+.PHONY: docs
+docs: .venv/.demo .venv/.built ## write the sample config and the reference again from the code
+	$(BIN)/python -m proxy.config_text
+
+.PHONY: image
+image: ## a container image named turnout, with docker or podman
+	@engine=$$(command -v docker || command -v podman) \
+		|| { echo "make image needs docker or podman; neither is installed" >&2; exit 1; }; \
+	"$$engine" build -t turnout .
+
+.PHONY: clean
+clean: ## remove all that was made here, .venv too
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(SOURCES) tests bench \( -name '*.so' -o -name '*.c' -o -name '__pycache__' \) -prune -exec rm -rf {} +
+
+# --- set-up ---------------------------------------------------------------------------------------------------------
+
+.venv/.demo .venv/.demo-mysql .venv/.lint .venv/.test .venv/.bench: .venv/.%: pyproject.toml setup.py tools/setup.sh
+	@tools/setup.sh $*
+	@touch $@
+
+.venv/.built: setup.py $(COMPILED)
+	@$(BIN)/python setup.py -q build_ext -i
+	@touch $@

@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Set up what a make target needs, and only what is missing of it. `make` calls this; it can be called by hand as well.
+#
+#   tools/setup.sh demo        compiler, .venv with what runs Turnout, the compiled parts
+#   tools/setup.sh demo-mysql  the same and MariaDB's server
+#   tools/setup.sh lint        the same as demo and what checks the code
+#   tools/setup.sh test        the same as lint and the servers and clients the tests talk to
+#   tools/setup.sh bench       the same as demo and the proxies Turnout is measured against
+#
+# System packages come from apt where we are root or sudo lets us; otherwise one line says which ones are missing.
+# Nothing that is installed is started: no database cluster, no service. Python packages go to .venv only.
+# PYTHON=/path/to/python3 picks the interpreter; otherwise the first complete one from 3.11 on is taken.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'set-up: %s\n' "$*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+
+# --- the interpreter -----------------------------------------------------------------------------------------------
+
+# 3.11 or later, with venv and pip to begin with and headers to compile against.
+is_complete() {
+    "$1" - <<'PYTHON' >/dev/null 2>&1
+import ensurepip, pathlib, sys, sysconfig, venv
+assert sys.version_info >= (3, 11)
+assert pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
+PYTHON
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+        if is_complete "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# --- system packages -----------------------------------------------------------------------------------------------
+
+missing=()
+
+# want PACKAGE COMMAND...: PACKAGE is missing unless one of the commands is there.
+want() {
+    local package=$1 command
+    shift
+    for command in "$@"; do
+        if compgen -G "$command" >/dev/null || command -v "$command" >/dev/null; then return; fi
+    done
+    missing+=("$package")
+}
+
+want_packages() {
+    PATH=$PATH:/usr/sbin:/sbin # where Debian puts servers; not in every account's PATH
+    want gcc gcc cc
+    compgen -G '/usr/include/*/sys/types.h' >/dev/null || [ -e /usr/include/sys/types.h ] || missing+=(libc6-dev)
+    [ -x .venv/bin/python ] || find_python >/dev/null || missing+=(python3 python3-venv python3-dev)
+    case $1 in
+    demo-mysql | test)
+        want mariadb-server-core mariadbd
+        want mariadb-client mariadb
+        ;;
+    esac
+    case $1 in
+    test)
+        want postgresql '/usr/lib/postgresql/*/bin/postgres'
+        want postgresql-client psql
+        want sysbench sysbench
+        want openssl openssl
+        ;;
+    bench)
+        want pgbouncer pgbouncer
+        want haproxy haproxy
+        ;;
+    esac
+}
+
+undo=()
+undo_all() {
+    local step
+    for step in "${undo[@]}"; do eval "$step"; done
+    undo=()
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+apt() {
+    local log
+    log=$(mktemp)
+    if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" >"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        fail "apt-get $1 failed; the last lines are above"
+    fi
+    rm -f "$log"
+}
+
+install_packages() {
+    local list="${missing[*]}" service
+    if ! command -v apt-get >/dev/null || ! as_root true 2>/dev/null; then
+        fail "please install: $list (as root: apt-get install --no-install-recommends $list), then try again"
+    fi
+    say "installing with apt: $list"
+    trap undo_all EXIT
+    if [ ! -e /usr/sbin/policy-rc.d ]; then # services are not started while this file says so
+        printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
+        undo+=("as_root rm -f /usr/sbin/policy-rc.d")
+        as_root chmod 755 /usr/sbin/policy-rc.d
+    fi
+    apt update
+    case " $list " in
+    *" postgresql "*) # its first installation would create a cluster
+        apt install --no-install-recommends postgresql-common
+        local conf=/etc/postgresql-common/createcluster.conf
+        as_root cp -p $conf $conf.turnout
+        undo+=("as_root mv $conf.turnout $conf")
+        echo 'create_main_cluster = false' | as_root tee -a $conf >/dev/null
+        ;;
+    esac
+    apt install --no-install-recommends "${missing[@]}"
+    for service in pgbouncer haproxy; do # installed to be measured, not to run at every boot
+        case " $list " in
+        *" $service "*)
+            if [ -d /run/systemd/system ]; then as_root systemctl disable -q "$service"; fi
+            ;;
+        esac
+    done
+    undo_all
+}
+
+# --- .venv ---------------------------------------------------------------------------------------------------------
+
+# What the build itself needs, from pyproject.toml; installed beforehand, because the build is not isolated.
+build_requires() {
+    .venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
+}
+
+make_venv() {
+    local extras=$1 pip=(.venv/bin/python -m pip --disable-pip-version-check -q install) requires
+    if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
+        local python
+        python=$(find_python) || fail "no Python from 3.11 on with venv and headers; PYTHON=/path/to/python3 names one"
+        say "making .venv with $python"
+        rm -rf .venv
+        "$python" -m venv .venv
+    fi
+    say "installing Python packages into .venv and compiling (a minute or two the first time)"
+    mapfile -t requires < <(build_requires)
+    "${pip[@]}" "${requires[@]}"
+    "${pip[@]}" --no-build-isolation -e ".[$extras]"
+}
+
+# --- what was asked for --------------------------------------------------------------------------------------------
+
+what=${1:-}
+case $what in
+demo | demo-mysql | bench) extras=demo ;;
+lint | test) extras=demo,dev ;;
+*) fail "usage: tools/setup.sh demo|demo-mysql|lint|test|bench" ;;
+esac
+
+want_packages "$what"
+if [ ${#missing[@]} -gt 0 ]; then install_packages; fi
+make_venv "$extras"

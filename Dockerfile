@@ -1,0 +1,33 @@
+# Turnout in a container: `make image`, or `docker build -t turnout .`
+#
+#   docker run -v ./turnout.toml:/etc/turnout/turnout.toml:ro -v turnout-state:/var/lib/turnout \
+#       -p 6432:6432 -p 6033:6033 -p 7432:7432 turnout
+#
+# The config's `state_file` and `runtime_dir` belong below /var/lib/turnout. Other commands go after the name:
+# `docker run … turnout check /etc/turnout/turnout.toml`.
+#
+# How this file is checked where there is no container engine: tools/check_image.sh runs its RUN and COPY lines in a
+# clean root made by debootstrap, then starts the entry point in it as the image's user.
+
+FROM debian:bookworm-slim AS build
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev python3-dev python3-venv
+COPY . /src
+RUN python3 -m venv /opt/turnout
+RUN /opt/turnout/bin/pip wheel --no-cache-dir --no-deps -w /wheels /src
+RUN /opt/turnout/bin/pip install --no-cache-dir /wheels/turnout-*.whl && /opt/turnout/bin/pip uninstall -y pip setuptools
+
+FROM debian:bookworm-slim
+RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*
+RUN useradd --system --uid 65532 --home-dir /var/lib/turnout --create-home --shell /usr/sbin/nologin turnout
+COPY --from=build /opt/turnout /opt/turnout
+ENV PATH=/opt/turnout/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1
+USER turnout
+WORKDIR /var/lib/turnout
+VOLUME /var/lib/turnout
+# PostgreSQL, MySQL, control
+EXPOSE 6432 6033 7432
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=10s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:7432/readyz', timeout=2)"]
+ENTRYPOINT ["turnout"]
+CMD ["serve", "/etc/turnout/turnout.toml"]

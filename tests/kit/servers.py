@@ -1,0 +1,57 @@
+"""Fixtures: real servers. A pair lives as long as the test session (starting one takes seconds); a test that changes
+roles gives the pair back as it was, or takes one of its own (`fresh_postgres_pair`).
+
+Server objects keep no connection, so tests of any event loop may use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import PostgresPair, PostgresServer, Workspace, free_port
+
+NICENESS = 10
+"""Servers of tests leave the processor to what is tested."""
+
+_FAST = {"fsync": False, "niceness": NICENESS}
+
+
+@pytest.fixture
+def unused_port() -> int:
+    return free_port()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres_pair() -> AsyncIterator[PostgresPair]:
+    """Primary and standby, account app/secret with database app; superuser postgres/secret. Shared: see above."""
+    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@pytest_asyncio.fixture
+async def fresh_postgres_pair() -> AsyncIterator[PostgresPair]:
+    """A pair for one test, which may do anything to it."""
+    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres_server(postgres_pair: PostgresPair) -> PostgresServer:
+    """The primary of the shared pair at the time of the first use; for tests that only need one server."""
+    return postgres_pair.primary
+
+
+@pytest_asyncio.fixture
+async def workspace() -> AsyncIterator[Workspace]:
+    """A temporary folder for servers and for a Turnout."""
+    with Workspace("turnout-test-", niceness=NICENESS) as place:
+        yield place

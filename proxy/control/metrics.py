@@ -1,0 +1,247 @@
+"""What Prometheus scrapes: `/metrics`. Names have the prefix `turnout_` and end in their unit.
+
+Each scrape asks the workers once and builds its families from the answer; nothing is counted here but the ends of
+switches. Only this module speaks prometheus_client; what is below the control port does not know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+
+from proxy import VERSION, ipc
+from proxy.control.service import ServiceSums, Supervisor, sum_figures
+from proxy.switch.state import Phase
+from proxy.switch.views import Event, ServiceView, WorkerView
+
+SWITCH_FIGURES: Final = ("hold_ms", "blackout_ms", "drain_ms", "catchup_ms", "promote_ms", "cutover_ms")
+"""Figures of the last completed switch that are shown as gauges, in seconds. `hold_ms` is its maximum."""
+
+
+class Metrics:
+    """One for the life of a supervisor; it subscribes to the ends of switches."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._ended: dict[tuple[str, str], int] = {}
+        self._last: dict[str, dict[str, float]] = {}
+        supervisor.subscribe(self._on_event)
+
+    def _on_event(self, event: Event) -> None:
+        if event.kind != "switch.ended":
+            return
+        phase = str(event.data.get("phase", ""))
+        self._ended[event.service, phase] = self._ended.get((event.service, phase), 0) + 1
+        figures = event.data.get("figures")
+        if phase == Phase.COMPLETED and isinstance(figures, dict):
+            self._last[event.service] = {
+                name: value / 1e3 for name in SWITCH_FIGURES if (value := _number(figures.get(name))) is not None
+            }
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """The text and its content type, in the form that the `Accept` header asks for."""
+        encode, content_type = choose_encoder(accept)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(
+            _Scrape(
+                services=self._supervisor.services(),
+                workers=self._supervisor.workers(),
+                figures=await self._supervisor.figures(),
+                started_at=self._supervisor.started_at,
+                ended=self._ended,
+                last=self._last,
+            )
+        )
+        return encode(registry), content_type
+
+
+def _number(figure: object) -> float | None:
+    """A figure in milliseconds; of a distribution its maximum."""
+    if isinstance(figure, dict):
+        figure = figure.get("max")
+    return float(figure) if isinstance(figure, int | float) else None
+
+
+class _Scrape:
+    """One scrape's answer, as prometheus_client wants to collect it."""
+
+    def __init__(
+        self,
+        *,
+        services: list[ServiceView],
+        workers: list[WorkerView],
+        figures: list[ipc.WorkerFigures],
+        started_at: float,
+        ended: dict[tuple[str, str], int],
+        last: dict[str, dict[str, float]],
+    ) -> None:
+        self._services = services
+        self._workers = workers
+        self._figures = figures
+        self._started_at = started_at
+        self._ended = ended
+        self._last = last
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("turnout_build", "This Turnout.", value={"version": VERSION})
+        yield GaugeMetricFamily(
+            "turnout_start_time_seconds", "When the supervisor started, seconds since 1970.", value=self._started_at
+        )
+        yield from self._of_workers()
+        sums = sum_figures(self._figures)
+        yield from self._of_clients(sums)
+        yield from self._of_pools(sums)
+        yield from self._of_engines()
+        yield from self._of_switches()
+
+    def _of_workers(self) -> Iterator[Metric]:
+        connected = GaugeMetricFamily(
+            "turnout_worker_connected", "1 if the worker process talks to the supervisor.", labels=["worker"]
+        )
+        configured = GaugeMetricFamily(
+            "turnout_worker_configured", "1 if the worker has its config and listens.", labels=["worker"]
+        )
+        restarts = CounterMetricFamily(
+            "turnout_worker_restarts", "How often a worker of this index had to be replaced.", labels=["worker"]
+        )
+        for worker in self._workers:
+            label = [str(worker.index)]
+            connected.add_metric(label, float(worker.is_connected))
+            configured.add_metric(label, float(worker.is_configured))
+            restarts.add_metric(label, worker.restarts)
+        yield from (connected, configured, restarts)
+        yield CounterMetricFamily(
+            "turnout_workers_cpu_seconds",
+            "Processor time of all worker processes.",
+            value=sum(worker.cpu_s for worker in self._figures),
+        )
+        yield GaugeMetricFamily(
+            "turnout_workers_resident_memory_bytes",
+            "Resident memory of all worker processes.",
+            value=sum(worker.rss_bytes for worker in self._figures),
+        )
+
+    def _of_clients(self, sums: dict[str, ServiceSums]) -> Iterator[Metric]:
+        labels = ["service"]
+        sessions = GaugeMetricFamily("turnout_sessions", "Client connections.", labels=labels)
+        held = GaugeMetricFamily("turnout_sessions_held", "Client connections that a switch holds.", labels=labels)
+        pinned = GaugeMetricFamily(
+            "turnout_sessions_pinned", "Sessions that cannot be carried, by reason.", labels=["service", "pin"]
+        )
+        counters = {
+            field: CounterMetricFamily(f"turnout_{name}", help_text, labels=labels)
+            for field, name, help_text in (
+                ("sessions_total", "sessions_accepted", "Clients that logged in."),
+                ("requests_total", "requests", "Requests of clients that were answered."),
+                ("transactions_total", "transactions", "Transactions that ended."),
+                ("errors_total", "errors", "Error messages that engines sent to clients."),
+                ("login_failures_total", "login_failures", "Clients whose login failed."),
+                ("bytes_in_total", "received_bytes", "Bytes read from clients."),
+                ("bytes_out_total", "sent_bytes", "Bytes written to clients."),
+            )
+        }
+        durations = HistogramMetricFamily(
+            "turnout_request_duration_seconds", "From a request's arrival to the end of its answer.", labels=labels
+        )
+        for name, found in sums.items():
+            sessions.add_metric([name], found.sessions)
+            held.add_metric([name], found.held)
+            for pin, count in found.pinned.items():
+                pinned.add_metric([name, pin], count)
+            for field, counter in counters.items():
+                counter.add_metric([name], getattr(found, field))
+            durations.add_metric([name], _buckets(found.latency_buckets), found.request_us_total / 1e6)
+        yield from (sessions, held, pinned, *counters.values(), durations)
+
+    def _of_pools(self, sums: dict[str, ServiceSums]) -> Iterator[Metric]:
+        labels = ["service", "engine", "database", "user"]
+        backends = GaugeMetricFamily("turnout_pool_backends", "Connections to an engine.", labels=[*labels, "state"])
+        waiting = GaugeMetricFamily("turnout_pool_waiting", "Clients that wait for a backend.", labels=labels)
+        for name, found in sums.items():
+            for key, (idle, in_use, waiters) in found.pools.items():
+                backends.add_metric([name, *key, "idle"], idle)
+                backends.add_metric([name, *key, "in_use"], in_use)
+                waiting.add_metric([name, *key], waiters)
+        yield from (backends, waiting)
+
+    def _of_engines(self) -> Iterator[Metric]:
+        labels = ["service", "engine"]
+        active = GaugeMetricFamily("turnout_engine_active", "1 if the engine serves its service.", labels=labels)
+        up = GaugeMetricFamily("turnout_engine_up", "1 if the last probe was answered.", labels=labels)
+        writable = GaugeMetricFamily("turnout_engine_writable", "1 if the engine takes writes.", labels=labels)
+        lag_bytes = GaugeMetricFamily(
+            "turnout_engine_replication_lag_bytes", "Changes a PostgreSQL standby has still to replay.", labels=labels
+        )
+        lag = GaugeMetricFamily(
+            "turnout_engine_replication_lag_seconds", "Age of the newest change not applied yet.", labels=labels
+        )
+        response = GaugeMetricFamily(
+            "turnout_engine_probe_duration_seconds", "Round trip of the last probe.", labels=labels
+        )
+        for service in self._services:
+            for engine in service.engines:
+                label = [service.name, engine.name]
+                active.add_metric(label, float(engine.is_active))
+                state = engine.state
+                if state is None:
+                    continue
+                up.add_metric(label, float(state.is_reachable))
+                if not state.is_reachable:
+                    continue
+                writable.add_metric(label, float(state.is_writable))
+                response.add_metric(label, state.response_time_ms / 1e3)
+                if state.lag_bytes is not None:
+                    lag_bytes.add_metric(label, state.lag_bytes)
+                if state.lag_ms is not None:
+                    lag.add_metric(label, state.lag_ms / 1e3)
+        yield from (active, up, writable, lag_bytes, lag, response)
+
+    def _of_switches(self) -> Iterator[Metric]:
+        epoch = GaugeMetricFamily("turnout_service_epoch", "Raised by every cutover.", labels=["service"])
+        running = GaugeMetricFamily(
+            "turnout_switch_running", "1 while a switch runs, by its phase.", labels=["service", "phase"]
+        )
+        for service in self._services:
+            epoch.add_metric([service.name], service.epoch)
+            if service.running is not None:
+                running.add_metric([service.name, service.running.phase.value], 1)
+        ended = CounterMetricFamily(
+            "turnout_switches", "Switches that ended since the supervisor started.", labels=["service", "outcome"]
+        )
+        for (name, outcome), count in self._ended.items():
+            ended.add_metric([name, outcome], count)
+        yield from (epoch, running, ended)
+        for figure in SWITCH_FIGURES:
+            gauge = GaugeMetricFamily(
+                f"turnout_last_switch_{figure.removesuffix('_ms')}_seconds",
+                f"The figure {figure} of the last completed switch since the supervisor started.",
+                labels=["service"],
+            )
+            for name, figures in self._last.items():
+                if figure in figures:
+                    gauge.add_metric([name], figures[figure])
+            yield gauge
+
+
+def _buckets(counts: list[int]) -> list[tuple[str, float]]:
+    """Cumulative buckets with upper bounds in seconds: bucket i counts below 2**i µs, the last one all that is longer."""
+    out: list[tuple[str, float]] = []
+    total = 0
+    for index, count in enumerate(counts):
+        total += count
+        bound = "+Inf" if index == len(counts) - 1 else f"{2**index / 1e6:g}"
+        out.append((bound, total))
+    return out or [("+Inf", 0)]

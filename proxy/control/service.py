@@ -19,13 +19,13 @@ from proxy.config import Config, masked
 from proxy.control.access import Caller, Role
 from proxy.errors import ControlError, NotAllowed, NotFound
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept
-from proxy.switch.readiness import Check
+from proxy.switch.readiness import Check, failures
 from proxy.switch.state import Phase
 from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
 
 _log = structlog.get_logger("turnout.control")
 
-VALIDATION_WAIT_S: Final = 15.0
+VALIDATION_WAIT_S: Final = 8.0
 """How long a request for a switch waits for the checks' outcome before it answers that the switch has begun."""
 
 SWITCHES_MAX: Final = 1_000
@@ -45,7 +45,6 @@ class Supervisor(Protocol):
     async def sessions(self, service: str | None = None) -> list[ipc.Session]: ...
     async def ready(self, service: str, target: str) -> list[Check]: ...
     async def start_switch(self, plan: SwitchPlan) -> SwitchRecord: ...
-    async def wait_switch(self, switch_id: str, timeout: float) -> SwitchRecord: ...
     def switches(self, limit: int = 50) -> list[SwitchRecord]: ...
     def switch(self, switch_id: str) -> SwitchRecord: ...
     def report(self, switch_id: str) -> dict[str, Any]: ...
@@ -103,7 +102,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     service: str
     target: str
     is_ready: bool
-    """No check failed. Warnings do not hold a switch up."""
+    """No check refuses the switch. Warnings do not hold it up."""
     checks: list[Check]
 
 
@@ -152,10 +151,10 @@ class ControlService:
             self._service(service)
         return await self.supervisor.sessions(service)
 
-    async def ready(self, who: Caller, service: str, target: str) -> Readiness:
+    async def ready(self, who: Caller, service: str, target: str, *, force: bool = False) -> Readiness:
         """Run the checks of a switch to `target` and nothing else: no client notices, nothing is changed.
 
-        Raises NotFound.
+        `force` passes over the failed checks that a forced switch would pass over. Raises NotFound.
         """
         _require(who, Role.OBSERVER)
         view = self._service(service)
@@ -163,7 +162,7 @@ class ControlService:
             names = ", ".join(sorted(engine.name for engine in view.engines))
             raise NotFound(f"service {service!r} has no engine {target!r}", hint=f"its engines are: {names}")
         checks = await self.supervisor.ready(service, target)
-        is_ready = all(check.verdict != "fail" for check in checks)
+        is_ready = not failures(checks, force=force)
         return Readiness(service=service, target=target, is_ready=is_ready, checks=checks)
 
     def switches(self, who: Caller, limit: int = 50) -> list[SwitchRecord]:
@@ -230,7 +229,7 @@ class ControlService:
         _require(who, Role.OBSERVER)
         view = self._service(plan.service)
         accept(plan, self.supervisor.config.service[plan.service], view.active)
-        return await self.ready(who, plan.service, plan.target)
+        return await self.ready(who, plan.service, plan.target, force=plan.force)
 
     async def cancel(self, who: Caller, switch_id: str) -> SwitchRecord:
         """Undo a switch that has not begun to promote: the source is writable again and every session goes on there.

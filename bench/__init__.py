@@ -1,0 +1,1 @@
+"""Measurements: programs that print figures. Nothing of the proxy uses them."""

@@ -1,0 +1,200 @@
+"""What is measured: a PostgreSQL server and the relays before it, each started as its users start it.
+
+Everybody logs in by `trust`, so that what is measured is the relaying and not a password's hash. Each relay has one
+process (one thread) that moves the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import shutil
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from proxy.embedded import BinaryMissing, PostgresServer, Setup, Turnout, Workspace, free_port
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.embedded.process import Process, ServerFailed
+
+PoolMode = Literal["session", "transaction"]
+
+POOL_SIZE: Final = 250
+"""Backends of each relay at most; above the number of clients of any run, so that nobody waits for one."""
+
+# auth_type `any` logs in at the server as the user that [databases] names.
+_PGBOUNCER_INI: Final = """\
+[databases]
+* = host=127.0.0.1 port={server_port} user={user}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {pool_mode}
+default_pool_size = {pool_size}
+max_client_conn = 5000
+ignore_startup_parameters = extra_float_digits
+logfile = {folder}/pgbouncer-{pool_mode}.out
+"""
+
+_HAPROXY_CFG: Final = """\
+global
+    nbthread 1
+    maxconn 5000
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+listen postgresql
+    bind 127.0.0.1:{port}
+    server only 127.0.0.1:{server_port}
+"""
+
+
+def program(name: str, package: str) -> str:
+    """Path of an installed program. Raises BinaryMissing."""
+    found = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin")
+    if found is None:
+        raise BinaryMissing(f"{name} is not installed: apt-get install {package}, or `make bench`, which does it")
+    return found
+
+
+def cpu_ns(pid: int) -> int:
+    """Processor time of a process up to now, in nanoseconds: user and system, all its threads that live."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is its own: resident and not shared with another process."""
+    fields = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(words[1]) * 1024 for words in fields if words[0] in ("Private_Clean:", "Private_Dirty:"))
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A way to the server."""
+
+    name: str
+    port: int
+    pids: tuple[int, ...] = ()
+    """Processes that move bytes; none on the direct way."""
+    supervisor: int | None = None
+    """Turnout's other process, measured apart: no query passes it."""
+
+
+async def _listening(port: int, process: Process, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.exit_code is not None:
+            raise ServerFailed(f"{process.name} ended with code {process.exit_code}: {process.last_words()}")
+        with socket.socket() as probe:
+            probe.settimeout(1.0)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        await asyncio.sleep(0.02)
+    raise ServerFailed(f"{process.name} does not listen after {timeout_s:g} s: {process.last_words()}")
+
+
+@asynccontextmanager
+async def server(workspace: Workspace) -> AsyncIterator[PostgresServer]:
+    """A PostgreSQL server that trusts everybody on loopback."""
+    hba = workspace.path / "pg_hba.conf"
+    hba.write_text("host all all 127.0.0.1/32 trust\n")
+    workspace.give(hba)
+    one = await PostgresServer.create(
+        workspace, "server", max_connections=2_000, fsync=False, settings={"hba_file": str(hba)}
+    )
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop("immediate")
+
+
+@asynccontextmanager
+async def pgbouncer(workspace: Workspace, engine: PostgresServer, pool_mode: PoolMode) -> AsyncIterator[Relay]:
+    """PgBouncer of the system; it refuses to run as root, so it runs as the servers' account."""
+    port = free_port()
+    config = workspace.path / f"pgbouncer-{pool_mode}.ini"
+    config.write_text(
+        _PGBOUNCER_INI.format(
+            server_port=engine.port,
+            port=port,
+            pool_mode=pool_mode,
+            pool_size=POOL_SIZE,
+            folder=workspace.path,
+            user=SUPERUSER,
+        )
+    )
+    workspace.give(config)
+    async with _child([program("pgbouncer", "pgbouncer"), "-q", config], workspace, f"pgbouncer-{pool_mode}") as child:
+        await _listening(port, child)
+        yield Relay(name="PgBouncer", port=port, pids=(child.pid,))
+
+
+@asynccontextmanager
+async def haproxy(workspace: Workspace, engine: PostgresServer) -> AsyncIterator[Relay]:
+    """HAProxy of the system: bytes only, one backend for each client."""
+    port = free_port()
+    config = workspace.path / "haproxy.cfg"
+    config.write_text(_HAPROXY_CFG.format(port=port, server_port=engine.port))
+    workspace.give(config)
+    # -db: in the foreground, and one process
+    async with _child([program("haproxy", "haproxy"), "-db", "-f", config], workspace, "haproxy") as child:
+        await _listening(port, child)
+        yield Relay(name="HAProxy", port=port, pids=(child.pid,))
+
+
+@asynccontextmanager
+async def turnout(workspace: Workspace, engine: PostgresServer, pool_mode: PoolMode) -> AsyncIterator[Relay]:
+    """`python -m proxy serve` with one worker."""
+    folder = workspace.path / f"turnout-{pool_mode}"
+    folder.mkdir()
+    one = Turnout(
+        Setup(
+            protocol="postgresql",
+            engines={"only": engine.address},
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={},
+            auth_method="trust",
+            pool_mode=pool_mode,
+            service={"pool_size": 2_000 if pool_mode == "session" else POOL_SIZE},
+            log_level="warning",
+        ),
+        folder,
+    )
+    await one.start()
+    try:
+        supervisor, *workers = (process.pid for process in one.processes())
+        yield Relay(name="Turnout", port=one.port, pids=tuple(workers), supervisor=supervisor)
+    finally:
+        await one.stop()
+
+
+@asynccontextmanager
+async def _child(argv: list[str | Path], workspace: Workspace, name: str) -> AsyncIterator[Process]:
+    child = Process(
+        argv,
+        log=workspace.path / f"{name}.log",
+        cwd=workspace.path,
+        as_nobody=True,
+        death_signal=signal.SIGKILL,
+    )
+    try:
+        yield child
+    finally:
+        await child.stop((signal.SIGTERM, 5.0), (signal.SIGINT, 2.0))
+
+
+def allow_many_descriptors() -> None:
+    """As many as the system lets us; the relays inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

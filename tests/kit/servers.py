@@ -6,17 +6,18 @@ Server objects keep no connection, so tests of any event loop may use them.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from proxy.embedded import PostgresPair, PostgresServer, Workspace, free_port
+from proxy.embedded import BinaryMissing, MariaDBPair, MySQLPair, PostgresPair, PostgresServer, Workspace, free_port
+from proxy.embedded.fetch_mysql import fetch
 
 NICENESS = 10
 """Servers of tests leave the processor to what is tested."""
-
-_FAST = {"fsync": False, "niceness": NICENESS}
 
 
 @pytest.fixture
@@ -55,3 +56,40 @@ async def workspace() -> AsyncIterator[Workspace]:
     """A temporary folder for servers and for a Turnout."""
     with Workspace("turnout-test-", niceness=NICENESS) as place:
         yield place
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mariadb_pair() -> AsyncIterator[MariaDBPair]:
+    """Primary and GTID replica: root, turnout (admin), app with database app, all with password secret. Shared."""
+    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@pytest_asyncio.fixture
+async def fresh_mariadb_pair() -> AsyncIterator[MariaDBPair]:
+    """A pair for one test, which may do anything to it."""
+    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mysql_pair() -> AsyncIterator[MySQLPair]:
+    """The same with real MySQL. Skips, loudly, only if its packages cannot be fetched on this machine."""
+    try:
+        await asyncio.to_thread(fetch)
+    except BinaryMissing as error:
+        if sys.__stderr__ is not None:
+            # Past pytest's capturing: a run without MySQL should not look like one with it.
+            sys.__stderr__.write(f"\n*** no test runs against real MySQL: {error.text}\n")
+        pytest.skip(f"no real MySQL: {error.text}")
+    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()

@@ -82,7 +82,7 @@ class ControlClient:
                 data = answer.read(ANSWER_BYTES_MAX)
             except (OSError, http.client.HTTPException) as error:
                 raise ClientError(
-                    f"the connection to {self.url} broke ({error or type(error).__name__})",
+                    f"the connection to {self.url} broke ({str(error) or type(error).__name__})",
                     "`turnout status` shows whether it still runs",
                 ) from error
         finally:

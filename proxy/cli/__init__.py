@@ -1,0 +1,378 @@
+"""The command line: `turnout`, or `python -m proxy`.
+
+Exit codes: 0 done, 1 refused or failed (why on stderr), 2 wrong use. Every command has `--json`. Commands that talk to a
+running Turnout do so through its control port. Heavy modules are imported by the commands that need them, so that
+`turnout --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+
+from proxy import VERSION
+from proxy.control.client import DEFAULT_URL, ClientError, ControlClient
+
+REFUSED: Final = 1
+WRONG_USE: Final = 2
+
+POLL_S: Final = 0.1
+"""Pause between two looks at a running switch. Its phases are stamped, so none is missed."""
+
+GONE_S_MAX: Final = 30.0
+"""How long a control port that stopped answering in the middle of a switch is waited for: a supervisor restarts."""
+
+app = typer.Typer(
+    name="turnout",
+    help="A database proxy that moves running sessions from one server to another.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Url = Annotated[
+    str | None, typer.Option("--url", help=f"Control port of the Turnout, or TURNOUT_URL.  [default: {DEFAULT_URL}]")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File whose first line is the control port's token, or TURNOUT_TOKEN."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Service = Annotated[str | None, typer.Option("--service", "-s", help="Service; needed if there are several.")]
+ConfigPath = Annotated[Path, typer.Argument(help="The config file, TOML.", metavar="CONFIG")]
+Target = Annotated[str, typer.Argument(help="Engine to switch to.", metavar="TARGET")]
+SwitchId = Annotated[str, typer.Argument(help="Id of the switch, as `turnout history` shows it.", metavar="ID")]
+
+
+class _Globals:
+    """Options before the command; the same option after the command wins."""
+
+    url: str | None = None
+    token_file: Path | None = None
+
+
+@app.callback()
+def _root(url: Url = None, token_file: TokenFile = None) -> None:
+    _Globals.url = url
+    _Globals.token_file = token_file
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `turnout`; `arguments` are those of the process by default. Ends with SystemExit."""
+    try:
+        app(arguments)
+    except ClientError as error:
+        _fail(error.text, error.remedy)
+    except BrokenPipeError:  # `turnout sessions | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(REFUSED)
+    raise AssertionError("typer ends with SystemExit")
+
+
+# --- around a command ---------------------------------------------------------------------------------------------
+
+
+def _fail(text: str, remedy: str = "", *, code: int = REFUSED) -> NoReturn:
+    """Say why on stderr, and leave."""
+    sys.stderr.write(f"turnout: {text}{f'; {remedy}' if remedy else ''}\n")
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _client(url: str | None, token_file: Path | None) -> ControlClient:
+    url = url or _Globals.url or os.environ.get("TURNOUT_URL") or DEFAULT_URL
+    token_file = token_file or _Globals.token_file
+    token = os.environ.get("TURNOUT_TOKEN") or None
+    if token_file is not None:
+        try:
+            token = token_file.read_text().partition("\n")[0].strip()
+        except (OSError, UnicodeDecodeError) as error:
+            _fail(f"--token-file {token_file} cannot be read: {getattr(error, 'strerror', error)}", code=WRONG_USE)
+    try:
+        return ControlClient(url, token=token)
+    except ValueError as error:
+        _fail(str(error), code=WRONG_USE)
+
+
+def _service(client: ControlClient, named: str | None) -> str:
+    """The service that is meant: the one named, or the only one."""
+    if named is not None:
+        return named
+    names = [service["view"]["name"] for service in client.get("/v1/status")["services"]]
+    if len(names) != 1:
+        _fail(f"there are several services ({', '.join(names)}); name one with --service", code=WRONG_USE)
+    return str(names[0])
+
+
+def _segment(name: str) -> str:
+    """A name as part of a path."""
+    from urllib.parse import quote
+
+    return quote(name, safe="")
+
+
+def _show(answer: Any, as_json: bool, show: Callable[..., None], *args: Any, **options: Any) -> None:
+    """`answer` as JSON, or shown for people by a function of proxy.cli.show."""
+    if as_json:
+        _print_json(answer)
+        return
+    from proxy.cli.show import console
+
+    show(console(), answer, *args, **options)
+
+
+# --- here, without a running Turnout ------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(config: ConfigPath) -> None:
+    """Run Turnout until SIGTERM. SIGHUP reads the config again."""
+    import asyncio
+
+    from proxy import supervisor
+    from proxy.config import load
+    from proxy.errors import ProxyError
+    from proxy.log import set_up
+
+    loaded = _load(config)
+    set_up(loaded.log, who="supervisor")
+    try:
+        code = asyncio.run(supervisor.serve(loaded, base=config.absolute().parent, reload=lambda: load(config)))
+    except ProxyError as error:
+        _fail(error.text, error.hint)
+    raise typer.Exit(code)
+
+
+@app.command()
+def check(config: ConfigPath, as_json: AsJson = False) -> None:
+    """Check the config file, and reach every engine: version, role, rights of the admin account."""
+    import asyncio
+
+    from proxy.cli.check import reach_all
+    from proxy.cli.show import show_reached
+
+    loaded = _load(config)
+    rows = asyncio.run(reach_all(loaded))
+    is_good = all(not row["problems"] for row in rows)
+    _show({"is_good": is_good, "engines": rows} if as_json else rows, as_json, show_reached)
+    if not is_good:
+        failed = [f"{row['service']}.{row['engine']}" for row in rows if row["problems"]]
+        _fail(f"{config}: not fit for a switch: {', '.join(failed)}")
+    if not as_json:
+        sys.stdout.write(f"{config}: good\n")
+
+
+def _load(path: Path) -> Any:
+    """The config, or one line on stderr for each error in it."""
+    from proxy.config import ConfigErrors, load
+
+    try:
+        return load(path)
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            sys.stderr.write(f"turnout: {error.text}{f'; {error.hint}' if error.hint else ''}\n")
+        sys.exit(REFUSED)
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    if as_json:
+        _print_json({"version": VERSION})
+    else:
+        sys.stdout.write(f"turnout {VERSION}\n")
+
+
+# --- looking at a running Turnout ---------------------------------------------------------------------------------
+
+
+@app.command()
+def status(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Services, who is active, the switch that runs."""
+    from proxy.cli.show import show_status
+
+    _show(_client(url, token_file).get("/v1/status"), as_json, show_status)
+
+
+@app.command()
+def engines(service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Every engine as the last probe saw it."""
+    from proxy.cli.show import show_engines
+
+    rows = _client(url, token_file).get("/v1/engines", service=service)
+    _show(rows, as_json, show_engines, with_service=True)
+
+
+@app.command()
+def sessions(service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Every client connection, and what it would take to move it."""
+    from proxy.cli.show import show_sessions
+
+    _show(_client(url, token_file).get("/v1/sessions", service=service), as_json, show_sessions)
+
+
+@app.command()
+def history(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, help="Most lines.")] = 20,
+    url: Url = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """The switches so far, newest first."""
+    from proxy.cli.show import show_history
+
+    _show(_client(url, token_file).get("/v1/switches", limit=limit), as_json, show_history)
+
+
+@app.command()
+def report(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """The evidence report of a switch that has ended."""
+    from proxy.cli.show import show_report
+
+    _show(_client(url, token_file).get(f"/v1/switches/{_segment(switch_id)}/report"), as_json, show_report)
+
+
+# --- switching ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def ready(
+    target: Target, service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False
+) -> None:
+    """The checks of a switch, with what to do about those that fail. Changes nothing."""
+    from proxy.cli.show import show_readiness
+
+    client = _client(url, token_file)
+    readiness = client.get(f"/v1/services/{_segment(_service(client, service))}/ready/{_segment(target)}")
+    _show(readiness, as_json, show_readiness)
+    _exit_unless_ready(readiness)
+
+
+def _exit_unless_ready(readiness: dict[str, Any]) -> None:
+    if readiness["is_ready"]:
+        return
+    for one in readiness["checks"]:
+        if one["verdict"] == "fail":
+            sys.stderr.write(f"turnout: {one['name']}: {one['found']}; {one['remedy']}\n")
+    sys.exit(REFUSED)
+
+
+@app.command()
+def switch(
+    target: Target,
+    service: Service = None,
+    strategy: Annotated[str, typer.Option("--strategy", help="How; this version has `graceful`.")] = "graceful",
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--drain-timeout", min=0, max=3_600, metavar="S", help="Seconds that open transactions may go on."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although a check failed, unless it keeps data safe.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only run the checks.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Kept in the record.")] = "",
+    url: Url = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a service to TARGET, and wait until it is done."""
+    from proxy.cli import show
+
+    client = _client(url, token_file)
+    name = _service(client, service)
+    body = {"target_engine": target, "strategy": strategy, "force": force, "dry_run": dry_run, "reason": reason}
+    if drain_timeout is not None:
+        body["drain_timeout_seconds"] = drain_timeout
+    try:
+        begun = client.post(f"/v1/services/{_segment(name)}/switch", body)
+    except ClientError as error:
+        _refused(error, as_json)
+    if dry_run:
+        _show(begun, as_json, show.show_readiness)
+        _exit_unless_ready(begun)
+        return
+    try:
+        ended = _follow(client, begun["id"], None if as_json else show.console())
+    except KeyboardInterrupt:
+        _fail(f"the switch goes on; `turnout cancel {begun['id']}` undoes it, as long as it may be undone")
+    if as_json:
+        _print_json(ended)
+    else:
+        out = show.console()
+        show.show_outcome(out, ended)
+        if ended["phase"] == "completed":
+            show.show_figures(out, ended["figures"])
+        out.print(f"more: turnout report {ended['id']}")
+    if ended["phase"] != "completed":
+        _fail(f"switch {ended['id']} {ended['phase'].replace('_', ' ')}: {ended['error']}", ended["remedy"])
+
+
+def _refused(error: ClientError, as_json: bool) -> NoReturn:
+    """The switch did not begin: which checks failed, and what to do."""
+    problem = error.problem or {}
+    if as_json and problem:
+        _print_json(problem)
+    failed = [one for one in problem.get("checks", []) if one["verdict"] == "fail"]
+    for one in failed:
+        sys.stderr.write(f"turnout: refused by check {one['name']}: {one['found']}; {one['remedy']}\n")
+    if failed:
+        sys.exit(REFUSED)
+    if error.status == 400:
+        _fail(error.text, error.remedy, code=WRONG_USE)
+    _fail(error.text, error.remedy)
+
+
+def _follow(client: ControlClient, switch_id: str, out: Any) -> dict[str, Any]:
+    """Wait for the end of a switch; on `out`, if it is a console, a line for each phase as it is entered."""
+    from contextlib import nullcontext
+
+    from proxy.cli.show import ENDED, show_phase
+
+    seen: set[str] = set()
+    answered = time.monotonic()
+    with out.status(f"switch {switch_id}") if out is not None else nullcontext():
+        while True:
+            try:
+                record: dict[str, Any] = client.get(f"/v1/switches/{_segment(switch_id)}")
+                answered = time.monotonic()
+            except ClientError as error:
+                # The supervisor may be restarting: it finishes or undoes the switch when it is back.
+                if error.status or time.monotonic() - answered > GONE_S_MAX:
+                    raise
+                time.sleep(POLL_S)
+                continue
+            if out is not None:
+                for phase, at_us in sorted(record["stamps"].items(), key=lambda stamp: stamp[1]):
+                    if phase not in seen:
+                        seen.add(phase)
+                        show_phase(out, phase, at_us)
+            if record["phase"] in ENDED:
+                return record
+            time.sleep(POLL_S)
+
+
+@app.command()
+def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Undo a switch that has not begun to promote."""
+    from proxy.cli.show import show_outcome
+
+    client = _client(url, token_file)
+    client.post(f"/v1/switches/{_segment(switch_id)}/cancel")
+    ended = _follow(client, switch_id, None)
+    _show(ended, as_json, show_outcome)
+    if ended["phase"] not in ("aborted", "rolled_back"):
+        _fail(f"switch {switch_id} {ended['phase']}: it could not be undone", ended["remedy"])

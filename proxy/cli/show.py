@@ -1,0 +1,343 @@
+"""What the command line shows: JSON of the control port in, tables for people out. Eighty columns, colour optional."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import IO, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Json = Mapping[str, Any]
+
+PIPE_WIDTH: Final = 160
+"""Columns where the output is no terminal and COLUMNS does not say."""
+
+ENDED: Final = ("completed", "aborted", "rolled_back", "failed")
+
+FIGURES: Final = {
+    "cutover_ms": "Turnout's own part",
+    "blackout_ms": "first request held to first row from the target",
+    "drain_ms": "waiting for open transactions",
+    "fence_ms": "making the source refuse writes (part of cutover_ms)",
+    "catchup_ms": "the target's replication",
+    "promote_ms": "the target's promotion",
+}
+"""Figures of one number, as the report names them, in the order in which they are shown."""
+
+_VERDICT_STYLE: Final = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+_PHASE_STYLE: Final = {"completed": "green", "aborted": "yellow", "rolled_back": "yellow", "failed": "bold red"}
+
+
+def console(stream: IO[str] | None = None) -> Console:
+    """A console on stdout or `stream` that takes every string as it is: names of users may look like markup."""
+    stream = stream or sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=stream, highlight=False, markup=False, emoji=False, width=width, soft_wrap=False)
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+def moment(seconds: float | None) -> str:
+    """A point in time as local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+
+
+def span(seconds: float) -> str:
+    """12 s, 3 min, 5 h, 2 d."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def amount(size: float | None) -> str:
+    """512 B, 3.4 MB."""
+    if size is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1_000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1_000
+    return f"{size:.1f} TB"
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with one decimal."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+def show_status(out: Console, status: Json) -> None:
+    """The whole Turnout: a line for itself, a block for each service."""
+    workers = status["workers"]
+    good = sum(1 for worker in workers if worker["is_configured"])
+    state = Text("ready", "green") if status["is_ready"] else Text("not ready", "bold red")
+    up = span(max(0.0, time.time() - status["started_at"]))
+    out.print(Text.assemble(f"Turnout {status['version']}: ", state, f", up {up}, {good} of {len(workers)} workers"))
+    for service in status["services"]:
+        show_service(out, service)
+
+
+def show_service(out: Console, service: Json) -> None:
+    """One service with its engines and the switch that runs."""
+    view = service["view"]
+    names = ", ".join(view["databases"]) or "every other"
+    out.print()
+    out.print(
+        Text.assemble((view["name"], "bold"), f": {view['protocol']}, {view['pool_mode']} mode, database {names}")
+    )
+    held = f" ({service['held']} held)" if service["held"] else ""
+    out.print(
+        f"  {service['sessions']} sessions{held}, {service['requests_total']} requests, "
+        f"{service['transactions_total']} transactions, {service['errors_total']} errors, epoch {view['epoch']}"
+    )
+    running = view["running"]
+    if running is not None:
+        out.print(Text(f"  switch {running['id']} to {running['target']}: {running['phase']}", "yellow"))
+    show_engines(out, [{"service": view["name"], "engine": engine} for engine in view["engines"]], with_service=False)
+
+
+def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
+    """One line for each engine."""
+    columns = ["engine", "", "address", "role", "version", "lag", "answers"]
+    table = _table(*(["service"] if with_service else []), *columns, right=("lag", "answers"))
+    remarks = []
+    for row in rows:
+        engine = row["engine"]
+        state = engine["state"]
+        cells: list[Text | str] = [row["service"]] if with_service else []
+        cells += [engine["name"], Text("active", "green") if engine["is_active"] else "", engine["address"]]
+        if state is None:
+            cells += [Text("not probed yet", "dim"), "", "", ""]
+        elif not state["is_reachable"]:
+            cells += [Text("down", "bold red"), "", "", ""]
+            remarks.append(f"{engine['name']}: {state['why']}")
+        else:
+            cells += [_role(state), state["version"], _lag(state), f"{state['response_time_ms']:.1f} ms"]
+            if state["replication_error"]:
+                remarks.append(f"{engine['name']}: {state['replication_error']}")
+        table.add_row(*cells)
+    out.print(table)
+    for remark in remarks:
+        out.print(Text(remark, "red"))
+
+
+def _role(state: Json) -> Text:
+    if state["role"] == "standby":
+        return Text("standby") if state["is_replicating"] else Text("standby, not replicating", "yellow")
+    if state["is_fenced"]:
+        return Text("primary, fenced", "yellow")
+    return Text("primary") if state["is_writable"] else Text("primary, read-only", "yellow")
+
+
+def _lag(state: Json) -> str:
+    if state["role"] != "standby":
+        return "-"
+    if state["lag_bytes"] is not None:
+        return amount(state["lag_bytes"])
+    return "-" if state["lag_ms"] is None else f"{state['lag_ms']:.0f} ms"
+
+
+def show_sessions(out: Console, rows: list[Json]) -> None:
+    """One line for each client connection."""
+    table = _table("id", "user@database", "client", "engine", "standing", "tx", "grade", "idle", right=("id", "idle"))
+    for row in sorted(rows, key=lambda one: (one["service"], one["worker"], one["id"])):
+        pins = f" {', '.join(row['pins'])}" if row["pins"] else ""
+        table.add_row(
+            f"{row['worker']}/{row['id']}",
+            f"{row['user']}@{row['database']}",
+            row["client"],
+            row["engine"] or "-",
+            row["standing"],
+            "open" if row["in_transaction"] else "",
+            Text(row["portability"] + pins, "yellow" if row["portability"] == "D" else ""),
+            span(row["idle_s"]),
+        )
+    out.print(table)
+    out.print(Text(f"{len(rows)} sessions. Grades: A nothing to carry, B carried, C at a boundary, D pinned", "dim"))
+
+
+# --- switching ----------------------------------------------------------------------------------------------------
+
+
+def show_checks(out: Console, checks: list[Json]) -> None:
+    """The checks of a readiness report; what to do stands below those that did not pass."""
+    table = _table("", "check", "found")
+    for check in checks:
+        found = Text(str(check["found"]))
+        if check["verdict"] != "pass":
+            if check.get("limit"):
+                found.append(f"\nwanted: {check['limit']}")
+            if check.get("remedy"):
+                found.append(f"\nto do: {check['remedy']}", "bold")
+        table.add_row(Text(check["verdict"], _VERDICT_STYLE[check["verdict"]]), check["name"], found)
+    out.print(table)
+
+
+def show_readiness(out: Console, readiness: Json) -> None:
+    """The report and its verdict."""
+    show_checks(out, readiness["checks"])
+    what = f"switch of {readiness['service']} to {readiness['target']}"
+    if readiness["is_ready"]:
+        out.print(Text(f"ready: a {what} may begin", "green"))
+    else:
+        out.print(Text(f"not ready: a {what} would be refused", "bold red"))
+
+
+def show_phase(out: Console, phase: str, at_us: int) -> None:
+    """One line when a phase is entered."""
+    out.print(Text.assemble((f"{at_us / 1e3:10.1f} ms  ", "dim"), (phase, _PHASE_STYLE.get(phase, ""))))
+
+
+def show_figures(out: Console, figures: Json) -> None:
+    """The measured figures of a switch."""
+    table = _table("figure", "ms", "", right=("ms",))
+    for name, meaning in FIGURES.items():
+        if name in figures:
+            table.add_row(name, ms(figures[name]), Text(meaning, "dim"))
+    waits = figures.get("hold_ms")
+    if isinstance(waits, Mapping):
+        meaning = f"longest wait of one request; p50 {ms(waits['p50'])}, p99 {ms(waits['p99'])}"
+        table.add_row("hold_ms", ms(waits["max"]), Text(meaning, "dim"))
+    out.print(table)
+    out.print(
+        f"{figures.get('affected_transactions', 0)} requests waited, "
+        f"{figures.get('errors_visible', 0)} errors seen by clients"
+    )
+
+
+def show_outcome(out: Console, record: Json) -> None:
+    """How a switch ended."""
+    phase = str(record["phase"])
+    line = {
+        "completed": f"completed: {record['target']} serves {record['service']}",
+        "aborted": f"aborted: {record['source']} goes on serving {record['service']}",
+        "rolled_back": f"rolled back: {record['source']} serves {record['service']} again",
+        "failed": "failed: a person is needed",
+    }.get(phase, phase)
+    by = " (by a supervisor that started later)" if record["recovered"] else ""
+    out.print(Text(line + by, _PHASE_STYLE.get(phase, "")))
+    if record["error"]:
+        out.print(f"why: {record['error']}")
+    if record["remedy"]:
+        out.print(f"to do: {record['remedy']}")
+
+
+def show_history(out: Console, records: list[Json]) -> None:
+    """One line for each switch, newest first."""
+    table = _table("id", "service", "from > to", "began", "phase", "cutover", "hold max", right=("cutover", "hold max"))
+    for record in records:
+        figures = record["figures"] or {}
+        waits = figures.get("hold_ms") or {}
+        is_done = record["phase"] == "completed"
+        table.add_row(
+            record["id"],
+            record["service"],
+            f"{record['source']} > {record['target']}",
+            moment(record["began_at"])[5:],
+            Text(record["phase"], _PHASE_STYLE.get(record["phase"], "")),
+            f"{ms(figures.get('cutover_ms'))} ms" if is_done else "-",
+            f"{ms(waits.get('max'))} ms" if is_done else "-",
+        )
+    out.print(table)
+    if not records:
+        out.print("no switch yet")
+
+
+def show_report(out: Console, report: Json) -> None:
+    """An evidence report for people; `--json` has all of it."""
+    plan = report["plan"]
+    out.print(Text.assemble(("switch ", ""), (report["id"], "bold")))
+    out.print(
+        f"{report['service']}: {report['source']} > {report['target']}, {report['strategy']}, "
+        f"began {moment(report['began_at'])}, asked for by {plan.get('requested_by') or 'nobody'}"
+    )
+    if plan.get("reason"):
+        out.print(f"reason: {plan['reason']}")
+    show_outcome(out, report)
+    out.print()
+    show_steps(out, report["phases_us"])
+    if report["phase"] == "completed":
+        out.print()
+        show_figures(out, report["figures"])
+        _show_waits(out, report["waits"])
+        out.print(f"{report['sessions']} sessions moved, epoch {report['epoch']}")
+    _show_proof(out, report)
+    if report["interrupted_count"]:
+        out.print(Text(f"{report['interrupted_count']} sessions did not come through:", "bold"))
+        for one in report["interrupted"][:20]:
+            out.print(f"  s{one['session']} {one['user']}: {one['reason']} (told {one['code_sent']})")
+    unfit = [check for check in report["checks"] if check["verdict"] != "pass"]
+    if unfit:
+        out.print()
+        show_checks(out, unfit)
+
+
+def show_steps(out: Console, steps: list[Json]) -> None:
+    """Phases with when they began and how long they took."""
+    table = _table("phase", "began", "took", right=("began", "took"))
+    for index, step in enumerate(steps):
+        follows = steps[index + 1]["at_us"] if index + 1 < len(steps) else None
+        took = f"{(follows - step['at_us']) / 1e3:.1f} ms" if follows is not None else ""
+        table.add_row(step["phase"], f"{step['at_us'] / 1e3:.1f} ms", took)
+    out.print(table)
+
+
+def _show_waits(out: Console, waits: Json) -> None:
+    """The histogram as bars."""
+    top = max((bucket["count"] for bucket in waits["histogram"]), default=0)
+    if not top:
+        return
+    table = _table("waits under", "requests", "", right=("waits under", "requests"))
+    for bucket in waits["histogram"]:
+        bar = "#" * max(1, round(30 * bucket["count"] / top))
+        table.add_row(f"{bucket['under_us'] / 1e3:g} ms", str(bucket["count"]), bar)
+    out.print(table)
+
+
+def _show_proof(out: Console, report: Json) -> None:
+    positions, fence = report["positions"], report["fence"]
+    if fence is not None:
+        refused = f", a write was refused with {fence['refused_with']}" if fence["refused_with"] else ""
+        out.print(
+            f"fence on {fence['engine']}: {fence['how']}{refused}, {fence['sessions_ended']} outside sessions ended, "
+            f"{fence['writers_left']} writers left"
+        )
+    if positions["source"]:
+        out.print(f"source stood at {positions['source']}, target reached {positions['target'] or 'nothing'}")
+
+
+# --- check --------------------------------------------------------------------------------------------------------
+
+
+def show_reached(out: Console, rows: list[Json]) -> None:
+    """What `turnout check` found at each engine."""
+    table = _table("service", "engine", "address", "answers", "rights")
+    for row in rows:
+        state = row["state"]
+        if not state["is_reachable"]:
+            table.add_row(row["service"], row["engine"], row["address"], Text("no", "bold red"), "")
+            continue
+        missing = row["missing_rights"]
+        rights = Text(f"{len(missing)} missing", "bold red") if missing else Text("all", "green")
+        answer = Text.assemble(f"{state['version']}, ", _role(state))
+        table.add_row(row["service"], row["engine"], row["address"], answer, rights)
+    out.print(table)
+    for row in rows:
+        for problem in row["problems"]:
+            out.print(Text.assemble((f"{row['service']}.{row['engine']}: ", "bold"), problem))

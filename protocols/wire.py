@@ -273,6 +273,9 @@ class Exchange(Protocol):
     """Everything to send; the backend may be sent it at once."""
     errors: list[str]
     """What the backend refused, for people; empty when all went well. Filled while receiving."""
+    unasked: bytes
+    """Messages that came meanwhile and belong to the session (PostgreSQL: NotificationResponse, NoticeResponse,
+    ParameterStatus); the session passes them on."""
 
     def receive(self, data: bytes) -> bool:
         """Take bytes of the backend; True once the answer is complete. Raises ProtocolViolation."""
@@ -316,7 +319,20 @@ class Wire(Protocol):
         """`method`: trust, scram-sha-256, mysql_native_password, caching_sha2_password. `facts`: of the active
         engine, for MySQL's greeting."""
 
-    def server_login(self, startup: Startup, password: str | None) -> Login: ...
+    def change_user_login(
+        self,
+        packet: bytes,
+        *,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+    ) -> ClientLogin:
+        """MySQL's COM_CHANGE_USER: a login in the middle of a session, that begins with `packet`. Its first facts come
+        from `receive(b"")`."""
+
+    def server_login(self, startup: Startup, password: str | None) -> Login:
+        """A login at an engine. `password` is plain text; None where none is known (trust)."""
 
     def ledger(self, startup: Startup) -> Ledger: ...
 

@@ -6,7 +6,7 @@ down, a client left) are values where they are looked for; they are exceptions o
 
 from __future__ import annotations
 
-from protocols.wire import ErrorReply
+from protocols.wire import BackendRefused, ErrorReply
 
 
 class ProxyError(Exception):
@@ -61,6 +61,17 @@ class AuthRefused(EngineError):
     sqlstate = "28P01"
     mysql_code = 1045
     mysql_sqlstate = "28000"
+
+
+class EngineRefused(EngineError):
+    """An engine refused a client's backend with an error of its own; code and text are passed on."""
+
+    def __init__(self, engine: str, refused: BackendRefused) -> None:
+        super().__init__(refused.message)
+        self.engine = engine
+        self.sqlstate = refused.sqlstate
+        self.mysql_code = int(refused.code) if refused.code.isdigit() else 1105
+        self.mysql_sqlstate = refused.sqlstate
 
 
 class EngineLost(EngineError):

@@ -37,6 +37,8 @@ from protocols.errors import ProtocolViolation
 cdef extern from "sys/socket.h" nogil:
     ssize_t c_recv "recv"(int fd, void* buffer, size_t size, int flags)
     ssize_t c_send "send"(int fd, const void* buffer, size_t size, int flags)
+    int c_shutdown "shutdown"(int fd, int how)
+    int SHUT_WR
     int MSG_NOSIGNAL
     int MSG_PEEK
     int MSG_DONTWAIT
@@ -289,7 +291,7 @@ cdef class Link:
             self._loop.remove_writer(self.fd)
             self._is_writing = False
             if self._is_closing:
-                self.close()
+                self._shut_down()
             elif self._relay is not None:
                 self._relay._has_room(self)
 
@@ -314,15 +316,29 @@ cdef class Link:
         size = c_recv(self.fd, &one, 1, MSG_PEEK | MSG_DONTWAIT)
         return size == 0 or (size < 0 and not (errno == EAGAIN or errno == EINTR))
 
-    def close_when_sent(self):
-        """Close once everything is sent; nothing is read any more. The owner bounds how long that may take."""
+    def finish(self):
+        """Send what is left, say that no more comes, and read on to the peer's end before closing.
+
+        A socket that is closed with unread bytes resets the connection, and the peer may never see our last words.
+        The owner bounds how long that may take by calling `close`.
+        """
         if self.fd < 0:
             return
-        self._pause(PAUSED_BY_OWNER)
+        self._relay = None
+        self.sink = self._discard
+        self._paused = 0
+        self._register()
+        self._is_closing = True
         if self._out_end == self._out_start:
+            self._shut_down()
+
+    def _discard(self, bytes data):
+        if not data:
             self.close()
-        else:
-            self._is_closing = True
+
+    cdef int _shut_down(self) except -1:
+        c_shutdown(self.fd, SHUT_WR)
+        return 0
 
     def close(self):
         """Close at once. Idempotent."""
@@ -364,6 +380,8 @@ cdef class Relay:
         readonly unsigned long long waiting_since_ns
         # When the last bytes came from the client, monotonic nanoseconds.
         readonly unsigned long long last_request_ns
+        # The last bytes from the server had an error message among them.
+        readonly bint ended_with_error
         bint _stamps_first_answer
         unsigned long long _span_began_ns
         # Incomplete headers at the end of the last chunk.
@@ -493,6 +511,14 @@ cdef class Relay:
                 self.waiting_since_ns = 0
             self.client._resume(PAUSED_BY_GATE)
         return 0
+
+    def feed_client(self, bytes data):
+        """Bytes of the client that came before the relay was there."""
+        self._feed_client(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    def feed_server(self, bytes data):
+        """Bytes of the server that came before it was attached."""
+        self._feed_server(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
     def go_on(self):
         """Scan again what the gate kept back, after something changed."""
@@ -679,6 +705,7 @@ cdef class Relay:
         cdef Py_ssize_t size
         cdef Py_ssize_t carried = self._server_carried
         cdef Link server = self.server
+        cdef unsigned long long errors = self.tracker.errors
         size = c_recv(server.fd, SCRATCH + carried, CHUNK_BYTES, 0)
         if size <= 0:
             if size < 0:
@@ -693,6 +720,7 @@ cdef class Relay:
             memcpy(SCRATCH, self._server_carry, carried)
             self._server_carried = 0
         self._feed_server(SCRATCH, carried + size)
+        self.ended_with_error = self.tracker.errors != errors
         if self._stamps_first_answer:
             self._stamps_first_answer = False
             self.owner.on_first_answer(now_ns())

@@ -1,0 +1,73 @@
+"""Ports for clients: one listening socket per worker on each, the kernel spreads the clients (SO_REUSEPORT)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from proxy.dataplane.backend import split_address
+
+_log = structlog.get_logger("turnout.listener")
+
+ACCEPTS_AT_ONCE: Final = 64
+"""Clients taken before the loop looks at running sessions again."""
+
+BACKLOG: Final = 4096
+
+
+class Listener:
+    """Accepts on `address` and hands each connected socket, with the client's address, to `accepted`."""
+
+    def __init__(self, address: str, accepted: Callable[[socket.socket, str], None]) -> None:
+        self.address = address
+        self._accepted = accepted
+        self._sock: socket.socket | None = None
+
+    def open(self) -> None:
+        """Raises OSError with a text that says what to do."""
+        host, port = split_address(self.address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((host or "0.0.0.0", port))
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise OSError(
+                f"cannot listen on {self.address}: {error.strerror}; "
+                "stop what uses it, or change `listen` of this [[listener]]"
+            ) from error
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._on_readable)
+
+    def _on_readable(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                client, address = sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors, or a client that left in the queue: the next event tries again.
+                _log.warning("accept failed", address=self.address, error=str(error))
+                return
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            self._accepted(client, f"{host}:{address[1]}")
+
+    def close(self) -> None:
+        """Accept nobody any more. Idempotent."""
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            self._sock.close()
+            self._sock = None

@@ -1,0 +1,629 @@
+"""One switch of one service, as far as a worker takes part in it: prepare, hold, retarget, release.
+
+The supervisor orders, this answers with facts; every order may come twice. What a session needs on the target is
+opened and replayed while traffic goes on (`prepare`); in the hold only what changed since is done again.
+
+Cases, in the order of a session's life in a switch:
+- prepared at an idle moment, nothing changed since: at its boundary it is held, at the cutover its backend is swapped.
+- its ledger changed after the preparation: inspected and replayed again at its boundary, before it counts as held.
+- without a backend (transaction mode, or still arriving): nothing to swap; it takes one of the target later.
+- came after the preparation: prepared at its boundary, like a changed one.
+- its backend was lost while held: it gets a target backend like the others; after an abort, a fresh one of the source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
+from proxy import ipc
+from proxy.dataplane.backend import Backend
+from proxy.dataplane.registry import Standing
+from proxy.dataplane.runtime import Runtime
+from proxy.dataplane.session import EXCHANGE_TIMEOUT_S, Session
+from proxy.errors import Aborted, EngineError, HoldExpired
+from proxy.tasks import cancel_and_wait, spawn
+
+_log = structlog.get_logger("turnout.moving")
+
+CONCURRENT_PREPARES: Final = 8
+"""Target backends opened at a time: more only queue up in the engine while it serves others."""
+
+PAUSE_TIMEOUT_S: Final = 2.0
+"""How long the preparation waits for a session's boundary before it leaves the session to the hold."""
+
+RELEASE_BATCH: Final = 32
+"""Sessions released before the loop looks at its sockets again: the ramp."""
+
+PROGRESS_INTERVAL_NS: Final = 50_000_000
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A session's place on the target."""
+
+    backend: Backend | None = None
+    version: int = -1
+    """The ledger's version that was replayed on it."""
+    paused: asyncio.Future[None] | None = None
+    """Resolved at the session's next boundary, for the preparation."""
+    catching_up: asyncio.Task[None] | None = None
+    """Preparing in the hold."""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What was answered last, in case the order is repeated."""
+
+    prepared: ipc.Prepared | None = None
+    all_held: ipc.AllHeld | None = None
+    retargeted: ipc.Retargeted | None = None
+    interrupted: list[ipc.Interrupted] = field(default_factory=list)
+
+
+class Move:
+    """See the module. Lives from Prepare (or Hold) to Release."""
+
+    def __init__(self, runtime: Runtime, switch: str, emit: Callable[[ipc.Fact], None]) -> None:
+        self.runtime = runtime
+        self.switch = switch
+        self.target: str | None = None
+        self.phase = "preparing"
+        """preparing, holding, retargeted: what a Hello tells."""
+        self._emit = emit
+        self._answer = _Answer()
+        self._task: asyncio.Task[None] | None = None
+        self._hold_began_ns = 0
+        self._last_boundary_ns = 0
+        self._progress_ns = 0
+        self._leftovers: list[Backend] = []
+        """Source backends to close after the release, off the critical path."""
+        self._first_answer_sent = False
+        self._refused = 0
+
+    # --- prepare ---
+
+    def prepare(self, target: str) -> None:
+        if self._answer.prepared is not None and self.target == target:
+            self._emit(self._answer.prepared)
+            return
+        if self._task is not None and not self._task.done():
+            return
+        self.target = target
+        self._task = spawn(self._prepare(target), name=f"prepare {self.switch}")
+
+    async def _prepare(self, target: str) -> None:
+        runtime = self.runtime
+        failed: list[str] = []
+        work: list[Callable[[], Awaitable[None]]] = []
+        for session in runtime.registry:
+            if session.backend is not None and (not runtime.shares_backends or self._is_pinned(session)):
+                work.append(lambda session=session: self._prepare_session(session))  # type: ignore[misc]
+        if runtime.shares_backends:
+            for pool in runtime.pools(runtime.active):
+                for startup, count in pool.demand().items():
+                    target_pool = runtime.pool(target, startup)
+                    for _ in range(count):
+                        work.append(lambda s=startup, p=target_pool: self._prepare_idle(s, p))  # type: ignore[misc]
+        count = len(work)
+        await self._in_parallel(work, failed)
+        self._answer.prepared = ipc.Prepared(
+            switch=self.switch,
+            service=runtime.name,
+            sessions=count - len(failed),
+            backend_pids=self._process_ids(),
+            failed=failed[:20],
+        )
+        self._emit(self._answer.prepared)
+
+    async def _in_parallel(self, work: Iterable[Callable[[], Awaitable[None]]], failed: list[str]) -> None:
+        queue = iter(list(work))
+
+        async def one_after_another() -> None:
+            for step in queue:
+                try:
+                    await step()
+                except EngineError as error:
+                    failed.append(error.text)
+
+        lanes = [spawn(one_after_another(), name=f"prepare lane {self.switch}") for _ in range(CONCURRENT_PREPARES)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            await cancel_and_wait(*lanes)
+
+    @staticmethod
+    def _is_pinned(session: Session) -> bool:
+        return session.ledger is not None and not (session.ledger.is_empty and not session.ledger.pins)
+
+    async def _prepare_idle(self, startup: Any, pool: Any) -> None:
+        assert self.target is not None
+        backend = await self.runtime.open_as(self.target, startup)
+        pool.shelve(backend)
+
+    def _notes(self, session: Session) -> Prepared:
+        if not isinstance(session.move_notes, Prepared):
+            session.move_notes = Prepared()
+        return session.move_notes
+
+    async def _prepare_session(self, session: Session) -> None:
+        """Bring a serving session's ledger up to date at a boundary, then open and replay on the target."""
+        ledger = session.ledger
+        if ledger is None or session.has_ended:
+            return
+        notes = self._notes(session)
+        if ledger.is_dirty and not await self._pause(session, notes):
+            return
+        if ledger.is_dirty and session.standing is Standing.SERVING and session.backend is not None:
+            await self._inspect(session)
+            if session.is_draining:
+                self.reached(session)
+                return
+        await self._replay(session, notes)
+
+    async def _inspect(self, session: Session) -> None:
+        """Ask the session's own backend. An abort must not cut this short: the answer would stay in the way."""
+        await asyncio.shield(spawn(self._ask(session), name=f"inspect session {session.id}"))
+
+    @staticmethod
+    async def _ask(session: Session) -> None:
+        assert session.ledger is not None
+        try:
+            await session.ask(session.ledger.inspection())
+        except EngineError as error:
+            if session.standing in (Standing.SERVING, Standing.ARRIVING):
+                session.end_with(error)
+            elif session.backend is not None and session.standing is not Standing.ENDED:
+                # Held or about to be: the switch gives it another backend.
+                session.drop_lost_backend()
+            return
+        if session.standing is Standing.SERVING:
+            session.reopen()
+
+    async def _pause(self, session: Session, notes: Prepared) -> bool:
+        """Wait until the session is at a boundary; False if it takes too long."""
+        relay = session.relay
+        if relay is None or session.is_asking:
+            return False
+        if relay.at_boundary():
+            return True
+        notes.paused = asyncio.get_running_loop().create_future()
+        relay.notifies = True
+        try:
+            await asyncio.wait([notes.paused], timeout=PAUSE_TIMEOUT_S)
+        finally:
+            notes.paused = None
+            relay.notifies = self.runtime.shares_backends or session.standing is Standing.DRAINING
+        return session.standing is not Standing.ENDED and relay.at_boundary() and not session.is_asking
+
+    def paused(self, session: Session) -> None:
+        """The session reached a boundary while serving."""
+        notes = session.move_notes
+        if isinstance(notes, Prepared) and notes.paused is not None and not notes.paused.done():
+            notes.paused.set_result(None)
+
+    async def _replay(self, session: Session, notes: Prepared) -> None:
+        """Make `notes.backend` a backend of the target that holds what the ledger says. Raises EngineError."""
+        ledger, startup = session.ledger, session.startup
+        if ledger is None or startup is None or self.target is None or session.has_ended:
+            return
+        if notes.backend is not None and notes.backend.is_lost:
+            notes.backend = None
+        if notes.backend is not None and notes.version == ledger.version:
+            return
+        if notes.backend is None:
+            notes.backend = await self.runtime.open(self.target, startup)
+        elif notes.version >= 0:
+            # The replay is not a difference but a whole: begin anew.
+            await notes.backend.run(self.runtime.wire.reset(), EXCHANGE_TIMEOUT_S)
+            notes.backend.notes.clear()
+        backend = notes.backend
+        version = ledger.version
+        replay = ledger.replay(is_late=False)
+        if replay is not None:
+            await backend.run(replay, EXCHANGE_TIMEOUT_S)
+            if replay.errors:
+                _log.warning("replay refused in part", session=session.id, errors=replay.errors[:5])
+        backend.notes = ledger.adopt(backend.notes)
+        notes.version = version
+        if session.has_ended:
+            backend.close(says_goodbye=True)
+            notes.backend = None
+
+    # --- hold ---
+
+    def hold(self) -> None:
+        """Hold every session at its next boundary."""
+        if self.phase == "retargeted":
+            if self._answer.all_held is not None:
+                self._emit(self._answer.all_held)
+            return
+        if self.phase == "holding":
+            if self._answer.all_held is not None:
+                self._emit(self._answer.all_held)
+            return
+        self.phase = "holding"
+        self._hold_began_ns = self._last_boundary_ns = time.monotonic_ns()
+        runtime = self.runtime
+        runtime.hold()
+        for session in runtime.registry.members(Standing.SERVING):
+            self._hold_session(session)
+        self._check_all_held()
+
+    def _hold_session(self, session: Session) -> None:
+        relay = session.relay
+        assert relay is not None, "a serving session has a relay"
+        self.runtime.registry.move(session, Standing.DRAINING)
+        if session.is_asking:
+            return
+        if session.backend is None or relay.at_boundary():
+            self.reached(session)
+            return
+        relay.notifies = True
+        relay.set_gate(GATE_DRAIN)
+
+    def reached(self, session: Session) -> None:
+        """A draining session is at a boundary: hold it, or first catch up with what is not prepared."""
+        if session.standing is not Standing.DRAINING or self.phase == "preparing":
+            return
+        relay, ledger = session.relay, session.ledger
+        assert relay is not None
+        assert ledger is not None
+        notes = self._notes(session)
+        if notes.catching_up is not None and not notes.catching_up.done():
+            return
+        relay.set_gate(GATE_CLOSED)
+        if self._needs_catching_up(session, notes):
+            notes.catching_up = spawn(self._catch_up(session, notes), name=f"session {session.id} catches up")
+            return
+        self._held(session)
+
+    def _needs_catching_up(self, session: Session, notes: Prepared) -> bool:
+        ledger = session.ledger
+        assert ledger is not None
+        if self.target is None or session.backend is None:
+            return False
+        if self.runtime.shares_backends and ledger.is_empty and not ledger.is_dirty and not ledger.pins:
+            return False
+        return ledger.is_dirty or notes.backend is None or notes.backend.is_lost or notes.version != ledger.version
+
+    async def _catch_up(self, session: Session, notes: Prepared) -> None:
+        ledger = session.ledger
+        assert ledger is not None
+        try:
+            if ledger.is_dirty and session.backend is not None and not session.is_asking:
+                await self._inspect(session)
+            await self._replay(session, notes)
+        except EngineError as error:
+            # Tried again at the cutover; only then it is the session's fate.
+            _log.warning("session not prepared", session=session.id, why=error.text)
+        if session.standing is Standing.DRAINING:
+            self._held(session)
+
+    def _held(self, session: Session) -> None:
+        assert session.relay is not None
+        session.relay.hold()
+        self.runtime.registry.move(session, Standing.HELD)
+        self._last_boundary_ns = time.monotonic_ns()
+        self._check_all_held()
+
+    def _check_all_held(self) -> None:
+        registry = self.runtime.registry
+        if self.phase != "holding" or self._answer.all_held is not None:
+            return
+        draining = registry.count(Standing.DRAINING)
+        if draining or registry.count(Standing.SERVING):
+            return
+        self._answer.all_held = ipc.AllHeld(
+            switch=self.switch,
+            service=self.runtime.name,
+            held=registry.count(Standing.HELD),
+            hold_began_ns=self._hold_began_ns,
+            last_boundary_ns=self._last_boundary_ns,
+            backend_pids=self._process_ids(),
+        )
+        self._emit(self._answer.all_held)
+
+    def _process_ids(self) -> list[int]:
+        return sorted({pid for pool in self.runtime.pools(self.runtime.active) for pid in pool.process_ids()})
+
+    def ended(self, session: Session) -> None:
+        """A session ended during the switch."""
+        notes = session.move_notes
+        if isinstance(notes, Prepared):
+            if notes.paused is not None and not notes.paused.done():
+                notes.paused.set_result(None)
+            if notes.backend is not None:
+                notes.backend.close(says_goodbye=True)
+                notes.backend = None
+        session.move_notes = None
+        self._check_all_held()
+
+    def terminate(self, reason: str) -> None:
+        """End the sessions that are not held yet."""
+        for session in self.runtime.registry.members(Standing.DRAINING):
+            error = Aborted(f"the session was ended by a switch: {reason}")
+            self._interrupt(session, error)
+
+    def _interrupt(self, session: Session, error: Aborted | EngineError | HoldExpired) -> None:
+        self._answer.interrupted.append(
+            ipc.Interrupted(
+                session=session.id,
+                user=session.startup.user if session.startup is not None else "",
+                reason=error.text,
+                code_sent=error.sqlstate if self.runtime.wire.name == "postgresql" else str(error.mysql_code),
+            )
+        )
+        session.end_with(error)
+
+    # --- retarget ---
+
+    def retarget(self, target: str, epoch: int) -> None:
+        """The cutover of this worker. Sessions stay held."""
+        if self._answer.retargeted is not None:
+            self._emit(self._answer.retargeted)
+            return
+        if epoch <= self.runtime.epoch:
+            _log.error("retarget with an old epoch refused", service=self.runtime.name, epoch=epoch)
+            return
+        if self.phase == "preparing":
+            self.hold()
+        if self._task is not None and not self._task.done() and self.phase == "retargeted":
+            return
+        self.target = target
+        self._task = spawn(self._retarget(target, epoch), name=f"retarget {self.switch}")
+
+    async def _retarget(self, target: str, epoch: int) -> None:
+        runtime = self.runtime
+        source = runtime.active
+        slow: list[Session] = []
+        for session in runtime.registry.members(Standing.HELD):
+            if self._needs_backend(session) and not self._swap(session):
+                slow.append(session)
+        failed: list[str] = []
+        await self._in_parallel([lambda s=s: self._swap_slowly(s) for s in slow], failed)  # type: ignore[misc]
+        runtime.retarget(target, epoch)
+        self.phase = "retargeted"
+        self._answer.retargeted = ipc.Retargeted(
+            switch=self.switch,
+            service=runtime.name,
+            epoch=epoch,
+            sessions=runtime.registry.count(Standing.HELD),
+            interrupted=list(self._answer.interrupted),
+        )
+        self._emit(self._answer.retargeted)
+        _log.info("retargeted", service=runtime.name, source=source, target=target, slowly=len(slow))
+
+    def _needs_backend(self, session: Session) -> bool:
+        if session.backend is not None:
+            return not (self.runtime.shares_backends and not self._is_pinned(session))
+        # Lost while held; in transaction mode a session without state needs none.
+        return not self.runtime.shares_backends or self._is_pinned(session)
+
+    def _swap(self, session: Session) -> bool:
+        """Swap at once if all is ready; False where a round trip is needed."""
+        notes, ledger = self._notes(session), session.ledger
+        assert ledger is not None
+        backend = notes.backend
+        if backend is None or backend.is_lost or notes.version != ledger.version:
+            return False
+        if ledger.replay(is_late=True) is not None:
+            return False
+        self._exchange_backend(session, backend)
+        return True
+
+    async def _swap_slowly(self, session: Session) -> None:
+        notes, ledger = self._notes(session), session.ledger
+        if ledger is None or session.standing is not Standing.HELD:
+            return
+        try:
+            await self._replay(session, notes)
+            backend = notes.backend
+            if backend is None:
+                return
+            late = ledger.replay(is_late=True)
+            if late is not None:
+                await backend.run(late, EXCHANGE_TIMEOUT_S)
+        except EngineError as error:
+            if session.standing is Standing.HELD:
+                self._interrupt(session, Aborted(f"the session could not be moved: {error.text}"))
+            return
+        if session.standing is Standing.HELD:
+            self._exchange_backend(session, backend)
+
+    def _exchange_backend(self, session: Session, backend: Backend) -> None:
+        assert session.startup is not None
+        assert self.target is not None
+        old = session.take_away()
+        if old is not None:
+            self._leftovers.append(old)
+        self._notes(session).backend = None
+        self.runtime.pool(self.target, session.startup).adopt(backend)
+        session.give(backend)
+
+    # --- release ---
+
+    def release(self, epoch: int) -> None:
+        """Read on: on the target after a retarget, else on the source."""
+        self._task, earlier = spawn(self._release(self._task), name=f"release {self.switch}"), self._task
+        del earlier, epoch
+
+    async def _release(self, earlier: asyncio.Task[None] | None) -> None:
+        await cancel_and_wait(earlier)
+        runtime, registry = self.runtime, self.runtime.registry
+        is_moved = self.phase == "retargeted"
+        self.phase = "releasing"
+        runtime.go_on()
+        first_request_ns = 0
+        waits_us: list[int] = []
+        # Who waits longest goes first.
+        held = registry.members(Standing.HELD)
+        held.sort(key=lambda session: session.relay.waiting_since_ns or 1 << 63 if session.relay else 0)
+        count = 0
+        for session in held:
+            if session.standing is not Standing.HELD:
+                continue
+            relay = session.relay
+            assert relay is not None
+            since = relay.waiting_since_ns
+            waited_ns = self._release_session(session, is_moved)
+            if waited_ns >= 0:
+                waits_us.append(waited_ns // 1000)
+                first_request_ns = min(first_request_ns or since, since)
+            count += 1
+            if count % RELEASE_BATCH == 0:
+                await asyncio.sleep(0)
+        for session in registry.members(Standing.DRAINING):
+            self._undo_drain(session)
+        self._close_leftovers()
+        self._emit(
+            ipc.Released(
+                switch=self.switch,
+                service=runtime.name,
+                sessions=count,
+                first_request_ns=first_request_ns,
+                waits_us=waits_us,
+                interrupted=list(self._answer.interrupted),
+            )
+        )
+        if runtime.move is self:
+            runtime.move = None
+            runtime.last_move = self
+
+    def _release_session(self, session: Session, is_moved: bool) -> int:
+        relay, runtime = session.relay, self.runtime
+        assert relay is not None
+        notes = session.move_notes
+        if isinstance(notes, Prepared) and notes.backend is not None:
+            # An aborted switch: the place on the target is given up.
+            self._leftovers.append(notes.backend)
+        session.move_notes = None
+        runtime.registry.move(session, Standing.SERVING)
+        if is_moved:
+            relay.stamp_first_answer()
+        relay.notifies = runtime.shares_backends
+        if session.backend is not None:
+            return relay.release(GATE_OPEN)
+        waited_ns = relay.release(GATE_CLOSED)
+        if not runtime.shares_backends or self._is_pinned(session):
+            spawn(self._recover(session), name=f"session {session.id} recovers")
+        elif relay.has_work:
+            session.want_backend()
+        return waited_ns
+
+    async def _recover(self, session: Session) -> None:
+        """The switch was undone and the session's backend is gone: make it another one on the source."""
+        ledger, startup, runtime = session.ledger, session.startup, self.runtime
+        assert ledger is not None
+        assert startup is not None
+        try:
+            backend = await runtime.open(runtime.active, startup)
+            for replay in (ledger.replay(is_late=False), ledger.replay(is_late=True)):
+                if replay is not None:
+                    await backend.run(replay, EXCHANGE_TIMEOUT_S)
+        except EngineError as error:
+            if session.standing is not Standing.ENDED:
+                session.end_with(error)
+            return
+        if session.standing is Standing.ENDED or session.backend is not None:
+            backend.close(says_goodbye=True)
+            return
+        backend.notes = ledger.adopt(backend.notes)
+        runtime.pool(runtime.active, startup).adopt(backend)
+        session.give(backend)
+        session.reopen()
+
+    def _undo_drain(self, session: Session) -> None:
+        """An abort found the session still in its transaction: nothing happened to it."""
+        notes = session.move_notes
+        if isinstance(notes, Prepared):
+            if notes.catching_up is not None and not notes.catching_up.done():
+                notes.catching_up.cancel()
+            if notes.backend is not None:
+                self._leftovers.append(notes.backend)
+        session.move_notes = None
+        self.runtime.registry.move(session, Standing.SERVING)
+        relay = session.relay
+        assert relay is not None
+        relay.notifies = self.runtime.shares_backends
+        if session.backend is None:
+            if relay.has_work:
+                session.want_backend()
+        elif not session.is_asking:
+            relay.set_gate(GATE_OPEN)
+
+    def _close_leftovers(self) -> None:
+        for backend in self._leftovers:
+            pool = self.runtime.pool_of(backend)
+            if pool is not None:
+                pool.discard(backend)
+            else:
+                backend.close(says_goodbye=True)
+        self._leftovers.clear()
+        for engine in {pool.name[0] for pool in self.runtime.pools()} - {self.runtime.active}:
+            self.runtime.close_pools(engine)
+        for session in self.runtime.registry:
+            # Prepared, but the switch ended before it was held.
+            notes = session.move_notes
+            if isinstance(notes, Prepared) and notes.backend is not None:
+                notes.backend.close(says_goodbye=True)
+            session.move_notes = None
+
+    # --- time ---
+
+    def tick(self, now_ns: int) -> None:
+        """Report progress; refuse work that has waited longer than `hold_ms_max`."""
+        if self.phase not in ("holding", "retargeted"):
+            return
+        if self.phase == "holding" and self._answer.all_held is None:
+            self._report_progress(now_ns)
+        bound_ns = self.runtime.config.switch.hold_ms_max * 1_000_000
+        refused = 0
+        for standing in (Standing.HELD, Standing.DRAINING):
+            for session in self.runtime.registry.members(standing):
+                since = session.relay.waiting_since_ns if session.relay is not None else 0
+                if since and now_ns - since > bound_ns:
+                    refused += 1
+                    self._interrupt(
+                        session,
+                        HoldExpired(
+                            f"a switch of service {self.runtime.name} took longer than "
+                            f"{self.runtime.config.switch.hold_ms_max} ms; nothing of this request was executed",
+                            hint="Reconnect and send it again.",
+                        ),
+                    )
+        if refused:
+            self._refused += refused
+            self._emit(ipc.Expired(switch=self.switch, service=self.runtime.name, refused=self._refused))
+
+    def _report_progress(self, now_ns: int) -> None:
+        if now_ns - self._progress_ns < PROGRESS_INTERVAL_NS:
+            return
+        self._progress_ns = now_ns
+        registry = self.runtime.registry
+        draining = registry.members(Standing.DRAINING)
+        self._emit(
+            ipc.Draining(
+                switch=self.switch,
+                service=self.runtime.name,
+                held=registry.count(Standing.HELD),
+                draining=len(draining),
+                waiting_for=[
+                    f"session {s.id} of {s.startup.user if s.startup else '?'} from {s.client}: "
+                    + ("a question of the proxy's own" if s.is_asking else "its transaction or answer")
+                    for s in draining[:10]
+                ],
+            )
+        )
+
+    def first_answer(self, at_ns: int) -> None:
+        """A released session got its first bytes from the target."""
+        if not self._first_answer_sent:
+            self._first_answer_sent = True
+            self._emit(ipc.FirstRow(switch=self.switch, service=self.runtime.name, at_ns=at_ns))

@@ -1,0 +1,225 @@
+"""One service as a worker serves it: who is active, under which epoch, its pools, its users, its sessions.
+
+Decides which engine a new backend is opened on; nothing else in the data plane does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from protocols.wire import BackendFacts, Startup, Wire
+from proxy.config import ServiceConfig
+from proxy.dataplane.backend import Backend, open_backend
+from proxy.dataplane.pool import Pool, Waiter
+from proxy.dataplane.registry import Registry
+from proxy.dataplane.relay import Meter
+from proxy.errors import ConnectFailed, EngineError, HoldExpired, ProxyError
+
+if TYPE_CHECKING:
+    from proxy.dataplane.moving import Move
+
+
+class Runtime:
+    """See the module. `engine_lost` is told of engines that cannot be reached, at most once a second each."""
+
+    def __init__(
+        self,
+        name: str,
+        config: ServiceConfig,
+        users: dict[str, str],
+        wire: Wire,
+        active: str,
+        epoch: int,
+        engine_lost: Callable[[str, str, str], None],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.users = users
+        self.wire = wire
+        self.active = active
+        self.epoch = epoch
+        self.registry = Registry()
+        self.meter = Meter()
+        self.move: Move | None = None
+        """The switch under way, if any."""
+        self.last_move: Move | None = None
+        """The switch that ended last: the first answers after it are its."""
+        self.login_failures = 0
+        self.requests_ended = 0
+        """Requests, transactions and errors of sessions that have ended; living ones count themselves."""
+        self.transactions_ended = 0
+        self.errors_ended = 0
+        self._engine_lost = engine_lost
+        self._engine_lost_ns: dict[str, int] = {}
+        self._pools: dict[tuple[str, str, str], Pool] = {}
+        self._greetings: dict[str, BackendFacts] = {}
+        self._may_serve = asyncio.Event()
+        self._may_serve.set()
+
+    @property
+    def shares_backends(self) -> bool:
+        """Transaction mode: a backend is lent for a transaction, not for a session."""
+        return self.config.pool_mode == "transaction"
+
+    def reconfigure(self, config: ServiceConfig, users: dict[str, str]) -> None:
+        """A reload: settings and users change, sessions and pools stay."""
+        self.config = config
+        self.users = users
+        for pool in self._pools.values():
+            pool.size_max = config.pool_size
+            pool.wait_timeout_s = config.query_wait_timeout_s
+
+    # --- hold ---
+
+    @property
+    def is_holding(self) -> bool:
+        return not self._may_serve.is_set()
+
+    def hold(self) -> None:
+        """No backend of this service is taken or opened for a session until `go_on`."""
+        self._may_serve.clear()
+        for pool in self._pools.values():
+            pool.withdraw_all()
+
+    def go_on(self) -> None:
+        self._may_serve.set()
+
+    async def may_serve(self) -> None:
+        """Wait until the service is not held. Raises HoldExpired after `hold_ms_max`."""
+        try:
+            async with asyncio.timeout(self.config.switch.hold_ms_max / 1000):
+                await self._may_serve.wait()
+        except TimeoutError as error:
+            raise HoldExpired(
+                f"a switch of service {self.name} takes longer than {self.config.switch.hold_ms_max} ms",
+                hint="Connect again.",
+            ) from error
+
+    # --- engines ---
+
+    def login_of(self, engine: str, startup: Startup) -> tuple[Startup, str | None]:
+        """What a backend for a client's `startup` is opened with, and the password."""
+        login = self.config.engine[engine].login
+        if login is not None:
+            password = login.password.value if login.password is not None else None
+            return replace(startup, user=login.user), password
+        return startup, self.users.get(startup.user)
+
+    async def open(self, engine: str, startup: Startup) -> Backend:
+        """A fresh backend, in no pool. `startup` is the client's. Raises EngineError."""
+        own, password = self.login_of(engine, startup)
+        return await self._open(engine, own, password)
+
+    async def open_as(self, engine: str, own: Startup) -> Backend:
+        """A fresh backend for a pool: `own` is what the pool's backends are opened with. Raises EngineError."""
+        login = self.config.engine[engine].login
+        if login is not None:
+            return await self._open(engine, own, login.password.value if login.password is not None else None)
+        return await self._open(engine, own, self.users.get(own.user))
+
+    async def _open(self, engine: str, startup: Startup, password: str | None) -> Backend:
+        address = self.config.engine[engine].address
+        try:
+            backend = await open_backend(
+                self.wire, engine, address, startup, password, self.config.server_connect_timeout_s
+            )
+        except ConnectFailed as error:
+            self.report_lost(engine, error.text)
+            raise
+        self._greetings[engine] = backend.facts
+        return backend
+
+    def report_lost(self, engine: str, why: str) -> None:
+        """Tell the supervisor that the data plane saw an engine fail."""
+        now = time.monotonic_ns()
+        if now - self._engine_lost_ns.get(engine, 0) > 1_000_000_000:
+            self._engine_lost_ns[engine] = now
+            self._engine_lost(self.name, engine, why)
+
+    def known_greeting(self) -> BackendFacts | None:
+        """What the active engine said of itself last."""
+        return self._greetings.get(self.active)
+
+    async def greeting(self) -> BackendFacts | None:
+        """What the active engine says of itself before a login (MySQL); None if it cannot be asked."""
+        facts = self._greetings.get(self.active)
+        if facts is None and self.wire.name == "mysql":
+            admin = self.config.admin
+            password = admin.password.value if admin.password is not None else None
+            try:
+                backend = await self._open(self.active, Startup(admin.user, admin.database), password)
+            except EngineError:
+                return None
+            facts = backend.facts
+            backend.close(says_goodbye=True)
+        return facts
+
+    # --- pools ---
+
+    def pool(self, engine: str, startup: Startup) -> Pool:
+        """The pool on `engine` for a client's `startup`."""
+        own, password = self.login_of(engine, startup)
+        name = (engine, own.database, own.user)
+        pool = self._pools.get(name)
+        if pool is None:
+
+            async def open_one(wanted: Startup) -> Backend:
+                return await self._open(engine, wanted, password)
+
+            pool = self._pools[name] = Pool(
+                name,
+                size_max=self.config.pool_size,
+                wait_timeout_s=self.config.query_wait_timeout_s,
+                open_one=open_one,
+            )
+        return pool
+
+    def pools(self, engine: str | None = None) -> list[Pool]:
+        return [pool for name, pool in self._pools.items() if engine is None or name[0] == engine]
+
+    def request(
+        self, startup: Startup, granted: Callable[[Backend], None], refused: Callable[[ProxyError], None]
+    ) -> Waiter:
+        """Ask for a backend on the active engine. Only while the service is not held."""
+        assert not self.is_holding, "a held service lends nothing"
+        own, _ = self.login_of(self.active, startup)
+        deadline_ns = time.monotonic_ns() + int(self.config.query_wait_timeout_s * 1e9)
+        waiter = Waiter(own, granted, refused, deadline_ns)
+        self.pool(self.active, startup).request(waiter)
+        return waiter
+
+    def give_back(self, backend: Backend) -> None:
+        """Return a backend to its pool; one of an engine that is not active any more is closed there."""
+        pool = self._pools.get((backend.engine, backend.startup.database, backend.startup.user))
+        if pool is None:
+            backend.close(says_goodbye=True)
+        else:
+            pool.give_back(backend)
+
+    def pool_of(self, backend: Backend) -> Pool | None:
+        return self._pools.get((backend.engine, backend.startup.database, backend.startup.user))
+
+    def retarget(self, target: str, epoch: int) -> None:
+        """The cutover, as far as this worker goes: from now on new work belongs to `target`."""
+        assert epoch > self.epoch, "a cutover raises the epoch"
+        self.active = target
+        self.epoch = epoch
+
+    def close_pools(self, engine: str) -> None:
+        """Close the pools of an engine that serves no more."""
+        for name in [name for name in self._pools if name[0] == engine]:
+            self._pools.pop(name).close()
+
+    def tick(self, now_ns: int) -> None:
+        """Expire waits and idle backends; called a few times a second."""
+        idle_s = self.config.server_idle_timeout_s
+        for pool in self._pools.values():
+            pool.expire(now_ns)
+            if idle_s > 0:
+                pool.close_idle(now_ns - int(idle_s * 1e9))
+        if self.move is not None:
+            self.move.tick(now_ns)

@@ -1,0 +1,635 @@
+"""One client connection's whole life in the proxy: login, work, moves, end.
+
+After the login a session is no task: it is a relay and a handful of callbacks. Tasks exist only while something is
+asked of a backend (an inspection, a replay) or a login waits for one.
+
+Responsible for when a backend is wanted, given back, or kept. Refuses to know how bytes are judged (tracker), how a
+switch goes (moving), or which engine is active (runtime).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, cast
+
+import structlog
+
+from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
+from protocols.errors import ProtocolViolation
+from protocols.wire import (
+    BackendFacts,
+    CancelRequested,
+    ClientLogin,
+    CredentialWanted,
+    ErrorReply,
+    Exchange,
+    Grade,
+    Ledger,
+    LoginFact,
+    LoginProven,
+    LoginRefused,
+    Startup,
+    Tracker,
+    Wire,
+)
+from proxy.dataplane.backend import Backend
+from proxy.dataplane.registry import Standing
+from proxy.dataplane.relay import Link, Relay
+from proxy.errors import EngineError, EngineLost, ProxyError, UnknownDatabase
+from proxy.tasks import spawn
+
+if TYPE_CHECKING:
+    from proxy.dataplane.moving import Move
+    from proxy.dataplane.pool import Waiter
+    from proxy.dataplane.runtime import Runtime
+    from proxy.worker import Worker
+
+_log = structlog.get_logger("turnout.session")
+
+EXCHANGE_TIMEOUT_S: Final = 10.0
+"""Longest time a backend may take to answer an inspection, a replay or a reset."""
+
+FAREWELL_TIMEOUT_S: Final = 10.0
+"""Longest time a client may take to read the last error."""
+
+
+class Session:
+    """See the module. The relay's owner; every `on_…` is called by the relay."""
+
+    __slots__ = (
+        "_backend_task",
+        "_is_asking",
+        "_login",
+        "_login_timer",
+        "_needs_reset",
+        "_waiter",
+        "backend",
+        "cancel_key",
+        "client",
+        "id",
+        "ledger",
+        "link",
+        "move_notes",
+        "opened_ns",
+        "relay",
+        "runtime",
+        "standing",
+        "startup",
+        "tracker",
+        "wire",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, wire: Wire, number: int, link: Link, client: str) -> None:
+        self.worker = worker
+        self.wire = wire
+        self.id = number
+        self.link = link
+        self.client = client
+        """address:port of the client."""
+        self.opened_ns = time.monotonic_ns()
+        self.standing = Standing.ENDED
+        """Ended until the registry knows it: a login in progress is in no index."""
+        self.runtime: Runtime | None = None
+        self.startup: Startup | None = None
+        self.backend: Backend | None = None
+        self.relay: Relay | None = None
+        self.tracker: Tracker | None = None
+        self.ledger: Ledger | None = None
+        self.cancel_key: tuple[int, bytes] | None = None
+        self.move_notes: object | None = None
+        """What a switch under way keeps with this session; only `moving` touches it."""
+        self._login: ClientLogin | None = None
+        self._login_timer: asyncio.TimerHandle | None = None
+        self._waiter: Waiter | None = None
+        self._is_asking = False
+        self._needs_reset = False
+        self._backend_task: asyncio.Task[None] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Ended, or not in the registry yet. A property, so that it is read anew after every wait."""
+        return self.standing is Standing.ENDED
+
+    @property
+    def is_draining(self) -> bool:
+        return self.standing is Standing.DRAINING
+
+    def __repr__(self) -> str:
+        service = self.runtime.name if self.runtime is not None else "-"
+        return f"<session {self.id} {service} {self.client} {self.standing}>"
+
+    # --- login ---
+
+    def begin(self, method: str, greeting: BackendFacts | None, databases: Sequence[str]) -> None:
+        """Start the login. MySQL greets first, hence `greeting`."""
+        self._login = self.wire.client_login(
+            method=method, facts=greeting, connection_id=self.id & 0xFFFFFFFF, databases=databases
+        )
+        self._login_timer = asyncio.get_running_loop().call_later(
+            self.worker.config.client_login_timeout_s, self._login_expired
+        )
+        self.link.sink = self._login_received
+        self.link.send(self._login.take_output())
+
+    def _login_expired(self) -> None:
+        self._end("login took too long")
+
+    def _login_received(self, data: bytes) -> None:
+        login = self._login
+        if login is None:
+            return
+        if not data:
+            self._end("client left during login")
+            return
+        try:
+            facts = login.receive(data)
+            self._login_facts(login, facts)
+        except ProtocolViolation as error:
+            self.link.send(login.take_output())
+            self._end(f"login: {error.text}")
+
+    def _login_facts(self, login: ClientLogin, facts: Sequence[LoginFact]) -> None:
+        for fact in facts:
+            if isinstance(fact, CredentialWanted):
+                self._look_up(login, fact)
+                return
+            if isinstance(fact, LoginProven):
+                self.link.send(login.take_output())
+                self._proven(fact.startup)
+                return
+            if isinstance(fact, CancelRequested):
+                self.worker.cancel(fact.process_id, fact.secret, is_local=True)
+                self._end("")
+                return
+            if isinstance(fact, LoginRefused):
+                self.link.send(login.take_output())
+                self._count_failure()
+                self._end(fact.text)
+                return
+        self.link.send(login.take_output())
+
+    def _count_failure(self) -> None:
+        if self.runtime is not None:
+            self.runtime.login_failures += 1
+
+    def _look_up(self, login: ClientLogin, wanted: CredentialWanted) -> None:
+        runtime = self.worker.service_of(self.wire.name, wanted.database)
+        if runtime is None:
+            self.refuse_login(
+                UnknownDatabase(
+                    f'database "{wanted.database}" does not exist',
+                    hint="No service of this proxy serves it; see `databases` in its config.",
+                )
+            )
+            return
+        self.runtime = runtime
+        full = self.worker.is_full()
+        if full is not None:
+            self.refuse_login(full)
+            return
+        if runtime.config.auth.method == "trust":
+            self._login_facts(login, login.give_credential(""))
+        else:
+            self._login_facts(login, login.give_credential(runtime.users.get(wanted.user)))
+
+    def refuse_unserved(self) -> None:
+        """No service speaks this protocol."""
+        self.begin("trust", None, ())
+        self.refuse_login(UnknownDatabase("no service of this proxy speaks this protocol"))
+
+    def refuse_login(self, error: ProxyError) -> None:
+        """End a login with an error."""
+        self._count_failure()
+        if self._login is not None:
+            self.link.send(self._login.refuse(error.reply()))
+        self._end(error.text)
+
+    def _proven(self, startup: Startup) -> None:
+        assert self.runtime is not None, "the credential look-up has set it"
+        self.startup = startup
+        self.link.pause()
+        if self._login_timer is not None:
+            self._login_timer.cancel()
+            self._login_timer = None
+        if self.standing is Standing.ENDED:
+            self.runtime.registry.add(self)
+        self._backend_task = spawn(self._arrive(), name=f"session {self.id} arrives")
+
+    async def _arrive(self) -> None:
+        """Find the first backend and end the login. A client that comes during a switch waits here."""
+        runtime, startup, login = self.runtime, self.startup, self._login
+        assert runtime is not None
+        assert startup is not None
+        assert login is not None
+        try:
+            backend = await self._take_backend()
+        except ProxyError as error:
+            self.refuse_login(error)
+            return
+        if self.standing is not Standing.ARRIVING:
+            runtime.give_back(backend)
+            return
+        self.ledger = self.wire.ledger(startup)
+        self.tracker = self.wire.tracker(self.ledger, shares_backends=runtime.shares_backends)
+        process_id = backend.facts.process_id if not runtime.shares_backends else secrets.randbelow(2**31 - 1) + 1
+        self.cancel_key = (process_id, secrets.token_bytes(4))
+        self.worker.sessions_by_key[self.cancel_key] = self
+        facts = replace(backend.facts, process_id=process_id, secret=self.cancel_key[1])
+        accepted = login.accept(facts)
+        unread = login.take_unread()
+        self._login = None
+        self.link.send(accepted)
+        self.relay = Relay(self, self.link, self.tracker, runtime.meter)
+        self._lend(backend)
+        runtime.registry.move(self, Standing.SERVING)
+        if runtime.shares_backends:
+            self.relay.notifies = True
+            self._return_backend()
+        else:
+            self.relay.set_gate(GATE_OPEN)
+        if unread:
+            self.relay.feed_client(unread)
+        self.link.resume()
+
+    async def _take_backend(self) -> Backend:
+        """A backend of the engine that is active when it is handed over."""
+        runtime, startup = self.runtime, self.startup
+        assert runtime is not None
+        assert startup is not None
+        while True:
+            await runtime.may_serve()
+            taken: asyncio.Future[Backend] = asyncio.get_running_loop().create_future()
+
+            def granted(backend: Backend, taken: asyncio.Future[Backend] = taken) -> None:
+                if taken.done():
+                    runtime.give_back(backend)
+                else:
+                    taken.set_result(backend)
+
+            def refused(error: ProxyError, taken: asyncio.Future[Backend] = taken) -> None:
+                if not taken.done():
+                    taken.set_exception(error)
+
+            runtime.request(startup, granted, refused)
+            while not taken.done():
+                # A hold withdraws all waiters; this one asks again after the release.
+                await asyncio.wait([taken], timeout=0.05)
+                if runtime.is_holding and not taken.done():
+                    taken.cancel()
+            if taken.cancelled():
+                continue
+            backend = taken.result()
+            if runtime.is_holding or backend.engine != runtime.active:
+                runtime.give_back(backend)
+                continue
+            return backend
+
+    # --- backends ---
+
+    def _lend(self, backend: Backend) -> None:
+        """Attach `backend`; what it said while idle goes to the client first."""
+        assert self.relay is not None
+        assert self.tracker is not None
+        self.backend = backend
+        backend.on_lost = None
+        backend.is_used = True
+        unread = backend.take_unread()
+        told = self.tracker.link(backend.facts, backend.notes)
+        self.relay.attach(backend.link)
+        if told:
+            self.link.send(told)
+        if unread:
+            self.relay.feed_server(unread)
+
+    def take_away(self) -> Backend | None:
+        """Detach the backend at a boundary and hand it to the caller. The gate closes."""
+        assert self.relay is not None
+        assert self.tracker is not None
+        backend, self.backend = self.backend, None
+        if backend is None:
+            return None
+        self.tracker.gate = GATE_CLOSED
+        self.tracker.unlink()
+        self.relay.detach()
+        backend.listen()
+        return backend
+
+    def drop_lost_backend(self) -> None:
+        """The backend is gone and nothing was under way on it."""
+        backend = self.take_away()
+        if backend is not None:
+            self._forget(backend)
+
+    def give(self, backend: Backend) -> None:
+        """Attach another backend at a boundary; the gate stays as it is (moving opens it)."""
+        assert self.backend is None, "one backend at a time"
+        self._lend(backend)
+
+    def _return_backend(self) -> None:
+        """At a boundary in transaction mode: the backend is free for others."""
+        backend = self.take_away()
+        if backend is not None:
+            assert self.runtime is not None
+            self.runtime.give_back(backend)
+
+    def want_backend(self) -> None:
+        """The client has work and there is no backend."""
+        runtime, startup = self.runtime, self.startup
+        assert runtime is not None
+        assert startup is not None
+        if runtime.is_holding or (self._waiter is not None and not self._waiter.is_over):
+            return
+        self._waiter = runtime.request(startup, self._granted, self._refused)
+
+    def _granted(self, backend: Backend) -> None:
+        if self.standing is Standing.ENDED or self.backend is not None or self.standing is Standing.HELD:
+            assert self.runtime is not None
+            self.runtime.give_back(backend)
+            return
+        assert self.relay is not None
+        self._lend(backend)
+        self.relay.set_gate(GATE_DRAIN if self.standing is Standing.DRAINING else GATE_OPEN)
+
+    def _refused(self, error: ProxyError) -> None:
+        if self.standing is not Standing.ENDED:
+            self.end_with(error)
+
+    # --- asking the backend ---
+
+    @property
+    def is_asking(self) -> bool:
+        """An exchange of the proxy's own is under way on the session's backend."""
+        return self._is_asking
+
+    async def ask(self, exchange: Exchange) -> None:
+        """Run `exchange` on the session's own backend, at a boundary. The gate is closed meanwhile and stays closed.
+
+        Raises EngineLost; the session is over then.
+        """
+        relay, backend = self.relay, self.backend
+        assert relay is not None
+        assert backend is not None
+        assert not self._is_asking
+        assert relay.at_boundary(), "the proxy asks only between transactions"
+        self._is_asking = True
+        relay.tracker.gate = GATE_CLOSED
+        relay.detach()
+        try:
+            await backend.run(exchange, EXCHANGE_TIMEOUT_S)
+        finally:
+            self._is_asking = False
+            if self.standing is not Standing.ENDED and not backend.is_lost:
+                relay.attach(backend.link)
+                if exchange.unasked:
+                    relay.feed_server(exchange.unasked)
+            elif self.standing is Standing.ENDED:
+                backend.close()
+
+    def reopen(self) -> None:
+        """After `ask`: the gate as the standing wants it."""
+        assert self.relay is not None
+        if self.standing is Standing.SERVING and self.backend is not None:
+            self.relay.set_gate(GATE_OPEN)
+        elif self.standing is Standing.DRAINING:
+            self.relay.set_gate(GATE_DRAIN)
+
+    async def _settle_later(self) -> None:
+        """Transaction mode: the statement may have changed the session; ask before the backend is lent to others."""
+        ledger = self.ledger
+        assert ledger is not None
+        try:
+            await self.ask(ledger.inspection())
+        except EngineError as error:
+            if self.standing is not Standing.ENDED:
+                self.end_with(error)
+            return
+        if self.standing is Standing.ENDED:
+            return
+        if ledger.is_empty and not ledger.pins:
+            self._return_backend()
+            if self.standing is Standing.SERVING:
+                self._serve_rest()
+        else:
+            self.reopen()
+        if self.standing is Standing.DRAINING:
+            self._tell_move()
+
+    def _serve_rest(self) -> None:
+        assert self.relay is not None
+        if self.relay.has_work:
+            self.want_backend()
+
+    def _tell_move(self) -> None:
+        move = self.move
+        if move is not None and self.relay is not None and (self.backend is None or self.relay.at_boundary()):
+            move.reached(self)
+
+    @property
+    def move(self) -> Move | None:
+        return self.runtime.move if self.runtime is not None else None
+
+    # --- the relay's callbacks ---
+
+    def on_gate(self) -> None:
+        if self.backend is None and not self._is_asking and self.standing is Standing.SERVING:
+            self.want_backend()
+
+    def on_boundary(self) -> None:
+        runtime, ledger = self.runtime, self.ledger
+        assert runtime is not None
+        assert ledger is not None
+        if runtime.shares_backends:
+            if ledger.is_dirty:
+                self._backend_task = spawn(self._settle_later(), name=f"session {self.id} settles")
+                return
+            if ledger.is_empty and not ledger.pins:
+                self._return_backend()
+                if self.standing is Standing.SERVING:
+                    self._serve_rest()
+        if self.standing is Standing.DRAINING:
+            self._tell_move()
+        elif runtime.move is not None and self.standing is Standing.SERVING:
+            runtime.move.paused(self)
+
+    def on_fetched(self) -> None:
+        packet = cast("bytes | None", getattr(self.tracker, "change_user_wanted", None))
+        if packet:
+            self._change_user(packet)
+
+    def _change_user(self, packet: bytes) -> None:
+        """COM_CHANGE_USER: a second login on the same socket. The old backend goes, the session arrives anew."""
+        runtime = self.runtime
+        assert runtime is not None
+        assert self.relay is not None
+        self._let_backend_go()
+        self.relay.close()
+        self.relay = None
+        self._count_requests()
+        self.tracker = self.ledger = self.startup = None
+        if self.cancel_key is not None:
+            self.worker.sessions_by_key.pop(self.cancel_key, None)
+            self.cancel_key = None
+        runtime.registry.move(self, Standing.ARRIVING)
+        if runtime.move is not None:
+            runtime.move.ended(self)
+        self._login = self.wire.change_user_login(
+            packet,
+            method=runtime.config.auth.method,
+            facts=runtime.known_greeting(),
+            connection_id=self.id & 0xFFFFFFFF,
+            databases=runtime.config.databases,
+        )
+        self.link.sink = self._login_received
+        try:
+            self._login_facts(self._login, self._login.receive(b""))
+        except ProtocolViolation as error:
+            self._end(f"change of user: {error.text}")
+
+    def on_client_end(self) -> None:
+        self._end("")
+
+    def on_client_left(self) -> None:
+        self._end("")
+
+    def on_server_end(self) -> None:
+        assert self.relay is not None
+        assert self.backend is not None
+        assert self.runtime is not None
+        why = self.backend.link.lost or "it closed the connection"
+        engine = self.backend.engine
+        if self.standing in (Standing.HELD, Standing.DRAINING) and self.relay.at_boundary():
+            # Nothing was under way: the switch gives this session another backend in any case.
+            self.drop_lost_backend()
+            if self.standing is Standing.DRAINING:
+                self._tell_move()
+            return
+        if self.relay.ended_with_error:
+            # The server said why (57P01, 1053 …); the client has it and is not told twice.
+            self._end(f"engine {engine} ended the session")
+            return
+        self.runtime.report_lost(engine, why)
+        self.end_with(EngineLost(f"the connection to the database server was lost: {why}"))
+
+    def on_first_answer(self, at_ns: int) -> None:
+        if self.runtime is not None:
+            move = self.runtime.move or self.runtime.last_move
+            if move is not None:
+                move.first_answer(at_ns)
+
+    def on_violation(self, error: ProtocolViolation) -> None:
+        _log.warning("protocol violation", session=self.id, peer=error.peer, rule=error.text)
+        reply = ErrorReply(
+            message=f"protocol violation by the {error.peer}: {error.text}",
+            sqlstate="08P01",
+            mysql_code=1835,
+            mysql_sqlstate="HY000",
+        )
+        self._farewell(reply, f"{error.peer} broke the protocol: {error.text}")
+
+    def on_failure(self, error: Exception) -> None:
+        _log.error("session failed", session=self.id, exc_info=error)
+        reply = ErrorReply(
+            message="internal error of the proxy; its log says more",
+            sqlstate="XX000",
+            mysql_code=1105,
+            mysql_sqlstate="HY000",
+        )
+        self._farewell(reply, "internal error")
+
+    # --- the end ---
+
+    def end_with(self, error: ProxyError) -> None:
+        """End the session with an error the client is told."""
+        self._farewell(error.reply(), error.text)
+
+    def _farewell(self, reply: ErrorReply, why: str) -> None:
+        if self._login is not None:
+            self.link.send(self._login.refuse(reply))
+        elif self.link.is_open:
+            self.link.send(self.wire.error(reply))
+        self._end(why)
+
+    def _forget(self, backend: Backend) -> None:
+        """A backend that is of no use to anybody any more."""
+        assert self.runtime is not None
+        pool = self.runtime.pool_of(backend)
+        if pool is not None:
+            pool.discard(backend)
+        else:
+            backend.close()
+
+    def _end(self, why: str) -> None:
+        """The one end of every session. Idempotent."""
+        if self._login_timer is not None:
+            self._login_timer.cancel()
+            self._login_timer = None
+        self._login = None
+        if not self.worker.forget(self):
+            return
+        if why:
+            _log.info("session ended", session=self.id, client=self.client, why=why)
+        if self._waiter is not None:
+            self._waiter.is_over = True
+        runtime = self.runtime
+        if runtime is not None and self.standing is not Standing.ENDED:
+            self._count_requests()
+            runtime.registry.move(self, Standing.ENDED)
+            if runtime.move is not None:
+                runtime.move.ended(self)
+        self._let_backend_go()
+        if self.relay is not None:
+            self.relay.close()
+        if why:
+            # The client may still be sending: the socket is not torn down before it has read why.
+            self.link.finish()
+            asyncio.get_running_loop().call_later(FAREWELL_TIMEOUT_S, self.link.close)
+        else:
+            self.link.close()
+
+    def _count_requests(self) -> None:
+        """Keep the counters of a session whose tracker goes."""
+        if self.tracker is not None and self.runtime is not None:
+            self.runtime.requests_ended += self.tracker.requests
+            self.runtime.transactions_ended += self.tracker.transactions
+            self.runtime.errors_ended += self.tracker.errors
+
+    def _let_backend_go(self) -> None:
+        """Give the backend to others if it is clean or can be made so; else close it."""
+        relay, backend, runtime, ledger = self.relay, self.backend, self.runtime, self.ledger
+        if backend is None or runtime is None or relay is None or self._is_asking:
+            # While it is being asked, `ask` closes it.
+            return
+        is_clean = relay.at_boundary()
+        self.backend = None
+        relay.detach()
+        backend.listen()
+        pool = runtime.pool_of(backend)
+        if not is_clean or backend.is_lost or pool is None or backend.engine != runtime.active:
+            self._forget(backend)
+        elif runtime.shares_backends and ledger is not None and ledger.is_empty and not ledger.is_dirty:
+            pool.give_back(backend)
+        else:
+            spawn(pool.give_back_used(backend), name=f"reset after session {self.id}")
+
+    # --- figures ---
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.tracker is not None and self.backend is not None and not self.tracker.at_boundary()
+
+    def portability(self) -> tuple[Grade, list[str]]:
+        """Grade and pins as they are known now; a dirty ledger may still gain some."""
+        if self.ledger is None:
+            return Grade.A, []
+        if self.ledger.pins:
+            return Grade.D, list(self.ledger.pins)
+        if self.in_transaction:
+            return Grade.C, []
+        if self.ledger.is_empty and not self.ledger.is_dirty:
+            return Grade.A, []
+        return Grade.B, []

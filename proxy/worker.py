@@ -1,0 +1,442 @@
+"""One worker process: listeners, sessions, and the connection to the supervisor. `python -m proxy.worker`.
+
+Decides nothing about engines: it does what the supervisor orders and says what happened. Without a supervisor it goes
+on serving and keeps trying to reach one; in the middle of a switch it holds, and refuses work that has waited longer
+than `hold_ms_max`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+
+from protocols import mysql, postgres
+from protocols.wire import ProtocolName, Wire
+from proxy import ipc
+from proxy.config import Config, decode_effective
+from proxy.config_text import parse_users
+from proxy.dataplane.backend import send_cancel
+from proxy.dataplane.listener import Listener
+from proxy.dataplane.moving import Move
+from proxy.dataplane.registry import Standing
+from proxy.dataplane.relay import Link
+from proxy.dataplane.runtime import Runtime
+from proxy.dataplane.session import Session
+from proxy.errors import Aborted, EngineError, TooManyConnections
+from proxy.log import set_up as set_up_log
+from proxy.tasks import spawn
+
+_log = structlog.get_logger("turnout.worker")
+
+WIRES: Final[dict[ProtocolName, Wire]] = {"postgresql": postgres.WIRE, "mysql": mysql.WIRE}
+
+TICK_S: Final = 0.1
+"""How often deadlines that are not on the critical path are looked at."""
+
+RECONNECT_S: Final = 0.1
+"""Pause between tries to reach the supervisor."""
+
+ORPHAN_S: Final = 10.0
+"""A worker that was never configured ends after this time without a supervisor."""
+
+CANCEL_TIMEOUT_S: Final = 5.0
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, index: int, socket_path: Path) -> None:
+        self.index = index
+        self.socket_path = socket_path
+        self.config: Config = None  # type: ignore[assignment]  # set by the first Configure; nothing runs before it
+        self.sessions: dict[int, Session] = {}
+        """Every client connection, logged in or not, by number."""
+        self.sessions_by_key: dict[tuple[int, bytes], Session] = {}
+        self.runtimes: dict[str, Runtime] = {}
+        self._listeners: dict[tuple[ProtocolName, str], Listener] = {}
+        self._number = index << 24
+        """Session numbers are unique over the workers: the index is in the upper bits."""
+        self._writer: asyncio.StreamWriter | None = None
+        self._ended = asyncio.Event()
+        self._quitting = False
+
+    # --- the supervisor's side ---
+
+    async def run(self) -> None:
+        """Serve until told to quit."""
+        loop = asyncio.get_running_loop()
+        # Ctrl-C goes to the whole foreground group; the supervisor decides what it means.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._on_quit, 0.0)
+        talk = spawn(self._talk(), name="talk to the supervisor")
+        tick = spawn(self._tick(), name="tick")
+        await self._ended.wait()
+        talk.cancel()
+        tick.cancel()
+
+    async def _talk(self) -> None:
+        """Connect, say hello, do what is ordered; again for ever."""
+        alone_since = time.monotonic()
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(self.socket_path))
+            except OSError:
+                if self.config is None and time.monotonic() - alone_since > ORPHAN_S:
+                    self._ended.set()
+                    return
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            self._writer = writer
+            self.emit(self._hello())
+            try:
+                async for body in ipc.frames(reader):
+                    self._obey(ipc.decode_order(body))
+            except ValueError as error:
+                _log.error("the supervisor sent what this worker does not understand", error=str(error))
+            finally:
+                self._writer = None
+                writer.close()
+            alone_since = time.monotonic()
+
+    def _hello(self) -> ipc.Hello:
+        return ipc.Hello(
+            version=ipc.PROTOCOL_VERSION,
+            index=self.index,
+            pid=os.getpid(),
+            epochs={name: runtime.epoch for name, runtime in self.runtimes.items()},
+            active={name: runtime.active for name, runtime in self.runtimes.items()},
+            runs=[
+                ipc.RunState(switch=r.move.switch, service=name, phase=r.move.phase, target=r.move.target)
+                for name, r in self.runtimes.items()
+                if r.move is not None
+            ],
+        )
+
+    def emit(self, fact: ipc.Fact) -> None:
+        """Tell the supervisor; without one the fact is dropped, because a new one asks again."""
+        if self._writer is not None:
+            self._writer.write(ipc.encode(fact))
+
+    def _obey(self, order: ipc.Order) -> None:
+        match order:
+            case ipc.Configure():
+                self._configure(order)
+            case ipc.Prepare():
+                self._move(order.service, order.switch).prepare(order.target)
+            case ipc.Hold():
+                self._move(order.service, order.switch).hold()
+            case ipc.Terminate():
+                self._move(order.service, order.switch).terminate(order.reason)
+            case ipc.Retarget():
+                self._move(order.service, order.switch).retarget(order.target, order.epoch)
+            case ipc.Release():
+                self._release(order)
+            case ipc.ListSessions():
+                self.emit(ipc.SessionList(request=order.request, sessions=self._session_list(order.service)))
+            case ipc.CollectFigures():
+                self.emit(self._figures(order.request))
+            case ipc.CancelQuery():
+                self.cancel(order.process_id, order.secret, is_local=False)
+            case ipc.Quit():
+                self._on_quit(order.drain_s)
+
+    def _move(self, service: str, switch: str) -> Move:
+        runtime = self.runtimes[service]
+        if runtime.move is None or runtime.move.switch != switch:
+            runtime.move = Move(runtime, switch, self.emit)
+        return runtime.move
+
+    def _release(self, order: ipc.Release) -> None:
+        runtime = self.runtimes[order.service]
+        if runtime.move is None or runtime.move.switch != order.switch:
+            # Released before, or never held: nothing waits.
+            self.emit(
+                ipc.Released(switch=order.switch, service=order.service, sessions=0, first_request_ns=0, waits_us=[])
+            )
+            return
+        runtime.move.release(order.epoch)
+
+    # --- config ---
+
+    def _configure(self, order: ipc.Configure) -> None:
+        config = decode_effective(order.config)
+        is_first = self.config is None
+        self.config = config
+        set_up_log(config.log, who=f"worker {self.index}")
+        for name, service in config.service.items():
+            secret = service.auth.users
+            users = parse_users(secret.value or "") if secret is not None else {}
+            runtime = self.runtimes.get(name)
+            if runtime is None:
+                self.runtimes[name] = Runtime(
+                    name,
+                    service,
+                    users,
+                    WIRES[service.protocol],
+                    order.active.get(name, service.active),
+                    order.epochs.get(name, 0),
+                    self._engine_lost,
+                )
+            else:
+                runtime.reconfigure(service, users)
+        failed: list[str] = []
+        wanted: set[tuple[ProtocolName, str]] = {(listener.protocol, listener.listen) for listener in config.listener}
+        for key in wanted - self._listeners.keys():
+            protocol, address = key
+            wire = WIRES[protocol]
+            listener = Listener(address, lambda sock, client, wire=wire: self._accepted(wire, sock, client))  # type: ignore[misc]
+            try:
+                listener.open()
+            except OSError as error:
+                failed.append(str(error))
+                continue
+            self._listeners[key] = listener
+        for key in self._listeners.keys() - wanted:
+            self._listeners.pop(key).close()
+        if is_first:
+            # What was made so far lives as long as the process: no collection has to look at it again.
+            gc.collect()
+            gc.freeze()
+        self.emit(ipc.Configured(failed=failed))
+
+    def _engine_lost(self, service: str, engine: str, why: str) -> None:
+        self.emit(ipc.EngineLost(service=service, engine=engine, why=why, at_ns=time.monotonic_ns()))
+
+    # --- clients ---
+
+    def _accepted(self, wire: Wire, sock: socket.socket, client: str) -> None:
+        self._number += 1
+        link = Link(asyncio.get_running_loop(), sock.detach())
+        session = Session(self, wire, self._number, link, client)
+        self.sessions[session.id] = session
+        runtime = self._first_runtime(wire.name)
+        if runtime is None:
+            session.refuse_unserved()
+            return
+        if wire.name == "mysql" and runtime.known_greeting() is None:
+            link.pause()
+            spawn(self._greet_later(session, runtime), name=f"session {session.id} greets")
+        else:
+            self._greet(session, runtime)
+
+    async def _greet_later(self, session: Session, runtime: Runtime) -> None:
+        await runtime.greeting()
+        if session.id in self.sessions:
+            session.link.resume()
+            self._greet(session, runtime)
+
+    def _greet(self, session: Session, runtime: Runtime) -> None:
+        session.begin(runtime.config.auth.method, runtime.known_greeting(), runtime.config.databases)
+
+    def is_full(self) -> TooManyConnections | None:
+        """The error for one client too many, or None."""
+        if len(self.sessions) > self.config.max_client_conn:
+            return TooManyConnections(
+                "sorry, too many clients already",
+                hint=f"This proxy takes {self.config.max_client_conn} clients a worker; see `max_client_conn`.",
+            )
+        return None
+
+    def _first_runtime(self, protocol: ProtocolName) -> Runtime | None:
+        for runtime in self.runtimes.values():
+            if runtime.wire.name == protocol:
+                return runtime
+        return None
+
+    def service_of(self, protocol: ProtocolName, database: str) -> Runtime | None:
+        """The service that serves `database`: by name, else the one that takes every name."""
+        rest: Runtime | None = None
+        for runtime in self.runtimes.values():
+            if runtime.wire.name != protocol:
+                continue
+            if database in runtime.config.databases:
+                return runtime
+            if not runtime.config.databases or (not database and protocol == "mysql"):
+                rest = rest or runtime
+        return rest
+
+    def forget(self, session: Session) -> bool:
+        """Drop a session from every index; False if that was done before."""
+        if session.cancel_key is not None:
+            self.sessions_by_key.pop(session.cancel_key, None)
+        return self.sessions.pop(session.id, None) is not None
+
+    def cancel(self, process_id: int, secret: bytes, *, is_local: bool) -> None:
+        """A CancelRequest: to the backend that runs the session's query now. Local ones may be another worker's."""
+        session = self.sessions_by_key.get((process_id, secret))
+        if session is None:
+            if is_local:
+                self.emit(ipc.CancelWanted(process_id=process_id, secret=secret))
+            return
+        backend = session.backend
+        if backend is None or session.is_asking or session.relay is None or session.relay.at_boundary():
+            # Nothing of this client runs; what the proxy asks itself must not be cancelled.
+            return
+        runtime = session.runtime
+        assert runtime is not None
+        pool = runtime.pool_of(backend)
+        backend.cancels += 1
+
+        async def send() -> None:
+            try:
+                await send_cancel(runtime.wire, backend, CANCEL_TIMEOUT_S)
+            except EngineError as error:
+                _log.info("cancel not delivered", session=session.id, why=error.text)
+            finally:
+                if pool is not None:
+                    pool.cancel_done(backend)
+
+        spawn(send(), name=f"cancel session {session.id}")
+
+    # --- figures ---
+
+    def _session_list(self, service: str | None) -> list[ipc.Session]:
+        now = time.monotonic_ns()
+        rows: list[ipc.Session] = []
+        for runtime in self.runtimes.values():
+            if service is not None and runtime.name != service:
+                continue
+            for session in runtime.registry:
+                grade, pins = session.portability()
+                backend = session.backend
+                rows.append(
+                    ipc.Session(
+                        id=session.id,
+                        worker=self.index,
+                        service=runtime.name,
+                        protocol=runtime.wire.name,
+                        user=session.startup.user if session.startup else "",
+                        database=session.startup.database if session.startup else "",
+                        client=session.client,
+                        engine=backend.engine if backend is not None else "",
+                        backend_pid=backend.facts.process_id if backend is not None else 0,
+                        standing=session.standing.value,
+                        in_transaction=session.in_transaction,
+                        portability=grade.value,
+                        pins=pins,
+                        requests=session.tracker.requests if session.tracker is not None else 0,
+                        age_s=(now - session.opened_ns) / 1e9,
+                        idle_s=(now - session.relay.last_request_ns) / 1e9 if session.relay is not None else 0.0,
+                    )
+                )
+        return rows
+
+    def _figures(self, request: int) -> ipc.WorkerFigures:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return ipc.WorkerFigures(
+            request=request,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            rss_bytes=pages * resource.getpagesize(),
+            services=[self._service_figures(runtime) for runtime in self.runtimes.values()],
+        )
+
+    @staticmethod
+    def _service_figures(runtime: Runtime) -> ipc.ServiceFigures:
+        requests, transactions, errors = runtime.requests_ended, runtime.transactions_ended, runtime.errors_ended
+        pinned: dict[str, int] = {}
+        for session in runtime.registry:
+            tracker = session.tracker
+            if tracker is not None:
+                requests += tracker.requests
+                transactions += tracker.transactions
+                errors += tracker.errors
+            for pin in session.portability()[1]:
+                pinned[pin] = pinned.get(pin, 0) + 1
+        meter = runtime.meter
+        return ipc.ServiceFigures(
+            service=runtime.name,
+            sessions=len(runtime.registry),
+            sessions_total=runtime.registry.total,
+            requests_total=requests,
+            transactions_total=transactions,
+            errors_total=errors,
+            login_failures_total=runtime.login_failures,
+            bytes_in_total=meter.bytes_in,
+            bytes_out_total=meter.bytes_out,
+            request_us_total=meter.request_ns // 1000,
+            latency_buckets=meter.buckets,
+            held=runtime.registry.count(Standing.HELD),
+            pools=[
+                ipc.PoolFigures(
+                    service=runtime.name,
+                    engine=pool.name[0],
+                    database=pool.name[1],
+                    user=pool.name[2],
+                    idle=pool.idle,
+                    in_use=pool.in_use,
+                    waiting=pool.waiting,
+                )
+                for pool in runtime.pools()
+            ],
+            pinned=pinned,
+        )
+
+    # --- time and the end ---
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic_ns()
+            for runtime in self.runtimes.values():
+                runtime.tick(now)
+
+    def _on_quit(self, drain_s: float) -> None:
+        if self._quitting:
+            return
+        self._quitting = True
+        spawn(self._quit(drain_s), name="quit")
+
+    async def _quit(self, drain_s: float) -> None:
+        """Sessions end at their boundary, or when the time is over, with the code for a shutdown."""
+        for listener in self._listeners.values():
+            listener.close()
+        deadline = time.monotonic() + drain_s
+        error = Aborted("terminating connection because the proxy is shutting down", hint="Connect again.")
+        while self.sessions:
+            is_late = time.monotonic() >= deadline
+            for session in list(self.sessions.values()):
+                if is_late or session.relay is None or session.relay.at_boundary():
+                    session.end_with(error)
+            if self.sessions:
+                await asyncio.sleep(0.02)
+        for runtime in self.runtimes.values():
+            for pool in runtime.pools():
+                pool.close()
+        # Last words are in the sockets; the kernel delivers them.
+        await asyncio.sleep(0)
+        self._ended.set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry of the process. Started by the supervisor, never by hand."""
+    parser = argparse.ArgumentParser(prog="python -m proxy.worker", description="A worker of Turnout.")
+    parser.add_argument("--socket", type=Path, required=True, help="the supervisor's unix socket")
+    parser.add_argument("--index", type=int, required=True, help="number of this worker, from 0")
+    arguments = parser.parse_args(argv)
+    _raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Worker(arguments.index, arguments.socket).run())
+    return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Two descriptors a session: take what the hard limit gives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The state file: who is active, the journal of the switches, their reports. SQLite, written by the supervisor alone.
+
+How much is synced to the disk, and why
+---------------------------------------
+The file is in WAL mode with `synchronous = NORMAL`: a commit is one write to the log, without an fsync. What a process
+has written survives its own SIGKILL, so a supervisor that dies loses no step of a switch. A power loss or a crash of
+the kernel may lose the last steps. That is why a switch is synced when it begins (its plan is on the disk before anyone
+is held) and when it ends, and not in between, where an fsync of some milliseconds for each step would be waited for
+by held clients. After a power loss in the middle, the start finds an earlier phase of the same switch and asks the
+engines: their own answer (who is in recovery, who refuses writes) decides, not the phase alone.
+
+Times: `at_ns` is the host's monotonic clock, which starts anew at a boot; it is for reading within one record only.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from proxy.errors import NotFound, ProxyError
+from proxy.switch.plan import SwitchRecord
+from proxy.switch.state import ENDED, Phase
+
+LAYOUT: Final = 1
+"""Raised when the tables change; a file of another layout is refused."""
+
+SWITCHES_KEPT: Final = 1_000
+"""Older ones are dropped, with their steps and reports."""
+
+_TABLES: Final = """
+create table if not exists services (name text primary key, active text not null, epoch integer not null);
+create table if not exists switches (
+    id text primary key, began_at real not null, service text not null, ended integer not null, record blob not null);
+create index if not exists switches_by_time on switches (began_at);
+create table if not exists steps (switch text not null, at_ns integer not null, phase text not null);
+create index if not exists steps_by_switch on steps (switch);
+create table if not exists reports (switch text primary key, report blob not null);
+"""
+
+
+class StateFileError(ProxyError):
+    """The state file cannot be read or written; the text names it and says what to do."""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What the state file knows of a service."""
+
+    active: str
+    epoch: int
+
+
+class Journal:
+    """The open state file. Not for threads; every call is short and blocks (tens of microseconds; `begin` and `end`
+    wait for the disk)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises StateFileError."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            raise StateFileError(
+                f"state file {path} cannot be read: {error}",
+                hint="restore it from a copy, or move it away: Turnout then begins with `active` of the config",
+            ) from error
+
+    def _open(self) -> None:
+        self._db.execute("pragma journal_mode = wal")
+        self._db.execute("pragma synchronous = normal")
+        # Checkpoints sync; they are made when a switch begins and ends, not when a page count says so.
+        self._db.execute("pragma wal_autocheckpoint = 0")
+        layout = self._db.execute("pragma user_version").fetchone()[0]
+        if layout not in (0, LAYOUT):
+            raise StateFileError(
+                f"state file {self.path} has layout {layout}; this version reads {LAYOUT}",
+                hint="use the Turnout that wrote it, or move the file away",
+            )
+        self._db.executescript(_TABLES)
+        self._db.execute(f"pragma user_version = {LAYOUT}")
+        for (found,) in self._db.execute("pragma quick_check"):
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+
+    def close(self) -> None:
+        """Sync and close."""
+        self._sync()
+        self._db.close()
+
+    # --- services ----------------------------------------------------------------------------------------------------
+
+    def standing(self, service: str) -> Standing | None:
+        """None: the service was never served."""
+        row = self._db.execute("select active, epoch from services where name = ?", (service,)).fetchone()
+        return Standing(*row) if row else None
+
+    def stand(self, service: str, standing: Standing) -> None:
+        """Remember who is active."""
+        with self._transaction():
+            self._stand(service, standing)
+
+    def _stand(self, service: str, standing: Standing) -> None:
+        self._db.execute(
+            "insert into services values (?, ?, ?) on conflict (name) do update set active = excluded.active, "
+            "epoch = excluded.epoch",
+            (service, standing.active, standing.epoch),
+        )
+
+    # --- switches ----------------------------------------------------------------------------------------------------
+
+    def begin(self, record: SwitchRecord) -> None:
+        """A new switch; on the disk when this returns."""
+        with self._transaction():
+            self._db.execute(
+                "insert into switches values (?, ?, ?, 0, ?)",
+                (record.id, record.began_at, record.service, msgspec.json.encode(record)),
+            )
+            self._db.execute("insert into steps values (?, ?, ?)", (record.id, record.began_ns, record.phase))
+            self._forget_old()
+        self._sync()
+
+    def enter(self, record: SwitchRecord, at_ns: int, *, standing: Standing | None = None) -> None:
+        """The record's new phase, before it is acted on. `standing` is set in the same transaction: who is active and
+        that the switch has cut over are one truth. Raises sqlite3.Error if it cannot be written."""
+        with self._transaction():
+            self._db.execute(
+                "update switches set record = ?, ended = ? where id = ?",
+                (msgspec.json.encode(record), record.phase in ENDED, record.id),
+            )
+            self._db.execute("insert into steps values (?, ?, ?)", (record.id, at_ns, record.phase))
+            if standing is not None:
+                self._stand(record.service, standing)
+
+    def end(self, record: SwitchRecord, report: dict[str, Any]) -> None:
+        """The report of a switch that has ended, and its figures; on the disk when this returns."""
+        with self._transaction():
+            self._db.execute(
+                "update switches set record = ?, ended = 1 where id = ?", (msgspec.json.encode(record), record.id)
+            )
+            self._db.execute(
+                "insert or replace into reports values (?, ?)", (record.id, msgspec.json.encode(report, order="sorted"))
+            )
+        self._sync()
+
+    def unfinished(self) -> list[SwitchRecord]:
+        """Switches that an earlier supervisor did not end, oldest first."""
+        rows = self._db.execute("select record from switches where ended = 0 order by began_at")
+        return [msgspec.json.decode(row[0], type=SwitchRecord) for row in rows]
+
+    def switches(self, limit: int) -> list[SwitchRecord]:
+        """Newest first."""
+        rows = self._db.execute("select record from switches order by began_at desc, rowid desc limit ?", (limit,))
+        return [msgspec.json.decode(row[0], type=SwitchRecord) for row in rows]
+
+    def switch(self, switch_id: str) -> SwitchRecord:
+        """Raises NotFound."""
+        row = self._db.execute("select record from switches where id = ?", (switch_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no switch {switch_id!r}", hint="`turnout history` lists them")
+        return msgspec.json.decode(row[0], type=SwitchRecord)
+
+    def steps(self, switch_id: str) -> list[tuple[int, Phase]]:
+        """What was journaled, in the order of writing: (monotonic ns, phase)."""
+        rows = self._db.execute("select at_ns, phase from steps where switch = ? order by rowid", (switch_id,))
+        return [(at_ns, Phase(phase)) for at_ns, phase in rows]
+
+    def report(self, switch_id: str) -> dict[str, Any]:
+        """Raises NotFound: unknown, or not ended yet."""
+        row = self._db.execute("select report from reports where switch = ?", (switch_id,)).fetchone()
+        if row is None:
+            phase = self.switch(switch_id).phase
+            raise NotFound(
+                f"switch {switch_id} has no report yet: it is {phase}", hint="a report is written at the end"
+            )
+        report: dict[str, Any] = msgspec.json.decode(row[0])
+        return report
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _forget_old(self) -> None:
+        old = [
+            row[0]
+            for row in self._db.execute(
+                "select id from switches where ended = 1 order by began_at desc limit -1 offset ?", (SWITCHES_KEPT,)
+            )
+        ]
+        for switch_id in old:
+            self._db.execute("delete from switches where id = ?", (switch_id,))
+            self._db.execute("delete from steps where switch = ?", (switch_id,))
+            self._db.execute("delete from reports where switch = ?", (switch_id,))
+
+    def _sync(self) -> None:
+        self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+        self._db.execute("commit")

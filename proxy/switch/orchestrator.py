@@ -1,0 +1,623 @@
+"""Carries out what a `SwitchRun` orders: the only part of a switch that does I/O.
+
+It owns, for each service, who is active and the epoch (`Standing`, kept in the journal), the run that is under way and
+its timers and engine calls. Workers are reached through a `Crew`, which the supervisor is.
+
+Speed
+-----
+Between hold and release nothing is opened, resolved or logged in: admin connections are opened while preparing. Orders
+of one fact are carried out in one go without going back to the loop; worker orders are written, not awaited; a journal
+entry is one write without an fsync (see `journal`). What is left is the engines' own round trips.
+
+Fault injection
+---------------
+`TURNOUT_TEST_STOP_AT` in the environment makes the supervisor kill itself with SIGKILL: at `<phase>`, right after that
+phase was journaled and before anything else of it is done; at `<event>` (`fenced`, `promoted`, `unfenced`), when the
+engine has answered and before anybody took notice. For the tests of recovery; read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from proxy import ipc
+from proxy.clock import Clock
+from proxy.config import ServiceConfig
+from proxy.engines.engine import Engine, EngineState, Role
+from proxy.errors import Conflict, EngineError, NotFound
+from proxy.switch import run as core
+from proxy.switch.evidence import Evidence, Span
+from proxy.switch.inquiry import inquire
+from proxy.switch.journal import Journal, Standing
+from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
+from proxy.switch.readiness import Check, judge
+from proxy.switch.run import Act, SwitchRun, Timer, Verdict
+from proxy.switch.state import ENDED, Phase
+from proxy.switch.views import Event
+from proxy.tasks import cancel_and_wait, spawn
+
+_log = structlog.get_logger("turnout.switch")
+
+STOP_AT_VARIABLE: Final = "TURNOUT_TEST_STOP_AT"
+
+FENCE_TIMEOUT_S: Final = 5.0
+UNFENCE_TIMEOUT_S: Final = 0.8
+"""Together with what precedes it below the second in which an aborted switch gives the source back."""
+ENGINE_PREPARE_TIMEOUT_S: Final = 5.0
+LOOK_TIMEOUT_S: Final = 1.0
+
+
+class Crew(Protocol):
+    """The workers, as a switch sees them."""
+
+    def workers(self) -> list[int]:
+        """Indexes of those that are connected."""
+
+    def tell(self, worker: int, order: ipc.Order) -> None:
+        """Write, do not wait. An order to a worker that is gone is dropped: its loss is told anyway."""
+
+    def replace(self, worker: int, why: str) -> None:
+        """End the process; its loss is told when it is gone."""
+
+    async def figures(self) -> list[ipc.WorkerFigures]:
+        """Of all workers that answer in time."""
+
+    async def sessions(self, service: str | None = None) -> list[ipc.Session]:
+        """Of all workers that answer in time."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A run and what the shell keeps for it."""
+
+    record: SwitchRecord
+    run: SwitchRun
+    source: Engine
+    target: Engine
+    config: ServiceConfig
+    evidence: Evidence = field(default_factory=Evidence)
+    timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
+    calls: set[asyncio.Task[None]] = field(default_factory=set)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Orchestrator:
+    """All switches of all services; one at a time of each."""
+
+    def __init__(
+        self,
+        services: Mapping[str, ServiceConfig],
+        engines: Mapping[str, Mapping[str, Engine]],
+        journal: Journal,
+        crew: Crew,
+        clock: Clock,
+        publish: Callable[[Event], None],
+        workers_wanted: int,
+    ) -> None:
+        self._services = dict(services)
+        self._engines = engines
+        self._journal = journal
+        self._crew = crew
+        self._clock = clock
+        self._publish = publish
+        self._workers_wanted = workers_wanted
+        self._running: dict[str, _Running] = {}
+        self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in services}
+        self._standings: dict[str, Standing] = {}
+        self._stop_at = os.environ.get(STOP_AT_VARIABLE, "")
+        for name, service in services.items():
+            known = journal.standing(name)
+            if known is None or known.active not in service.engine:
+                if known is not None:
+                    _log.warning(
+                        "the state file names an engine that the config has no more",
+                        service=name, engine=known.active, active=service.active,
+                    )  # fmt: skip
+                known = Standing(service.active, known.epoch + 1 if known else 1)
+                journal.stand(name, known)
+            self._standings[name] = known
+
+    # --- what is -----------------------------------------------------------------------------------------------------
+
+    def standing(self, service: str) -> Standing:
+        """Who is active, and the epoch."""
+        return self._standings[service]
+
+    def running(self, service: str) -> SwitchRecord | None:
+        """The switch under way."""
+        found = self._running.get(service)
+        return found.record if found else None
+
+    def reconfigure(self, services: Mapping[str, ServiceConfig]) -> None:
+        """Limits of a reloaded config; running switches keep theirs."""
+        self._services = dict(services)
+
+    def record(self, switch_id: str) -> SwitchRecord:
+        """Raises NotFound."""
+        for running in self._running.values():
+            if running.record.id == switch_id:
+                return running.record
+        return self._journal.switch(switch_id)
+
+    def records(self, limit: int) -> list[SwitchRecord]:
+        """Newest first."""
+        return [self.record(record.id) for record in self._journal.switches(limit)]
+
+    async def wait(self, switch_id: str, timeout_s: float) -> SwitchRecord:
+        """The record once the switch has ended, or as it is at the deadline. Raises NotFound."""
+        for running in self._running.values():
+            if running.record.id == switch_id:
+                try:
+                    await asyncio.wait_for(running.ended.wait(), timeout_s)
+                except TimeoutError:
+                    pass
+                return running.record
+        return self._journal.switch(switch_id)
+
+    async def examine(self, service: str, target: str) -> list[Check]:
+        """The readiness report. Raises NotFound; Conflict while a switch uses the engines."""
+        config, engines = self._services[service], self._engines[service]
+        if target not in engines:
+            raise NotFound(
+                f"service {service!r} has no engine {target!r}", hint=f"its engines are: {', '.join(sorted(engines))}"
+            )
+        active = self._standings[service].active
+        if target == active:
+            return [
+                Check(
+                    name="target_not_active", verdict="fail", found=f"{target} is the active engine",
+                    limit="another engine", remedy="name the engine to go to",
+                )
+            ]  # fmt: skip
+        if service in self._running:
+            raise Conflict(f"switch {self._running[service].record.id} is under way", hint="wait for it, or cancel it")
+        return await self._examine(service, engines[active], engines[target], config)
+
+    async def _examine(self, service: str, source: Engine, target: Engine, config: ServiceConfig) -> list[Check]:
+        async with self._asking[service]:
+            figures, sessions = await asyncio.gather(self._crew.figures(), self._crew.sessions(service))
+            findings = await inquire(
+                service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted
+            )
+        return judge(findings, config.switch)
+
+    # --- a switch ----------------------------------------------------------------------------------------------------
+
+    def begin(self, plan: SwitchPlan) -> SwitchRecord:
+        """Journal the plan and begin. Raises PlanRefused, Conflict, sqlite3.Error."""
+        config, standing = self._services[plan.service], self._standings[plan.service]
+        if plan.service in self._running:
+            raise Conflict(
+                f"switch {self._running[plan.service].record.id} of service {plan.service!r} is under way",
+                hint="one at a time: wait for it, or cancel it",
+            )
+        plan = accept(plan, config, standing.active)
+        now_ns = self._clock.now_ns()
+        record = SwitchRecord(
+            id=new_id(),
+            service=plan.service,
+            source=standing.active,
+            target=plan.target,
+            strategy=plan.strategy,
+            plan=plan,
+            began_at=self._clock.wall(),
+            began_ns=now_ns,
+            stamps={Phase.PENDING: 0},
+            epoch=standing.epoch + 1,
+        )
+        self._journal.begin(record)
+        running = self._start(record, self._crew.workers(), config)
+        self._carry_out(running, running.run.begin())
+        return record
+
+    def _start(self, record: SwitchRecord, crew: Iterable[int], config: ServiceConfig) -> _Running:
+        engines = self._engines[record.service]
+        run = SwitchRun(
+            record.id,
+            record.plan,
+            epoch=record.epoch - 1,
+            crew=list(crew),
+            hold_ms_max=config.switch.hold_ms_max,
+            catchup_timeout_s=config.switch.catchup_timeout_s,
+            promote_timeout_s=config.switch.promote_timeout_s,
+            phase=record.phase,
+        )
+        running = _Running(record, run, engines[record.source], engines[record.target], config)
+        self._running[record.service] = running
+        return running
+
+    def cancel(self, switch_id: str, by: str) -> SwitchRecord:
+        """Begin to undo. Raises NotFound, Conflict."""
+        record = self.record(switch_id)
+        running = self._running.get(record.service)
+        if running is None or running.record.id != switch_id:
+            raise Conflict(f"switch {switch_id} has ended: it is {record.phase}", hint="")
+        if not running.run.is_cancellable:
+            raise Conflict(
+                f"switch {switch_id} cannot be undone any more: it is {record.phase}",
+                hint=f"when it has completed, switch back to {record.source}",
+            )
+        self._feed(running, core.CancelAsked(by))
+        return record
+
+    async def stop(self) -> None:
+        """Undo what can be undone, wait for the rest as long as it takes to be decided (bounded by its own deadlines,
+        and by five seconds), let go of everything."""
+        for running in list(self._running.values()):
+            if running.run.is_cancellable:
+                self._feed(running, core.CancelAsked("the supervisor, which stops"))
+        waiting = [
+            spawn(running.ended.wait(), name=f"end of switch {running.record.id}") for running in self._running.values()
+        ]
+        if waiting:
+            await asyncio.wait(waiting, timeout=5.0)
+            await cancel_and_wait(*waiting)
+        for running in list(self._running.values()):
+            await self._let_go(running)
+
+    async def _let_go(self, running: _Running) -> None:
+        for timer in running.timers.values():
+            timer.cancel()
+        running.timers.clear()
+        await cancel_and_wait(*running.calls)
+
+    # --- what workers do ---------------------------------------------------------------------------------------------
+
+    def worker_said(self, worker: int, fact: ipc.Fact) -> None:
+        """A fact that carries a switch's id."""
+        running = self._running.get(getattr(fact, "service", ""))
+        if running is None or getattr(fact, "switch", None) != running.record.id:
+            return
+        running.evidence.sees(worker, fact, self._clock.now_ns())
+        self._feed(running, core.WorkerSaid(worker, fact))
+        if isinstance(fact, ipc.Draining):
+            self._publish(
+                Event(
+                    kind="switch.progress", at=self._clock.wall(), service=fact.service,
+                    data={
+                        "id": fact.switch, "worker": worker, "held": fact.held, "draining": fact.draining,
+                        "waiting_for": fact.waiting_for,
+                    },
+                )
+            )  # fmt: skip
+
+    def worker_joined(self, worker: int, runs: list[ipc.RunState], epochs: Mapping[str, int]) -> None:
+        """A worker was configured; `runs` and `epochs` are what it said of itself before that."""
+        stands = {state.switch for state in runs}
+        for running in list(self._running.values()):
+            self._feed(running, core.WorkerJoined(worker, running.record.id in stands))
+        for state in runs:
+            if state.service in self._standings and not self._is_running(state.switch):
+                self._bring_home(worker, state, epochs.get(state.service, 0))
+        left = {state.service for state in runs} | self._running.keys()
+        for service, standing in self._standings.items():
+            # A new worker has no epochs: it serves with what it was configured with.
+            if service in epochs and epochs[service] < standing.epoch and service not in left:
+                self._crew.replace(worker, f"it serves {service} with epoch {epochs[service]}, not {standing.epoch}")
+
+    def _is_running(self, switch_id: str) -> bool:
+        return any(running.record.id == switch_id for running in self._running.values())
+
+    def _bring_home(self, worker: int, state: ipc.RunState, epoch: int) -> None:
+        """A worker stands in a switch that has ended. If it is where the switch ended, it only has to go on."""
+        standing = self._standings[state.service]
+        if epoch == standing.epoch:
+            self._crew.tell(worker, ipc.Release(switch=state.switch, service=state.service, epoch=standing.epoch))
+        else:
+            self._crew.replace(worker, f"it missed the end of switch {state.switch}")
+
+    def worker_lost(self, worker: int) -> None:
+        """Its process is gone."""
+        for running in list(self._running.values()):
+            self._feed(running, core.WorkerLost(worker))
+
+    # --- after a restart ---------------------------------------------------------------------------------------------
+
+    async def recover(self, stands: Mapping[int, tuple[Mapping[str, int], list[ipc.RunState]]]) -> None:
+        """Take up every switch that an earlier supervisor left, as journal and engines say, and set them going.
+
+        `stands` is what each adopted worker said: the epochs it serves with, and the switches it stands in. Returns
+        when every one of them is decided, not when it has ended.
+        """
+        records = [record for record in self._journal.unfinished() if record.service in self._services]
+        await asyncio.gather(*(self._recover(record, stands) for record in records))
+
+    async def _recover(
+        self, record: SwitchRecord, stands: Mapping[int, tuple[Mapping[str, int], list[ipc.RunState]]]
+    ) -> None:
+        config, engines = self._services[record.service], self._engines[record.service]
+        if record.source not in engines or record.target not in engines:
+            record.phase, record.error = Phase.FAILED, "an engine of this switch is not in the config any more"
+            record.remedy = "see which engine takes writes, and set `active` to it"
+            self._journal.enter(record, self._clock.now_ns())
+            return
+        crew = [
+            worker
+            for worker, (epochs, runs) in stands.items()
+            if epochs.get(record.service, 0) < record.epoch or any(state.switch == record.id for state in runs)
+        ]
+        source, target = engines[record.source], engines[record.target]
+        record.recovered = True
+        running = self._start(record, crew, config)
+        looks = await asyncio.gather(
+            source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S), _quietly(source), _quietly(target)
+        )
+        verdict = core.decide(record.phase, looks[0], looks[1])
+        _log.warning(
+            "an unfinished switch was found",
+            switch=record.id, service=record.service, phase=record.phase.value, verdict=verdict.value,
+            source=_spell(looks[0]), target=_spell(looks[1]),
+        )  # fmt: skip
+        if record.phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING):
+            running.evidence.cut_over()
+        if verdict in (Verdict.PROMOTE, Verdict.WAIT):
+            running.evidence.promotion.began_ns = self._clock.now_ns()
+        self._carry_out(running, running.run.resume(verdict))
+
+    async def agree(self, service: str) -> None:
+        """At start, without an unfinished switch: is the active engine the writable one?
+
+        The state file is corrected only where it is certain: the active engine answers and does not take writes, and
+        exactly one other engine does. An engine that does not answer is not overruled (that would be a failover).
+        """
+        if service in self._running:
+            return
+        standing, engines = self._standings[service], self._engines[service]
+        states = dict(
+            zip(engines, await asyncio.gather(*(e.probe(LOOK_TIMEOUT_S) for e in engines.values())), strict=True)
+        )
+        active = states[standing.active]
+        writable = [name for name, state in states.items() if state.role is Role.PRIMARY and state.is_writable]
+        if active.is_reachable and standing.active in writable:
+            if len(writable) > 1:
+                _log.warning("more than one engine takes writes", service=service, engines=writable, active=active.name)
+            return
+        if not active.is_reachable:
+            _log.error("the active engine cannot be reached", service=service, engine=active.name, why=active.why)
+            return
+        if len(writable) != 1:
+            _log.error(
+                "the active engine does not take writes, and no single other one does",
+                service=service, engine=active.name, found=_spell(active), writable=writable,
+            )  # fmt: skip
+            return
+        _log.warning(
+            "the state file is corrected: another engine is the primary now",
+            service=service, was=active.name, now=writable[0],
+        )  # fmt: skip
+        self._stand(service, Standing(writable[0], standing.epoch + 1))
+
+    def _stand(self, service: str, standing: Standing) -> None:
+        self._journal.stand(service, standing)
+        self._standings[service] = standing
+
+    # --- carrying out ------------------------------------------------------------------------------------------------
+
+    def _feed(self, running: _Running, fact: core.Fact) -> None:
+        self._carry_out(running, running.run.sees(fact))
+
+    def _carry_out(self, running: _Running, orders: list[core.Order]) -> None:
+        for order in orders:
+            match order:
+                case core.Tell(worker, message):
+                    self._crew.tell(worker, message)
+                case core.Enter(phase):
+                    if not self._enter(running, phase):
+                        return
+                case core.StartTimer(timer, after_s):
+                    self._start_timer(running, timer, after_s)
+                case core.StopTimer(timer):
+                    handle = running.timers.pop(timer, None)
+                    if handle:
+                        handle.cancel()
+                case core.ReplaceWorker(worker, why):
+                    self._crew.replace(worker, why)
+                case _:
+                    self._call(running, order)
+        running.record.error, running.record.remedy = running.run.error, running.run.remedy
+
+    def _enter(self, running: _Running, phase: Phase) -> bool:
+        """Write it down, then make it known. False: it could not be written, and the rest must not be done."""
+        record, now_ns = running.record, self._clock.now_ns()
+        standing = None
+        if phase is Phase.CUTTING_OVER:
+            standing = Standing(record.target, running.run.epoch)
+        record.phase = phase
+        record.stamps[phase] = (now_ns - record.began_ns) // 1000
+        record.error, record.remedy = running.run.error, running.run.remedy
+        if phase in ENDED:
+            record.ended_at = self._clock.wall()
+        try:
+            self._journal.enter(record, now_ns, standing=standing)
+        except sqlite3.Error as error:
+            _log.error("the journal cannot be written", switch=record.id, phase=phase.value, error=str(error))
+            orders = running.run.sees(core.JournalRefused(phase, str(error)))
+            if orders:
+                self._carry_out(running, orders)
+                return False
+        if self._stop_at == phase:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if standing is not None:
+            self._standings[record.service] = standing
+            running.evidence.cut_over()
+        self._tell_phase(record)
+        if phase in ENDED:
+            self._end(running)
+        return True
+
+    def _tell_phase(self, record: SwitchRecord) -> None:
+        self._publish(
+            Event(
+                kind="switch.ended" if record.phase in ENDED else "switch.phase",
+                at=self._clock.wall(),
+                service=record.service,
+                data={
+                    "id": record.id, "phase": record.phase.value, "source": record.source, "target": record.target,
+                    "error": record.error, "remedy": record.remedy,
+                },
+            )
+        )  # fmt: skip
+
+    def _end(self, running: _Running) -> None:
+        record = running.record
+        figures = running.evidence.figures(record.began_ns, self._clock.now_ns())
+        record.figures = msgspec.to_builtins(figures)
+        report = running.evidence.report(record, figures, self._journal.steps(record.id))
+        try:
+            self._journal.end(record, report)
+        except sqlite3.Error as error:
+            _log.error("the report cannot be written", switch=record.id, error=str(error))
+        del self._running[record.service]
+        for timer in running.timers.values():
+            timer.cancel()
+        running.timers.clear()
+        running.ended.set()
+        log = _log.info if record.phase is Phase.COMPLETED else _log.warning
+        log(
+            "switch ended",
+            switch=record.id, service=record.service, phase=record.phase.value, source=record.source,
+            target=record.target, error=record.error, remedy=record.remedy, cutover_ms=figures.cutover_ms,
+            hold_ms_max=figures.hold_ms.max,
+        )  # fmt: skip
+
+    def _start_timer(self, running: _Running, timer: Timer, after_s: float) -> None:
+        old = running.timers.pop(timer, None)
+        if old:
+            old.cancel()
+
+        def ring() -> None:
+            running.timers.pop(timer, None)
+            self._feed(running, core.TimerRang(timer))
+
+        running.timers[timer] = asyncio.get_running_loop().call_later(after_s, ring)
+
+    # --- asking the engines ------------------------------------------------------------------------------------------
+
+    def _call(self, running: _Running, order: core.Order) -> None:
+        source, target, evidence = running.source, running.target, running.evidence
+        now_ns = self._clock.now_ns()
+        match order:
+            case core.Examine():
+                self._ask(running, None, self._examined(running))
+            case core.PrepareEngines():
+                self._ask(running, Act.PREPARE, self._prepared(source, target))
+            case core.Fence(pids):
+                evidence.fence = Span(now_ns)
+                self._ask(running, Act.FENCE, self._fenced(source, pids, evidence))
+            case core.ReadPosition():
+                evidence.catchup = Span(self._clock.now_ns())
+                self._ask(running, Act.READ_POSITION, self._position_read(source, evidence))
+            case core.AwaitPosition(position, timeout_s):
+                self._ask(running, Act.AWAIT_POSITION, self._position_awaited(target, position, timeout_s, evidence))
+            case core.Promote(timeout_s):
+                evidence.promotion = Span(now_ns)
+                self._ask(running, Act.PROMOTE, self._promoted(target, timeout_s, evidence))
+            case core.Look():
+                self._ask(running, None, self._looked(source, target))
+            case core.Unfence():
+                # What is being asked of the source must be over before the fence is taken away.
+                pending = list(running.calls)
+                self._ask(running, Act.UNFENCE, self._unfenced(source, pending))
+            case _:
+                raise AssertionError(f"no such order: {order}")
+
+    def _ask(self, running: _Running, act: Act | None, work: Awaitable[core.Fact]) -> None:
+        task = spawn(self._answer(running, act, work), name=f"switch {running.record.id} {act or 'look'}")
+        running.calls.add(task)
+        task.add_done_callback(running.calls.discard)
+
+    async def _answer(self, running: _Running, act: Act | None, work: Awaitable[core.Fact]) -> None:
+        fact: core.Fact
+        try:
+            fact = await work
+        except EngineError as error:
+            fact = _failed(act, f"{error.text}; {error.hint}" if error.hint else error.text)
+        except Exception as error:  # noqa: BLE001  (a bug of ours; the clients that are held must not pay for it)
+            _log.exception("an engine call failed", switch=running.record.id, act=act)
+            fact = _failed(act, f"internal error: {error!r}")
+        if self._stop_at and self._stop_at == type(fact).__name__.lower():
+            os.kill(os.getpid(), signal.SIGKILL)
+        # The call is over, whatever follows from its answer (an Unfence gives up the calls that are under way).
+        task = asyncio.current_task()
+        if task is not None:
+            running.calls.discard(task)
+        self._feed(running, fact)
+
+    async def _examined(self, running: _Running) -> core.Fact:
+        try:
+            checks = await self._examine(running.record.service, running.source, running.target, running.config)
+        except Exception as error:  # noqa: BLE001  (a check that cannot be made is a check that fails)
+            _log.exception("the readiness checks failed", switch=running.record.id)
+            checks = [Check(name="questions", verdict="fail", found=str(error), remedy="see the log")]
+        running.evidence.checks = checks
+        return core.Examined(checks)
+
+    @staticmethod
+    async def _prepared(source: Engine, target: Engine) -> core.Fact:
+        await asyncio.gather(source.prepare(ENGINE_PREPARE_TIMEOUT_S), target.prepare(ENGINE_PREPARE_TIMEOUT_S))
+        return core.EnginesPrepared()
+
+    async def _fenced(self, source: Engine, pids: Iterable[int], evidence: Evidence) -> core.Fact:
+        proof = await source.fence(frozenset(pids), FENCE_TIMEOUT_S)
+        evidence.fence.ended_ns = self._clock.now_ns()
+        evidence.proof = proof
+        return core.Fenced(proof)
+
+    async def _position_read(self, source: Engine, evidence: Evidence) -> core.Fact:
+        position = await source.position()
+        evidence.source_position = position
+        return core.PositionRead(position)
+
+    async def _position_awaited(self, target: Engine, position: Any, timeout_s: float, evidence: Evidence) -> core.Fact:
+        reached = await target.wait_reached(position, timeout_s)
+        evidence.catchup.ended_ns = self._clock.now_ns()
+        if reached:
+            evidence.target_position = position
+        return core.PositionAwaited(reached)
+
+    async def _promoted(self, target: Engine, timeout_s: float, evidence: Evidence) -> core.Fact:
+        await target.promote(timeout_s)
+        evidence.promotion.ended_ns = self._clock.now_ns()
+        return core.Promoted()
+
+    @staticmethod
+    async def _looked(source: Engine, target: Engine) -> core.Fact:
+        source_state, target_state = await asyncio.gather(source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S))
+        return core.Looked(source_state, target_state)
+
+    @staticmethod
+    async def _unfenced(source: Engine, pending: list[asyncio.Task[None]]) -> core.Fact:
+        await cancel_and_wait(*pending)
+        await source.unfence(UNFENCE_TIMEOUT_S)
+        return core.Unfenced()
+
+
+def _failed(act: Act | None, why: str) -> core.Fact:
+    if act is None:
+        silent = EngineState(name="", is_reachable=False, why=why)
+        return core.Looked(silent, silent)
+    return core.ActFailed(act, why)
+
+
+async def _quietly(engine: Engine) -> None:
+    """Warm connections for what may come; an engine that is down now is found out by the probe."""
+    try:
+        await engine.prepare(LOOK_TIMEOUT_S)
+    except EngineError as error:
+        _log.info("engine not prepared", engine=engine.name, why=error.text)
+
+
+def _spell(state: EngineState) -> str:
+    if not state.is_reachable:
+        return f"unreachable ({state.why})"
+    role = state.role.value if state.role else "of unknown role"
+    return f"{role}, {'writable' if state.is_writable else 'fenced' if state.is_fenced else 'read-only'}"

@@ -1,0 +1,114 @@
+"""What a switch is asked to do, and what is remembered of it.
+
+`SwitchPlan` comes from an operator, a policy or a program; `accept` turns it into a plan that can be run or refuses it
+in one line. `SwitchRecord` is what the control port shows and what the journal keeps.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Final
+
+import msgspec
+
+from proxy.config import ServiceConfig
+from proxy.errors import PlanRefused
+from proxy.switch.state import Phase
+
+STRATEGIES: Final = ("graceful",)
+"""Strategies of this version."""
+
+KNOWN_STRATEGIES: Final = ("graceful", "immediate", "rolling", "canary")
+"""All names there are; those that are not in `STRATEGIES` are refused with a text that says so."""
+
+DRAIN_TIMEOUT_S_MAX: Final = 3_600.0
+
+
+class SwitchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One wish. What is None is taken from the service's config by `accept`."""
+
+    service: str
+    target: str
+    source: str | None = None
+    """Engine that must be active now; None: whichever is."""
+    strategy: str = "graceful"
+    drain_timeout_s: float | None = None
+    """How long open transactions may go on, in seconds, 0 to 3600."""
+    on_drain_expired: str | None = None
+    """`abort` or `terminate`."""
+    force: bool = False
+    """Go on although a check that may be overridden failed. Never overrides what keeps data safe."""
+    dry_run: bool = False
+    """Check only."""
+    requested_by: str = ""
+    reason: str = ""
+
+
+class SwitchRecord(msgspec.Struct, kw_only=True):
+    """One switch as it is remembered. Times of phases are microseconds since `began_at`."""
+
+    id: str
+    service: str
+    source: str
+    target: str
+    strategy: str
+    plan: SwitchPlan
+    phase: Phase = Phase.PENDING
+    began_at: float = 0.0
+    """Seconds since 1970."""
+    began_ns: int = 0
+    """The same moment on the host's monotonic clock."""
+    ended_at: float | None = None
+    stamps: dict[str, int] = msgspec.field(default_factory=dict)
+    """When each phase was entered, in µs since the beginning."""
+    epoch: int = 0
+    """Epoch that this switch gives to the service when it cuts over."""
+    figures: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The measured figures, by the names of `switch.evidence.Figures`; empty until the end."""
+    error: str = ""
+    """Why it did not complete, in one line."""
+    remedy: str = ""
+    """What to do about it."""
+    recovered: bool = False
+    """A supervisor that started later finished or undid it."""
+
+
+def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
+    """The plan with every default filled in. Raises PlanRefused with a line that says what to change."""
+    if plan.strategy not in KNOWN_STRATEGIES:
+        raise PlanRefused(f"there is no strategy {plan.strategy!r}", hint=f"this version has: {', '.join(STRATEGIES)}")
+    if plan.strategy not in STRATEGIES:
+        raise PlanRefused(
+            f"strategy {plan.strategy!r} is not in this version", hint=f"this version has: {', '.join(STRATEGIES)}"
+        )
+    if plan.target not in service.engine:
+        raise PlanRefused(
+            f"service {plan.service!r} has no engine {plan.target!r}",
+            hint=f"its engines are: {', '.join(sorted(service.engine))}",
+        )
+    if plan.target == active:
+        raise PlanRefused(
+            f"engine {plan.target!r} is the active one already", hint="name the engine to go to, not the one in use"
+        )
+    if plan.source is not None and plan.source != active:
+        raise PlanRefused(
+            f"the plan leaves engine {plan.source!r}, but {active!r} is active",
+            hint="leave `source` out, or look at `turnout status` and plan again",
+        )
+    drain_timeout_s = service.switch.drain_timeout_s if plan.drain_timeout_s is None else plan.drain_timeout_s
+    if not 0 <= drain_timeout_s <= DRAIN_TIMEOUT_S_MAX:
+        raise PlanRefused(
+            f"drain_timeout of {drain_timeout_s} s is out of range", hint=f"0 to {DRAIN_TIMEOUT_S_MAX:.0f} seconds"
+        )
+    on_drain_expired = plan.on_drain_expired or service.switch.on_drain_expired
+    if on_drain_expired not in ("abort", "terminate"):
+        raise PlanRefused(f"on_drain_expired cannot be {on_drain_expired!r}", hint="abort or terminate")
+    return msgspec.structs.replace(
+        plan, source=active, drain_timeout_s=drain_timeout_s, on_drain_expired=on_drain_expired
+    )
+
+
+def new_id() -> str:
+    """Name of a new switch: sorts by time, fits into a path and an argument."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"

@@ -1,0 +1,843 @@
+"""One switch, sans I/O: facts in, orders out. The graceful strategy is this conversation.
+
+Theory of operation
+-------------------
+`SwitchRun.sees(fact)` returns what is to be done because of it, in the order in which it has to be done. The shell
+(`orchestrator`) carries the orders out and brings back what came of them; time reaches the run as timers that ring.
+
+Three rules carry everything else; a property test in tests/proxy/switch checks them against facts in any order:
+
+1. Two phases over the workers: the fence begins when every worker holds every session (`AllHeld`), the release on the
+   target begins when every worker has retargeted. A worker that dies in between takes its clients' sockets with it, so
+   nobody is left to wait for.
+2. `Enter` comes before the act it announces: what the journal says may have happened, never less.
+3. Before the order to promote, trouble of any kind ends in `Unfence` (if a fence was ordered, successful or not) and
+   then `Release` with the old epoch: in that order, since a session that is released into a fence sees errors.
+
+Facts that belong to another switch, to a worker that is not in the crew, or to a phase that is over are dropped: a
+worker may answer twice (orders are repeated when it reconnects), and an engine's answer may come after the abort.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from proxy import ipc
+from proxy.engines.engine import EngineState, FenceProof, Position, Role
+from proxy.switch.plan import SwitchPlan
+from proxy.switch.readiness import Check, failures
+from proxy.switch.state import ABORTABLE, ENDED, Event, Phase, after
+
+PREPARE_TIMEOUT_S: Final = 60.0
+"""Opening and replaying the target backends, while traffic goes on."""
+RETARGET_TIMEOUT_S: Final = 10.0
+"""After that a worker that has not retargeted is replaced: its clients reconnect, all others go on."""
+RELEASE_TIMEOUT_S: Final = 30.0
+"""After that the report is written without the figures of a worker that still ramps up."""
+UNDO_TIMEOUT_S: Final = 5.0
+"""The same for a release on the source."""
+VERIFY_TIMEOUT_S: Final = 1.0
+"""How long the first answer from the target is waited for."""
+LOOK_AGAIN_S: Final = 0.1
+"""Pause between two looks at a target that does not say whether it was promoted."""
+UNFENCE_AGAIN_S: Final = 0.1
+"""Pause between two tries to give the source its writes back."""
+UNFENCE_TRIES_HELD: Final = 5
+"""Tries after which the sessions are released although the source is not writable: an error beats silence."""
+HOLD_RESERVE_S: Final = 0.25
+"""A switch that is not promoting yet is undone this long before `hold_ms_max` (at most a tenth of it), so that nobody
+is refused."""
+DRAIN_RESERVE_S: Final = 0.5
+"""Part of `hold_ms_max` (at most a quarter of it) that the drain leaves to fence, catch-up and promotion."""
+
+
+# --- facts --------------------------------------------------------------------------------------------------------
+
+
+class Act(enum.StrEnum):
+    """What is asked of an engine."""
+
+    PREPARE = "prepare"
+    FENCE = "fence"
+    READ_POSITION = "read_position"
+    AWAIT_POSITION = "await_position"
+    PROMOTE = "promote"
+    UNFENCE = "unfence"
+
+
+class Timer(enum.StrEnum):
+    """Deadlines of a run."""
+
+    PREPARE = "prepare"
+    DRAIN = "drain"
+    HOLD = "hold"
+    RETARGET = "retarget"
+    RELEASE = "release"
+    VERIFY = "verify"
+    LOOK_AGAIN = "look_again"
+    UNFENCE_AGAIN = "unfence_again"
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The readiness checks are done."""
+
+    checks: list[Check]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSaid:
+    """A worker of the crew told something about this switch."""
+
+    worker: int
+    fact: ipc.Fact
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker connected: one that came back, or a new one, configured with what the state file knows now."""
+
+    worker: int
+    is_in_switch: bool
+    """It says that it stands in this switch already."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker's process is gone, and its clients' sockets with it."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesPrepared:
+    """Admin connections to both engines are open and warm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    proof: FenceProof
+
+
+@dataclass(frozen=True, slots=True)
+class PositionRead:
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class PositionAwaited:
+    """`reached` is false when the deadline came first."""
+
+    reached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """The target is a writable primary, proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfenced:
+    """The source is writable, proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActFailed:
+    act: Act
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Both engines were asked what they are."""
+
+    source: EngineState
+    target: EngineState
+
+
+@dataclass(frozen=True, slots=True)
+class TimerRang:
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRefused:
+    """A phase could not be written down; its orders were not carried out."""
+
+    phase: Phase
+    why: str
+
+
+Fact = (
+    Examined
+    | WorkerSaid
+    | WorkerJoined
+    | WorkerLost
+    | EnginesPrepared
+    | Fenced
+    | PositionRead
+    | PositionAwaited
+    | Promoted
+    | Unfenced
+    | ActFailed
+    | Looked
+    | TimerRang
+    | CancelAsked
+    | JournalRefused
+)
+
+# --- orders -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """Write the phase down, then tell everybody. Comes before the acts of that phase."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Run the readiness checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareEngines:
+    """Open and warm the admin connections to both engines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    worker: int
+    order: ipc.Order
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Make the source refuse writes."""
+
+    own_backend_pids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPosition:
+    """The source's, after the fence."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitPosition:
+    """The target must have it."""
+
+    position: Position
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """The target."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Ask both engines what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfence:
+    """The source. Whatever is asked of the engines at this moment is given up first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    timer: Timer
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopTimer:
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceWorker:
+    """End the process; what it would have done is undecidable otherwise."""
+
+    worker: int
+    why: str
+
+
+Order = (
+    Enter
+    | Examine
+    | PrepareEngines
+    | Tell
+    | Fence
+    | ReadPosition
+    | AwaitPosition
+    | Promote
+    | Look
+    | Unfence
+    | StartTimer
+    | StopTimer
+    | ReplaceWorker
+)
+
+
+class Verdict(enum.StrEnum):
+    """What a supervisor that starts does with a switch it finds unfinished."""
+
+    UNDO = "undo"
+    PROMOTE = "promote"
+    FINISH = "finish"
+    WAIT = "wait"
+    """The target cannot be asked now."""
+    PERSON = "person"
+    """Both engines take writes."""
+
+
+def decide(phase: Phase, source: EngineState, target: EngineState) -> Verdict:
+    """What becomes of a switch whose supervisor is gone, by its last journaled phase and what the engines say."""
+    assert phase not in ENDED
+    if phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING):
+        return Verdict.FINISH
+    if phase is not Phase.PROMOTING:
+        return Verdict.UNDO
+    if not target.is_reachable:
+        return Verdict.WAIT
+    # The fence was proven and the target had caught up before `promoting` was written; an unreachable source stays
+    # fenced by its own configuration.
+    source_takes_writes = source.is_reachable and source.role is Role.PRIMARY and source.is_writable
+    if target.role is Role.PRIMARY:
+        return Verdict.PERSON if source_takes_writes else Verdict.PROMOTE
+    return Verdict.UNDO if source_takes_writes else Verdict.PROMOTE
+
+
+class SwitchRun:
+    """One switch from plan to end. See the module's theory of operation.
+
+    `phase` is where it stands, `error` and `remedy` why it did not complete (or waits for a person).
+    """
+
+    def __init__(
+        self,
+        switch_id: str,
+        plan: SwitchPlan,
+        *,
+        epoch: int,
+        crew: Collection[int],
+        hold_ms_max: int,
+        catchup_timeout_s: float,
+        promote_timeout_s: float,
+        phase: Phase = Phase.PENDING,
+    ) -> None:
+        """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers."""
+        assert plan.drain_timeout_s is not None
+        self.id = switch_id
+        self.plan = plan
+        self.phase = phase
+        self.error = ""
+        self.remedy = ""
+        hold_s = hold_ms_max / 1e3
+        self.drain_s = min(plan.drain_timeout_s, hold_s - min(DRAIN_RESERVE_S, hold_s / 4))
+        """The drain deadline in force: the plan's, or what `hold_ms_max` leaves of it, in seconds."""
+        self._hold_s = hold_s - min(HOLD_RESERVE_S, hold_s / 10)
+        self._catchup_timeout_s = catchup_timeout_s
+        self._promote_timeout_s = promote_timeout_s
+        self._epoch = epoch
+        self._crew = set(crew)
+        # Who has answered the order of the phase. Emptied when a phase begins that has its own answer.
+        self._answered: set[int] = set()
+        # Who has said AllHeld. A Retarget goes to nobody else.
+        self._held: set[int] = set()
+        self._engines_prepared = False
+        self._own_pids: dict[int, frozenset[int]] = {}
+        self._fence_ordered = False
+        self._unfence_tries = 0
+        self._is_target_silent = False
+        self._someone_waited = False
+        self._saw_first_row = False
+        self._was_let_go = False
+
+    @property
+    def is_cancellable(self) -> bool:
+        """A cancel would lead somewhere now."""
+        return (
+            self.phase in ABORTABLE
+            or (self.phase is Phase.PROMOTING and self._is_target_silent)
+            or (self.phase is Phase.ABORTING and self._unfence_tries > UNFENCE_TRIES_HELD)
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the service when this switch has cut over."""
+        return self._epoch + 1
+
+    def begin(self) -> list[Order]:
+        """First orders of a new switch."""
+        return [*self._enter(Event.VALIDATION_BEGAN), Examine()]
+
+    def resume(self, verdict: Verdict) -> list[Order]:
+        """First orders of a switch that an earlier supervisor left in `phase`."""
+        match verdict:
+            case Verdict.UNDO if self.phase in (Phase.PENDING, Phase.VALIDATING):
+                return self._trouble("the supervisor was restarted", "plan the switch again")
+            case Verdict.UNDO:
+                # Only what the journal announces can have happened; taking a fence away twice is harmless.
+                self._fence_ordered = self.phase not in (Phase.PREPARING, Phase.HOLDING, Phase.DRAINING)
+                if self.phase is Phase.PROMOTING:
+                    return self._not_promoted("the supervisor was restarted before the promotion took place")
+                if self.phase is Phase.ABORTING:
+                    self.error = self.error or "the supervisor was restarted while the switch was being undone"
+                    return self._undo()
+                return self._trouble("the supervisor was restarted", "plan the switch again")
+            case Verdict.PROMOTE:
+                return [*self._hold_all(), Promote(self._promote_timeout_s)]
+            case Verdict.WAIT:
+                return [*self._hold_all(), *self._target_silent("it cannot be reached")]
+            case Verdict.PERSON:
+                return self._two_primaries()
+            case Verdict.FINISH:
+                if self.phase is Phase.CUTTING_OVER:
+                    return [*self._hold_all(), *self._retarget_all()]
+                # From `releasing` on every worker has retargeted.
+                if self.phase is Phase.RELEASING:
+                    return [*self._release_all(), *self._when_all_released()]
+                return [*self._tell_release(), *self._when_verified()]
+
+    def sees(self, fact: Fact) -> list[Order]:
+        """What is to be done because of `fact`."""
+        if self.phase in ENDED:
+            return []
+        match fact:
+            case WorkerSaid(worker, said):
+                return self._worker_said(worker, said) if worker in self._crew else []
+            case WorkerJoined(worker, is_in_switch):
+                return self._worker_joined(worker, is_in_switch)
+            case WorkerLost(worker):
+                return self._worker_lost(worker)
+            case Examined(checks):
+                return self._examined(checks)
+            case TimerRang(timer):
+                return self._timer_rang(timer)
+            case CancelAsked(by):
+                return self._cancel_asked(by)
+            case JournalRefused(phase, why):
+                return self._journal_refused(phase, why)
+            case _:
+                return self._engine_said(fact)
+
+    # --- validating, preparing ---------------------------------------------------------------------------------------
+
+    def _examined(self, checks: list[Check]) -> list[Order]:
+        if self.phase is not Phase.VALIDATING:
+            return []
+        failed = failures(checks, force=self.plan.force)
+        if failed:
+            self.error = "; ".join(f"check {check.name} failed: {check.found}" for check in failed)
+            self.remedy = "; ".join(check.remedy for check in failed if check.remedy)
+            return self._enter(Event.CHECKS_FAILED)
+        if self.plan.dry_run:
+            return self._enter(Event.DRY_RUN_DONE)
+        orders: list[Order] = [*self._enter(Event.CHECKS_PASSED), PrepareEngines()]
+        orders += [self._tell(worker, self._prepare()) for worker in sorted(self._crew)]
+        return [*orders, StartTimer(Timer.PREPARE, PREPARE_TIMEOUT_S)]
+
+    def _prepared(self, worker: int, said: ipc.Prepared) -> list[Order]:
+        if self.phase is not Phase.PREPARING:
+            return []
+        if said.failed and not self.plan.force:
+            more = f" (and {len(said.failed) - 1} more)" if len(said.failed) > 1 else ""
+            return self._trouble(
+                f"a session could not be prepared on {self.plan.target}: {said.failed[0]}{more}",
+                f"let the accounts and settings of these sessions work on {self.plan.target}, or plan with --force",
+            )
+        self._own_pids[worker] = frozenset(said.backend_pids)
+        self._answered.add(worker)
+        return self._when_prepared()
+
+    def _when_prepared(self) -> list[Order]:
+        if not self._engines_prepared or not self._crew <= self._answered:
+            return []
+        orders: list[Order] = [StopTimer(Timer.PREPARE), *self._enter(Event.PREPARED)]
+        orders += [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
+        return [*orders, StartTimer(Timer.DRAIN, self.drain_s), StartTimer(Timer.HOLD, self._hold_s)]
+
+    # --- holding, draining -------------------------------------------------------------------------------------------
+
+    def _worker_said(self, worker: int, said: ipc.Fact) -> list[Order]:
+        if getattr(said, "switch", self.id) != self.id:
+            return []
+        match said:
+            case ipc.Prepared():
+                return self._prepared(worker, said)
+            case ipc.Draining() if self.phase is Phase.HOLDING and said.draining > 0:
+                return self._enter(Event.STILL_DRAINING)
+            case ipc.AllHeld():
+                return self._all_held(worker, said)
+            case ipc.Retargeted() if self.phase is Phase.CUTTING_OVER and said.epoch == self.epoch:
+                self._answered.add(worker)
+                return self._when_all_retargeted()
+            case ipc.Released():
+                return self._released(worker, said)
+            case ipc.FirstRow():
+                self._saw_first_row = True
+                return self._when_verified() if self.phase is Phase.VERIFYING else []
+            case ipc.Expired() if self.phase in ABORTABLE:
+                return self._trouble(
+                    f"worker {worker} held its clients for hold_ms_max", "raise hold_ms_max, or switch at a calmer time"
+                )
+        return []
+
+    def _all_held(self, worker: int, said: ipc.AllHeld) -> list[Order]:
+        is_news = worker not in self._held
+        self._held.add(worker)
+        self._own_pids[worker] = self._own_pids.get(worker, frozenset()) | frozenset(said.backend_pids)
+        if self.phase in (Phase.HOLDING, Phase.DRAINING):
+            self._answered.add(worker)
+            return self._when_all_held()
+        if self.phase is Phase.CUTTING_OVER and is_news:
+            return [self._tell(worker, self._retarget())]
+        return []
+
+    def _when_all_held(self) -> list[Order]:
+        if not self._crew:
+            return self._trouble("no worker is left", "see the log for why they ended")
+        if not self._crew <= self._answered:
+            return []
+        self._fence_ordered = True
+        pids = frozenset().union(*self._own_pids.values())
+        return [*self._enter(Event.ALL_HELD), Fence(pids), StopTimer(Timer.DRAIN)]
+
+    # --- fencing to promoting ----------------------------------------------------------------------------------------
+
+    def _engine_said(self, fact: Fact) -> list[Order]:
+        match fact:
+            case EnginesPrepared() if self.phase is Phase.PREPARING:
+                self._engines_prepared = True
+                return self._when_prepared()
+            case Fenced() if self.phase is Phase.FENCING:
+                return [*self._enter(Event.FENCED), ReadPosition()]
+            case PositionRead(position) if self.phase is Phase.CATCHING_UP:
+                return [AwaitPosition(position, self._catchup_timeout_s)]
+            case PositionAwaited(reached) if self.phase is Phase.CATCHING_UP:
+                if not reached:
+                    return self._trouble(
+                        f"{self.plan.target} did not reach the position of {self.plan.source} "
+                        f"within {self._catchup_timeout_s:g} s",
+                        "look at its replication lag, or raise catchup_timeout_s",
+                    )
+                return [*self._enter(Event.CAUGHT_UP), Promote(self._promote_timeout_s), StopTimer(Timer.HOLD)]
+            case Promoted() if self.phase is Phase.PROMOTING:
+                self._is_target_silent = False
+                self.error = self.remedy = ""
+                return [*self._enter(Event.PROMOTED), *self._retarget_all()]
+            case Looked() if self.phase is Phase.PROMOTING:
+                return self._looked(fact)
+            case Unfenced() if self.phase is Phase.ABORTING:
+                return self._let_go()
+            case ActFailed(act, why):
+                return self._act_failed(act, why)
+            case _:
+                return []
+
+    def _act_failed(self, act: Act, why: str) -> list[Order]:
+        match act:
+            case Act.PREPARE if self.phase is Phase.PREPARING:
+                return self._trouble(f"the engines could not be prepared: {why}", "run `turnout check` on the config")
+            case Act.FENCE if self.phase is Phase.FENCING:
+                return self._trouble(f"{self.plan.source} could not be fenced: {why}", "")
+            case Act.READ_POSITION | Act.AWAIT_POSITION if self.phase is Phase.CATCHING_UP:
+                return self._trouble(f"{self.plan.target} could not be brought up: {why}", "")
+            case Act.PROMOTE if self.phase is Phase.PROMOTING:
+                self.error = f"{self.plan.target} could not be promoted: {why}"
+                return [Look()]
+            case Act.UNFENCE if self.phase is Phase.ABORTING:
+                return self._unfence_failed(why)
+        return []
+
+    def _looked(self, fact: Looked) -> list[Order]:
+        """The promotion failed, or its outcome is unknown; the engines were asked."""
+        match decide(Phase.PROMOTING, fact.source, fact.target):
+            case Verdict.WAIT:
+                return self._target_silent(fact.target.why or "it cannot be reached")
+            case Verdict.PERSON:
+                return self._two_primaries()
+            case Verdict.UNDO:
+                return self._not_promoted("")
+            case _ if fact.target.role is Role.PRIMARY or self._is_target_silent:
+                # It is a primary after all, or it was away and has to be asked anew: promotion may be repeated.
+                self._is_target_silent = False
+                return [Promote(self._promote_timeout_s)]
+            case _:
+                return self._not_promoted("")
+
+    def _target_silent(self, why: str) -> list[Order]:
+        self._is_target_silent = True
+        self.error = f"{self.plan.target} does not say whether it was promoted: {why}"
+        self.remedy = (
+            f"start {self.plan.target}: the switch then ends by itself. If it is gone for good: `turnout cancel "
+            f"{self.id}` gives {self.plan.source} back, and {self.plan.target} must be built anew before it is used"
+        )
+        return [StartTimer(Timer.LOOK_AGAIN, LOOK_AGAIN_S)]
+
+    def _not_promoted(self, why: str) -> list[Order]:
+        self.error = why or self.error or f"{self.plan.target} was not promoted"
+        self.remedy = self.remedy or f"see the log of {self.plan.target}"
+        self._fence_ordered = True
+        return [*self._enter(Event.NOT_PROMOTED), *self._undo()]
+
+    def _two_primaries(self) -> list[Order]:
+        self.error = f"{self.plan.source} and {self.plan.target} both take writes"
+        self.remedy = (
+            f"no client was let through to {self.plan.target}: stop it and build it anew as a standby of "
+            f"{self.plan.source}, then restart Turnout"
+        )
+        return self._enter(Event.TWO_PRIMARIES)
+
+    # --- cutting over, releasing, verifying --------------------------------------------------------------------------
+
+    def _retarget_all(self) -> list[Order]:
+        self._answered.clear()
+        # A worker that joined during the fence is told when it holds.
+        orders: list[Order] = [self._tell(worker, self._retarget()) for worker in sorted(self._crew & self._held)]
+        return [*orders, StartTimer(Timer.RETARGET, RETARGET_TIMEOUT_S), *self._when_all_retargeted()]
+
+    def _when_all_retargeted(self) -> list[Order]:
+        if not self._crew <= self._answered:
+            return []
+        # Without anybody left the cutover is complete all the same: new workers begin on the target.
+        return [
+            *self._enter(Event.RETARGETED),
+            *self._release_all(),
+            StopTimer(Timer.RETARGET),
+            *self._when_all_released(),
+        ]
+
+    def _release_all(self) -> list[Order]:
+        self._answered.clear()
+        return [*self._tell_release(), StartTimer(Timer.RELEASE, RELEASE_TIMEOUT_S)]
+
+    def _tell_release(self) -> list[Order]:
+        return [self._tell(worker, self._release()) for worker in sorted(self._crew)]
+
+    def _released(self, worker: int, said: ipc.Released) -> list[Order]:
+        if self.phase is not Phase.RELEASING and not (self.phase is Phase.ABORTING and self._was_let_go):
+            return []
+        self._someone_waited = self._someone_waited or bool(said.waits_us)
+        self._answered.add(worker)
+        return self._when_all_released()
+
+    def _when_all_released(self) -> list[Order]:
+        if not self._crew <= self._answered:
+            return []
+        if self.phase is Phase.ABORTING:
+            if self._unfence_tries:
+                return []  # let go before the source was writable: it is still being asked to be
+            return [*self._enter(Event.SOURCE_RESTORED), StopTimer(Timer.RELEASE)]
+        return [
+            *self._enter(Event.RELEASED),
+            StopTimer(Timer.RELEASE),
+            StartTimer(Timer.VERIFY, VERIFY_TIMEOUT_S),
+            *self._when_verified(),
+        ]
+
+    def _when_verified(self) -> list[Order]:
+        if self._someone_waited and not self._saw_first_row and self._crew:
+            return []
+        return [*self._enter(Event.VERIFIED), StopTimer(Timer.VERIFY)]
+
+    # --- undoing -----------------------------------------------------------------------------------------------------
+
+    def _trouble(self, error: str, remedy: str) -> list[Order]:
+        """Give everything back. Only where the source is still the engine that is right."""
+        assert self.phase in ABORTABLE
+        self.error, self.remedy = error, remedy
+        orders = self._enter(Event.TROUBLE)
+        return orders if self.phase is Phase.ABORTED else [*orders, *self._undo()]
+
+    def _undo(self) -> list[Order]:
+        timers = [StopTimer(timer) for timer in (Timer.PREPARE, Timer.DRAIN, Timer.HOLD, Timer.LOOK_AGAIN)]
+        if self._fence_ordered:
+            return [Unfence(), *timers]
+        return [*self._let_go(), *timers]
+
+    def _let_go(self) -> list[Order]:
+        """The source is writable, or was never fenced."""
+        self._unfence_tries = 0
+        orders = [] if self._was_let_go else self._tell_release_on_source()
+        return [*orders, StartTimer(Timer.RELEASE, UNDO_TIMEOUT_S), *self._when_all_released()]
+
+    def _tell_release_on_source(self) -> list[Order]:
+        self._was_let_go = True
+        self._answered.clear()
+        return [self._tell(worker, self._release_on_source()) for worker in sorted(self._crew)]
+
+    def _unfence_failed(self, why: str) -> list[Order]:
+        self._unfence_tries += 1
+        orders: list[Order] = [StartTimer(Timer.UNFENCE_AGAIN, UNFENCE_AGAIN_S)]
+        if self._unfence_tries > UNFENCE_TRIES_HELD and not self._was_let_go:
+            self.remedy = (
+                f"{self.plan.source} does not take writes ({why}): start it or mend it; it is asked again and again"
+            )
+            orders += self._tell_release_on_source()
+        return orders
+
+    # --- trouble from outside ----------------------------------------------------------------------------------------
+
+    def _cancel_asked(self, by: str) -> list[Order]:
+        who = f"cancelled by {by}" if by else "cancelled"
+        if self.phase in ABORTABLE:
+            return self._trouble(who, "")
+        if not self.is_cancellable:
+            return []
+        if self.phase is Phase.PROMOTING:
+            self.error = f"{who}; {self.error}"
+            self.remedy = f"{self.plan.target} may have been promoted: build it anew before it is used"
+            self._fence_ordered = True
+            return [*self._enter(Event.GIVEN_UP), *self._undo()]
+        self.error = f"{who}; {self.error}"
+        return [StopTimer(Timer.UNFENCE_AGAIN), *self._enter(Event.GIVEN_UP)]
+
+    def _journal_refused(self, phase: Phase, why: str) -> list[Order]:
+        """The journal could not be written, so the act was not begun."""
+        if phase is not self.phase:
+            return []
+        error, remedy = f"the state file cannot be written: {why}", "make room for the state file, or let it be written"
+        if phase is Phase.PROMOTING:
+            self.remedy = remedy
+            return self._not_promoted(error)
+        if phase in ABORTABLE:
+            if phase is Phase.FENCING:
+                self._fence_ordered = False
+            return self._trouble(error, remedy)
+        return []
+
+    def _timer_rang(self, timer: Timer) -> list[Order]:
+        missing = sorted(self._crew - self._answered)
+        match timer:
+            case Timer.PREPARE if self.phase is Phase.PREPARING:
+                return self._trouble(f"the target backends were not ready after {PREPARE_TIMEOUT_S:g} s", "")
+            case Timer.DRAIN if self.phase in (Phase.HOLDING, Phase.DRAINING):
+                return self._drain_expired(missing)
+            case Timer.HOLD if self.phase in ABORTABLE and self.phase not in (Phase.PENDING, Phase.VALIDATING):
+                return self._trouble(
+                    "the clients would have been held longer than hold_ms_max",
+                    "raise hold_ms_max, or switch at a calmer time",
+                )
+            case Timer.RETARGET if self.phase is Phase.CUTTING_OVER:
+                return [
+                    ReplaceWorker(worker, f"it did not retarget within {RETARGET_TIMEOUT_S:g} s") for worker in missing
+                ]
+            case Timer.RELEASE if self.phase is Phase.RELEASING:
+                self._answered |= self._crew
+                return self._when_all_released()
+            case Timer.RELEASE if self.phase is Phase.ABORTING and self._was_let_go:
+                self._answered |= self._crew
+                return self._when_all_released()
+            case Timer.VERIFY if self.phase is Phase.VERIFYING:
+                return self._enter(Event.VERIFIED)
+            case Timer.LOOK_AGAIN if self.phase is Phase.PROMOTING:
+                return [Look()]
+            case Timer.UNFENCE_AGAIN if self.phase is Phase.ABORTING:
+                return [Unfence()]
+        return []
+
+    def _drain_expired(self, missing: list[int]) -> list[Order]:
+        if self.plan.on_drain_expired == "terminate":
+            reason = f"the connection is moving to another server and waited {self.drain_s:g} s for this transaction"
+            return [
+                self._tell(worker, ipc.Terminate(switch=self.id, service=self.plan.service, reason=reason))
+                for worker in missing
+            ]
+        return self._trouble(
+            f"sessions did not end their transactions within {self.drain_s:g} s",
+            "see `waiting_for` in the report; give more time, or plan with on_drain_expired = terminate",
+        )
+
+    def _worker_joined(self, worker: int, is_in_switch: bool) -> list[Order]:
+        """Repeat what this worker has to do now; one that has done it already says so again.
+
+        A new worker takes part as long as the source is what it was configured with. From `cutting_over` on it was
+        configured with the target and its epoch, and has nothing to catch up with.
+        """
+        if worker not in self._crew:
+            if self.phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING) and not is_in_switch:
+                return []
+            self._crew.add(worker)
+        match self.phase:
+            case Phase.PREPARING:
+                return [self._tell(worker, self._prepare())]
+            case Phase.HOLDING | Phase.DRAINING | Phase.FENCING | Phase.CATCHING_UP | Phase.PROMOTING:
+                return [self._tell(worker, self._hold())]
+            case Phase.CUTTING_OVER:
+                self._held.discard(worker)
+                return [self._tell(worker, self._hold())]
+            case Phase.RELEASING | Phase.VERIFYING:
+                return [self._tell(worker, self._release())]
+            case Phase.ABORTING if self._was_let_go:
+                return [self._tell(worker, self._release_on_source())]
+            case Phase.ABORTING:
+                return [self._tell(worker, self._hold())]
+            case _:
+                return []
+
+    def _worker_lost(self, worker: int) -> list[Order]:
+        if worker not in self._crew:
+            return []
+        self._crew.discard(worker)
+        self._answered.discard(worker)
+        self._held.discard(worker)
+        self._own_pids.pop(worker, None)
+        match self.phase:
+            case Phase.PREPARING | Phase.HOLDING | Phase.DRAINING:
+                return self._trouble(f"worker {worker} ended", "see the log for why it ended")
+            case Phase.CUTTING_OVER:
+                return self._when_all_retargeted()
+            case Phase.RELEASING:
+                return self._when_all_released()
+            case Phase.ABORTING if self._was_let_go:
+                return self._when_all_released()
+            case Phase.VERIFYING:
+                return self._when_verified()
+            case _:
+                return []
+
+    # --- words -------------------------------------------------------------------------------------------------------
+
+    def _enter(self, event: Event) -> list[Order]:
+        """The only place where the phase changes."""
+        self.phase = after(self.phase, event)
+        if event in (Event.CHECKS_PASSED, Event.PREPARED):
+            self._answered.clear()
+        return [Enter(self.phase)]
+
+    def _tell(self, worker: int, order: ipc.Order) -> Tell:
+        return Tell(worker, order)
+
+    def _hold_all(self) -> Iterable[Order]:
+        return [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
+
+    def _prepare(self) -> ipc.Prepare:
+        return ipc.Prepare(switch=self.id, service=self.plan.service, target=self.plan.target)
+
+    def _hold(self) -> ipc.Hold:
+        return ipc.Hold(switch=self.id, service=self.plan.service)
+
+    def _retarget(self) -> ipc.Retarget:
+        return ipc.Retarget(switch=self.id, service=self.plan.service, target=self.plan.target, epoch=self.epoch)
+
+    def _release(self) -> ipc.Release:
+        return ipc.Release(switch=self.id, service=self.plan.service, epoch=self.epoch)
+
+    def _release_on_source(self) -> ipc.Release:
+        return ipc.Release(switch=self.id, service=self.plan.service, epoch=self._epoch)

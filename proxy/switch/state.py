@@ -1,0 +1,159 @@
+"""The states of a switch, as one table. Nothing else moves a switch from one phase to another.
+
+Theory of operation
+-------------------
+A switch has one point of no return: the order to promote. Until the journal says `promoting`, the source is the engine
+that is right, everything can be undone, and undoing means: take the fence away, release the sessions where they are.
+From `promoting` on nobody but the target itself knows whether it has become a primary. If it says that it has not, the
+switch is undone. If it cannot be asked, the switch stays in `promoting`, the sessions stay held (workers refuse their
+requests after `hold_ms_max`), and the target is asked again and again; a person who knows that it is gone for good may
+cancel, which gives the source back: no client was released on the target, so nothing acknowledged can be missing. Once
+the target is known to be a primary (`cutting_over`) there is only forward: the source misses what the target accepts.
+
+An undo that cannot reach the source stays in `aborting` and tries again, for the same reason: a state that nobody
+leaves by himself must be rare. `failed` is for a person: two primaries at once, or an undo that somebody gave up.
+
+`rolling_back` and `rolled_back` belong to strategies that let the target serve while the source still follows it. The
+graceful strategy has none of that and never takes these rows; they stand here because the record and the dashboard
+know all states from the start.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+
+class Phase(enum.StrEnum):
+    """Where a switch stands."""
+
+    PENDING = "pending"
+    """Asked for, nothing done."""
+    VALIDATING = "validating"
+    """The readiness checks run."""
+    PREPARING = "preparing"
+    """Target backends are opened and replayed; admin connections are opened. Traffic goes on."""
+    HOLDING = "holding"
+    """Sessions at a boundary are held; no worker has told yet how many are not."""
+    DRAINING = "draining"
+    """Some sessions finish their transactions."""
+    FENCING = "fencing"
+    """Everything is held; the source is made to refuse writes."""
+    CATCHING_UP = "catching_up"
+    """The target replays up to the fenced position."""
+    PROMOTING = "promoting"
+    """The target is made a primary. From here on it alone knows who is right."""
+    CUTTING_OVER = "cutting_over"
+    """The target is the primary; the sessions get their backends there."""
+    RELEASING = "releasing"
+    """Workers read on, on the target."""
+    VERIFYING = "verifying"
+    """First answers from the target are waited for."""
+    COMPLETED = "completed"
+    """The target serves."""
+    ABORTING = "aborting"
+    """The source gets its writes back."""
+    ABORTED = "aborted"
+    """The source serves; as if nothing was."""
+    ROLLING_BACK = "rolling_back"
+    """The target gave up after the cutover; the sessions go back to a source that followed it."""
+    ROLLED_BACK = "rolled_back"
+    """The source serves again, after a cutover."""
+    FAILED = "failed"
+    """A person is needed; the record says for what."""
+
+
+class Event(enum.StrEnum):
+    """Why a switch moves."""
+
+    VALIDATION_BEGAN = "validation_began"
+    CHECKS_PASSED = "checks_passed"
+    CHECKS_FAILED = "checks_failed"
+    DRY_RUN_DONE = "dry_run_done"
+    PREPARED = "prepared"
+    """Workers and engines are ready to hold."""
+    STILL_DRAINING = "still_draining"
+    """A worker told of a session that is not at a boundary."""
+    ALL_HELD = "all_held"
+    """Every worker holds every session."""
+    FENCED = "fenced"
+    """The source refuses writes, proven."""
+    CAUGHT_UP = "caught_up"
+    """The target has everything the source ever acknowledged."""
+    PROMOTED = "promoted"
+    """The target is a primary, it said so itself."""
+    NOT_PROMOTED = "not_promoted"
+    """The target is no primary, it said so itself, and the promotion is over."""
+    GIVEN_UP = "given_up"
+    """A person says not to wait any longer."""
+    TWO_PRIMARIES = "two_primaries"
+    """Source and target both take writes."""
+    RETARGETED = "retargeted"
+    """Every worker gave every session its new backend."""
+    RELEASED = "released"
+    VERIFIED = "verified"
+    TROUBLE = "trouble"
+    """A deadline, a refusal, a lost worker or engine, or somebody who cancels."""
+    SOURCE_RESTORED = "source_restored"
+    """The source takes writes and every worker has let go."""
+    ROLLBACK_WANTED = "rollback_wanted"
+
+
+_P, _E = Phase, Event
+
+NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = {
+    (_P.PENDING, _E.VALIDATION_BEGAN): _P.VALIDATING,
+    (_P.PENDING, _E.TROUBLE): _P.ABORTED,
+    (_P.VALIDATING, _E.CHECKS_PASSED): _P.PREPARING,
+    (_P.VALIDATING, _E.CHECKS_FAILED): _P.ABORTED,
+    (_P.VALIDATING, _E.DRY_RUN_DONE): _P.COMPLETED,
+    (_P.VALIDATING, _E.TROUBLE): _P.ABORTED,
+    (_P.PREPARING, _E.PREPARED): _P.HOLDING,
+    (_P.PREPARING, _E.TROUBLE): _P.ABORTING,
+    (_P.HOLDING, _E.STILL_DRAINING): _P.DRAINING,
+    (_P.HOLDING, _E.ALL_HELD): _P.FENCING,
+    (_P.HOLDING, _E.TROUBLE): _P.ABORTING,
+    (_P.DRAINING, _E.ALL_HELD): _P.FENCING,
+    (_P.DRAINING, _E.TROUBLE): _P.ABORTING,
+    (_P.FENCING, _E.FENCED): _P.CATCHING_UP,
+    (_P.FENCING, _E.TROUBLE): _P.ABORTING,
+    (_P.CATCHING_UP, _E.CAUGHT_UP): _P.PROMOTING,
+    (_P.CATCHING_UP, _E.TROUBLE): _P.ABORTING,
+    (_P.PROMOTING, _E.PROMOTED): _P.CUTTING_OVER,
+    (_P.PROMOTING, _E.NOT_PROMOTED): _P.ABORTING,
+    (_P.PROMOTING, _E.GIVEN_UP): _P.ABORTING,
+    (_P.PROMOTING, _E.TWO_PRIMARIES): _P.FAILED,
+    (_P.CUTTING_OVER, _E.RETARGETED): _P.RELEASING,
+    (_P.CUTTING_OVER, _E.ROLLBACK_WANTED): _P.ROLLING_BACK,
+    (_P.RELEASING, _E.RELEASED): _P.VERIFYING,
+    (_P.RELEASING, _E.ROLLBACK_WANTED): _P.ROLLING_BACK,
+    (_P.VERIFYING, _E.VERIFIED): _P.COMPLETED,
+    (_P.VERIFYING, _E.ROLLBACK_WANTED): _P.ROLLING_BACK,
+    (_P.ABORTING, _E.SOURCE_RESTORED): _P.ABORTED,
+    (_P.ABORTING, _E.GIVEN_UP): _P.FAILED,
+    (_P.ROLLING_BACK, _E.SOURCE_RESTORED): _P.ROLLED_BACK,
+    (_P.ROLLING_BACK, _E.GIVEN_UP): _P.FAILED,
+}
+"""Every legal move. A pair that is absent is our bug."""
+
+ENDED: Final = frozenset({_P.COMPLETED, _P.ABORTED, _P.ROLLED_BACK, _P.FAILED})
+"""Nothing follows."""
+
+ABORTABLE: Final = frozenset(
+    {_P.PENDING, _P.VALIDATING, _P.PREPARING, _P.HOLDING, _P.DRAINING, _P.FENCING, _P.CATCHING_UP}
+)
+"""Before the order to promote: a cancel, a deadline or any trouble leads back to the source."""
+
+HELD: Final = frozenset(
+    {_P.HOLDING, _P.DRAINING, _P.FENCING, _P.CATCHING_UP, _P.PROMOTING, _P.CUTTING_OVER, _P.RELEASING, _P.ABORTING}
+)
+"""Clients may be waiting because of the switch."""
+
+
+def after(phase: Phase, event: Event) -> Phase:
+    """The phase that follows. A pair that is not in the table raises ValueError: a bug of ours, seen at once."""
+    try:
+        return NEXT[(phase, event)]
+    except KeyError:
+        raise ValueError(f"a switch that is {phase} cannot take {event}") from None

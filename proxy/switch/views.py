@@ -1,0 +1,63 @@
+"""What the supervisor shows of itself: plain structs for the control faces, which must not import the supervisor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from proxy.engines.engine import EngineState
+from proxy.switch.plan import SwitchRecord
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that subscribers are told."""
+
+    kind: str
+    """switch.phase, switch.progress, switch.ended, engine.changed, worker.joined, worker.lost, config.reloaded"""
+    at: float
+    """Seconds since 1970."""
+    service: str = ""
+    """Empty where no service is meant."""
+    data: dict[str, Any] = {}
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine of a service, as the last probe saw it."""
+
+    name: str
+    address: str
+    is_active: bool
+    state: EngineState | None
+    """Last probe; None: not probed yet."""
+    probed_at: float
+    """Seconds since 1970 of that probe; 0: never."""
+
+
+class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
+    """One service."""
+
+    name: str
+    protocol: str
+    pool_mode: str
+    databases: list[str]
+    active: str
+    """Engine that serves."""
+    epoch: int
+    engines: list[EngineView]
+    running: SwitchRecord | None
+    """The switch under way."""
+
+
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker process."""
+
+    index: int
+    pid: int
+    is_connected: bool
+    is_configured: bool
+    """It has the config, and its listeners are open."""
+    started_at: float
+    """Seconds since 1970 when this supervisor spawned or adopted it."""
+    restarts: int
+    """How often a worker of this index had to be replaced."""

@@ -1,0 +1,472 @@
+from __future__ import annotations
+
+import string
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.config import (
+    Config,
+    ConfigErrors,
+    decode_effective,
+    encode_effective,
+    is_loopback,
+    load,
+    masked,
+    parse_address,
+    reload_diff,
+)
+from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
+
+GOOD = """\
+workers = 2
+
+[control]
+listen = "127.0.0.1:7432"
+
+[[listener]]
+protocol = "postgresql"
+listen = "0.0.0.0:6432"
+
+[service.shop]
+protocol = "postgresql"
+databases = ["shop"]
+pool_mode = "session"
+active = "blue"
+admin = { user = "turnout", password = { env = "ADMIN_PASSWORD" } }
+auth = { method = "scram-sha-256", users = { file = "users.txt" } }
+
+[service.shop.engine.blue]
+address = "10.0.0.11:5432"
+[service.shop.engine.green]
+address = "10.0.0.12:5432"
+role = "standby"
+"""
+
+ENVIRON = {"ADMIN_PASSWORD": "opensesame"}
+SECRETS = ("opensesame", "hunter2")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "users.txt").write_text('"app" "hunter2"\n')
+    return tmp_path
+
+
+def read(folder: Path, text: str, environ: Mapping[str, str] = ENVIRON) -> Config:
+    (folder / "turnout.toml").write_text(text)
+    return load(folder / "turnout.toml", environ=environ)
+
+
+def complaints(folder: Path, text: str, environ: Mapping[str, str] = ENVIRON) -> list[str]:
+    """Each error as the operator sees it, without the folder."""
+    with pytest.raises(ConfigErrors) as caught:
+        read(folder, text, environ)
+    assert str(caught.value) == "\n".join(error.text for error in caught.value.errors)
+    return [error.text.replace(f"{folder}/", "") for error in caught.value.errors]
+
+
+def change(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+# --- what is read -------------------------------------------------------------------------------------------------
+
+
+def test_a_good_file_is_read_with_its_secrets(folder: Path) -> None:
+    config = read(folder, GOOD)
+    shop = config.service["shop"]
+    assert config.workers == 2
+    assert shop.admin.password is not None
+    assert shop.admin.password.value == "opensesame"
+    assert shop.auth.users is not None
+    assert parse_users(shop.auth.users.value or "") == {"app": "hunter2"}
+    assert shop.engine["green"].role == "standby"
+    assert shop.switch.hold_ms_max == 5_000
+
+
+def test_paths_are_relative_to_the_config_file(folder: Path) -> None:
+    config = read(folder, 'state_file = "s/t.sqlite"\nruntime_dir = "run"\n' + GOOD)
+    assert config.state_file == str(folder / "s/t.sqlite")
+    assert config.runtime_dir == str(folder / "run")
+
+
+def test_the_runtime_folder_is_below_xdg_runtime_dir_or_beside_the_state_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert read(folder, GOOD).runtime_dir == "/run/user/7/turnout"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert read(folder, GOOD).runtime_dir == str(folder / "turnout.run")
+
+
+def test_a_password_file_gives_its_first_line_whatever_ends_it(folder: Path) -> None:
+    (folder / "pw").write_bytes(b"two words \r\nand a comment\r\n")
+    config = read(folder, change('{ env = "ADMIN_PASSWORD" }', '{ file = "pw" }'))
+    password = config.service["shop"].admin.password
+    assert password is not None
+    assert password.value == "two words "
+
+
+def test_workers_get_the_config_as_it_was_loaded(folder: Path) -> None:
+    config = read(folder, GOOD)
+    assert decode_effective(encode_effective(config)) == config
+
+
+def test_no_secret_is_ever_shown(folder: Path) -> None:
+    config = read(folder, GOOD)
+    shown = repr(config) + str(masked(config)) + str(reload_diff(config, config))
+    assert not [secret for secret in SECRETS if secret in shown]
+    assert masked(config)["service"]["shop"]["admin"]["password"] == {"value": "***", "origin": "env"}
+
+
+def test_what_is_shown_says_where_a_value_comes_from(folder: Path) -> None:
+    shown = masked(read(folder, GOOD))
+    assert shown["workers"] == {"value": 2, "origin": "file"}
+    assert shown["service"]["shop"]["pool_size"] == {"value": 200, "origin": "default"}
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "an unknown key": (
+        change("pool_mode", "pool_mod"),
+        ['turnout.toml:13: service.shop.pool_mod: unknown key; did you mean "pool_mode"?'],
+    ),
+    "an unknown key in an inline table": (
+        change('{ user = "turnout",', '{ usr = "turnout",'),
+        [
+            'turnout.toml:15: service.shop.admin.usr: unknown key; did you mean "user"?',
+            'turnout.toml:15: service.shop.admin: the key "user" is missing',
+        ],
+    ),
+    "an unknown key that is like no other": (
+        change("workers = 2", "zzz = 2"),
+        [
+            ("turnout.toml:1: zzz: unknown key; here may stand: control, listener, service, log, workers, state_file, "
+            "runtime_dir, max_client_conn, client_login_timeout_s")
+        ],
+    ),
+    "a wrong type": (change("workers = 2", 'workers = "2"'), [
+        'turnout.toml:1: workers: expected a whole number from 1 to 64, got "2"'
+    ]),
+    "a boolean for a number": (change("workers = 2", "workers = true"), [
+        "turnout.toml:1: workers: expected a whole number from 1 to 64, got true"
+    ]),
+    "a number out of range": (change("workers = 2", "workers = 65"), [
+        "turnout.toml:1: workers: expected a whole number from 1 to 64, got 65"
+    ]),
+    "a number that is none": (
+        GOOD + "[service.shop.switch]\ndrain_timeout_s = nan\n",
+        ["turnout.toml:24: service.shop.switch.drain_timeout_s: expected a number from 0 to 3600, got nan"],
+    ),
+    "zero where it must be more": (
+        GOOD + "[service.shop.switch]\ncatchup_timeout_s = 0\n",
+        ["turnout.toml:24: service.shop.switch.catchup_timeout_s: expected a number above 0, at most 3600, got 0"],
+    ),
+    "an unknown protocol": (
+        change('[[listener]]\nprotocol = "postgresql"', '[[listener]]\nprotocol = "postgres"'),
+        [
+            ('turnout.toml:7: listener[0].protocol: expected "mysql" or "postgresql", got "postgres"; '
+            'did you mean "postgresql"?')
+        ],
+    ),
+    "a table that is none": (change('[control]\nlisten = "127.0.0.1:7432"', "control = 7432"), [
+        "turnout.toml:3: control: expected a table, got 7432"
+    ]),
+    "a key that is missing": (change('active = "blue"\n', ""), [
+        'turnout.toml:10: service.shop: the key "active" is missing'
+    ]),
+    "no engine": (GOOD[: GOOD.index("[service.shop.engine")], [
+        'turnout.toml:10: service.shop: the table "engine" is missing'
+    ]),
+    "no listener": ("listener = []\n" + GOOD.replace('[[listener]]\nprotocol = "postgresql"\nlisten = "0.0.0.0:6432"\n', ""), [
+        "turnout.toml:1: listener: at least one [[listener]] is needed",
+        'turnout.toml:9: service.shop.protocol: no [[listener]] has protocol = "postgresql": nobody can reach it',
+    ]),
+    "an active engine that is none": (change('active = "blue"', 'active = "bleu"'), [
+        'turnout.toml:14: service.shop.active: no engine of this service is called "bleu"; did you mean "blue"?'
+    ]),
+    "an address without a port": (change("10.0.0.11:5432", "10.0.0.11"), [
+        'turnout.toml:19: service.shop.engine.blue.address: "10.0.0.11": expected host:port, and the port is missing'
+    ]),
+    "two engines at one address": (change("10.0.0.12:5432", "10.0.0.11:5432"), [
+        'turnout.toml:21: service.shop.engine.green.address: engine "blue" has the same address'
+    ]),
+    "a port that is used twice": (change("0.0.0.0:6432", "0.0.0.0:7432"), [
+        "turnout.toml:8: listener[0].listen: port 7432 is used by control.listen already"
+    ]),
+    "a method of the other protocol": (change("scram-sha-256", "caching_sha2_password"), [
+        ('turnout.toml:16: service.shop.auth.method: "caching_sha2_password" is not for postgresql; '
+        'expected "trust" or "scram-sha-256"')
+    ]),
+    "no users": (change(', users = { file = "users.txt" }', ""), [
+        'turnout.toml:16: service.shop.auth: "users" is missing; only method "trust" goes without'
+    ]),
+    "a control port for everybody without a token": (change("127.0.0.1:7432", "0.0.0.0:7432"), [
+        ('turnout.toml:3: control: "token" is missing; without one, only a loopback address may be listened on, '
+        "not 0.0.0.0")
+    ]),
+    "a secret in the file": (change('{ env = "ADMIN_PASSWORD" }', '{ value = "x" }'), [
+        ("turnout.toml:15: service.shop.admin.password.value: a secret does not stand in the config file; "
+        "name a variable (env) or a file (file)")
+    ]),
+    "a secret with two origins": (change('{ env = "ADMIN_PASSWORD" }', '{ env = "A", file = "b" }'), [
+        'turnout.toml:15: service.shop.admin.password: expected exactly one of "env" and "file"'
+    ]),
+    "a variable that is not set": (change("ADMIN_PASSWORD", "OTHER"), [
+        "turnout.toml:15: service.shop.admin.password: the environment variable OTHER is not set"
+    ]),
+    "a file that is not there": (change("users.txt", "nobody.txt"), [
+        "turnout.toml:16: service.shop.auth.users: nobody.txt cannot be read: No such file or directory"
+    ]),
+    "a name that cannot stand in a URL": (change("engine.green", 'engine."gr een"'), [
+        ('turnout.toml:20: service.shop.engine."gr een": a name has letters, digits, _ . - only, at most 63, '
+        "a letter or digit first")
+    ]),
+    "broken TOML": (change('active = "blue"', "active = blue"), [
+        "turnout.toml:14: not TOML: Invalid value (column 10)"
+    ]),
+    "TOML that ends too early": ("workers =", ["turnout.toml:1: not TOML: Invalid value"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), REFUSED.values(), ids=list(REFUSED))
+def test_an_error_names_file_line_key_and_what_would_do(folder: Path, text: str, expected: list[str]) -> None:
+    assert sorted(complaints(folder, text)) == sorted(expected)
+
+
+def test_all_errors_are_told_at_once_in_the_order_of_the_file(folder: Path) -> None:
+    text = change("workers = 2", "workers = 0").replace("pool_mode", "pol_mode").replace('"standby"', '"slave"')
+    lines = [int(line.split(":")[1]) for line in complaints(folder, text)]
+    assert lines == [1, 13, 22]
+
+
+def test_two_services_cannot_claim_one_database(folder: Path) -> None:
+    second = GOOD[GOOD.index("[service.shop]") :].replace("shop]", "store]").replace("shop.", "store.")
+    [line] = complaints(folder, GOOD + second)
+    assert line.endswith('service.store.databases[0]: service "shop" has "shop" already')
+
+
+def test_only_one_service_takes_the_databases_nobody_names(folder: Path) -> None:
+    one = GOOD.replace('databases = ["shop"]\n', "")
+    second = one[one.index("[service.shop]") :].replace("shop]", "store]").replace("shop.", "store.")
+    [line] = complaints(folder, one + second)
+    assert line.endswith('service "shop" takes every other postgresql database already; name some here')
+
+
+@pytest.mark.parametrize(
+    ("users", "complaint"),
+    [
+        ('"app" hunter2\n', "users.txt:1: expected a password in double quotes"),
+        ('; ours\n\n"app" "hunter2\n', "users.txt:3: a password has no closing double quote"),
+        ('"app" "a"\n"app" "b"\n', 'users.txt:2: user "app" stands in the file twice'),
+        ('"app" "md55d41402abc4b2a76b9719d911017c592"', 'users.txt: user "app" has an md5 hash'),
+        ("; nobody\n", "turnout.toml:16: service.shop.auth.users: users.txt names no user"),
+    ],
+)
+def test_an_error_in_the_users_file_names_its_line_and_no_secret(folder: Path, users: str, complaint: str) -> None:
+    (folder / "users.txt").write_text(users)
+    [line] = complaints(folder, GOOD)
+    assert line.startswith(complaint)
+    assert "hunter2" not in line
+
+
+def test_a_scram_verifier_is_no_use_to_mysql(folder: Path) -> None:
+    (folder / "users.txt").write_text('"app" "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy"\n')
+    text = GOOD.replace("postgresql", "mysql").replace("scram-sha-256", "caching_sha2_password")
+    [line] = complaints(folder, text)
+    assert (
+        line == 'users.txt: user "app" has a SCRAM-SHA-256 verifier, which MySQL\'s methods cannot use; use plain text'
+    )
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigErrors, match=r"no\.toml: cannot be read: No such file or directory$"):
+        load(tmp_path / "no.toml")
+
+
+def test_a_file_that_is_not_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"a = 1\n\xff\xfe")
+    with pytest.raises(ConfigErrors, match=r"x\.toml:2: is not UTF-8"):
+        load(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("db:5432", "db", 5432),
+        ("127.0.0.1:1", "127.0.0.1", 1),
+        ("[::1]:65535", "::1", 65535),
+        ("[fe80::1%2]:80", "fe80::1%2", 80),
+    ],
+)
+def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "db", ":5432", "db:", "db:0", "db:65536", "db:x", "db:٣", "::1:5432", "[::1]", "[::1]5432", "[db]:1", "a b:1", "u@h:1"]
+)  # fmt: skip
+def test_anything_else_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_address(text)
+
+
+def test_only_this_machine_is_loopback() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "")))
+
+
+# --- reload -------------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_says_what_is_applied_and_what_needs_a_restart(folder: Path) -> None:
+    old = read(folder, GOOD)
+    new = read(
+        folder,
+        GOOD.replace("workers = 2", "workers = 3").replace('pool_mode = "session"', "pool_size = 7")
+        + '[service.shop.engine.red]\naddress = "10.0.0.13:5432"\n',
+    )
+    applied, needs_restart = reload_diff(old, new)
+    assert applied == ["service.shop.pool_size: 200 -> 7"]
+    assert needs_restart == ["service.shop.engine.red: absent -> present", "workers: 2 -> 3"]
+
+
+def test_a_changed_secret_is_told_by_its_key_only(folder: Path) -> None:
+    old, new = read(folder, GOOD), read(folder, GOOD, {"ADMIN_PASSWORD": "changed"})
+    assert reload_diff(old, new) == ([], ["service.shop.admin.password"])
+
+
+def test_nothing_changed_is_nothing_to_say(folder: Path) -> None:
+    assert reload_diff(read(folder, GOOD), read(folder, GOOD)) == ([], [])
+
+
+# --- users file ---------------------------------------------------------------------------------------------------
+
+_plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff"), max_size=30)
+
+
+@given(st.dictionaries(_plain.filter(bool), _plain, max_size=5))
+def test_what_is_written_with_doubled_quotes_is_read_back(users: dict[str, str]) -> None:
+    lines = []
+    for name, secret in users.items():
+        quoted = ['"' + word.replace('"', '""') + '"' for word in (name, secret)]
+        lines.append(" ".join(quoted) + ' "the rest" is ignored')
+    assert parse_users("\n".join(lines)) == users
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_users_parser(text: str) -> None:
+    try:
+        users = parse_users(text)
+    except UsersError as error:
+        line = error.line
+    else:
+        line = 1
+        assert all(name and isinstance(secret, str) for name, secret in users.items())
+    assert 1 <= line <= text.count("\n") + 1
+
+
+# --- lines of keys ------------------------------------------------------------------------------------------------
+
+_keys = st.one_of(
+    st.text(string.ascii_lowercase, min_size=1, max_size=3),
+    st.text("ab.\"'#=[ ]é", min_size=1, max_size=4),
+)
+_scalars: st.SearchStrategy[Any] = st.one_of(
+    st.integers(-9, 99), st.booleans(), st.text("ab\"\\#[]{}'=\n ", max_size=8), st.floats(allow_nan=False)
+)
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_keys, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def _string(text: str) -> str:
+    return '"' + "".join(f"\\u{ord(c):04x}" if c in '"\\\n' else c for c in text) + '"'
+
+
+def _inline(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return _string(value)
+        case list():
+            return "[" + ',\n # a comment with ] and "\n '.join(map(_inline, value)) + "]"
+        case dict():
+            return "{" + ", ".join(f"{_string(key)} = {_inline(one)}" for key, one in value.items()) + "}"
+        case _:
+            return repr(value)
+
+
+@given(st.dictionaries(_keys, st.dictionaries(_keys, _values, max_size=3), max_size=4), st.sampled_from(["\n", "\r\n"]))
+def test_every_key_is_found_on_the_line_it_was_written_on(document: dict[str, dict[str, Any]], newline: str) -> None:
+    lines: list[str] = []
+    expected: dict[KeyPath, int] = {}
+
+    def write(text: str) -> int:
+        lines.extend(text.split("\n"))
+        return len(lines) - text.count("\n")
+
+    for table, pairs in document.items():
+        expected[table,] = write(f"[ {_string(table)} ]  # [not.this]")
+        write('\'~\' = """\n[no]\nno = 1\n"""\n')
+        for key, value in pairs.items():
+            expected[table, key] = write(f'{_string(key)} = {_inline(value)} # key = "no"')
+    text = newline.join(lines)
+    tomllib.loads(text)
+    found = key_lines(text)
+    assert {path: found.get(path) for path in expected} == expected
+
+
+def test_lines_of_every_way_to_write_a_table() -> None:
+    text = '''\
+a.b = 1
+[[list]]
+x = """
+[no.table]
+\\"""" # quotes
+y = ''\'don't''\'
+[list.sub]
+z = [
+  1,
+  { deep = 2 },
+]
+[[list]]
+x = 07:32:00
+[list."sub"]
+"z.z" = 1979-05-27 07:32:00
+[c.d.e]
+[c]
+f = 'C:\\'
+'''
+    tomllib.loads(text)
+    lines = key_lines(text)
+    assert lines["a",] == lines["a", "b"] == 1
+    assert lines["list", 0] == 2
+    assert lines["list", 0, "y"] == 6
+    assert lines["list", 0, "sub", "z", 1, "deep"] == 10
+    assert lines["list", 1] == 12
+    assert lines["list", 1, "sub", "z.z"] == 15
+    assert lines["c", "d"] == 16
+    assert lines["c",] == 17
+    assert lines["c", "f"] == 18
+
+
+def test_a_path_is_spelled_as_people_write_it() -> None:
+    assert spell(("service", "a b", "databases", 2)) == 'service."a b".databases[2]'
+
+
+def test_the_structs_forbid_unknown_fields_too() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"listener": [], "service": {}, "nope": 1}, Config)

@@ -291,10 +291,14 @@ class Ledger(Protocol):
     """Raised by every change that a replay would have to repeat."""
     is_dirty: bool
     """The backend may hold state that the ledger does not know: run an inspection at the next idle moment."""
-    is_empty: bool
-    """A fresh backend of the same Startup would do as it is."""
-    pins: list[str]
-    """Reasons for grade D by name; empty if there are none."""
+
+    @property
+    def is_empty(self) -> bool:
+        """A fresh backend of the same Startup would do as it is."""
+
+    @property
+    def pins(self) -> list[str]:
+        """Reasons for grade D by name; empty if there are none."""
 
     def inspection(self) -> Exchange:
         """Ask the session's backend what it holds. Once complete, `is_dirty` is False and settings, statements,
@@ -312,6 +316,8 @@ class Wire(Protocol):
     """One protocol."""
 
     name: ProtocolName
+    resets_all: bool
+    """`reset` makes any used backend like a fresh one; else only one whose session's ledger is empty."""
 
     def client_login(
         self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
@@ -321,15 +327,16 @@ class Wire(Protocol):
 
     def change_user_login(
         self,
-        packet: bytes,
+        message: bytes,
         *,
+        startup: Startup,
         method: str,
         facts: BackendFacts | None,
         connection_id: int,
         databases: Sequence[str],
     ) -> ClientLogin:
-        """MySQL's COM_CHANGE_USER: a login in the middle of a session, that begins with `packet`. Its first facts come
-        from `receive(b"")`."""
+        """MySQL's COM_CHANGE_USER: a login in the middle of a session of `startup`, that begins with `message`. Its
+        first facts come from `receive(b"")`. IllegalUse in PostgreSQL, which has no such thing."""
 
     def server_login(self, startup: Startup, password: str | None) -> Login:
         """A login at an engine. `password` is plain text; None where none is known (trust)."""

@@ -41,6 +41,10 @@ PAUSE_TIMEOUT_S: Final = 2.0
 RELEASE_BATCH: Final = 32
 """Sessions released before the loop looks at its sockets again: the ramp."""
 
+CLOSE_BATCH: Final = 8
+CLOSE_PAUSE_S: Final = 0.005
+"""Left-over backends closed at a time, and the pause between: a server process that ends costs processor time."""
+
 PROGRESS_INTERVAL_NS: Final = 50_000_000
 
 
@@ -481,7 +485,6 @@ class Move:
                 await asyncio.sleep(0)
         for session in registry.members(Standing.DRAINING):
             self._undo_drain(session)
-        self._close_leftovers()
         self._emit(
             ipc.Released(
                 switch=self.switch,
@@ -495,6 +498,7 @@ class Move:
         if runtime.move is self:
             runtime.move = None
             runtime.last_move = self
+        await self._close_leftovers()
 
     def _release_session(self, session: Session, is_moved: bool) -> int:
         relay, runtime = session.relay, self.runtime
@@ -558,13 +562,16 @@ class Move:
         elif not session.is_asking:
             relay.set_gate(GATE_OPEN)
 
-    def _close_leftovers(self) -> None:
-        for backend in self._leftovers:
+    async def _close_leftovers(self) -> None:
+        """Close what the switch left over, a few at a time: the first answers are on their way through this loop."""
+        for count, backend in enumerate(self._leftovers, 1):
             pool = self.runtime.pool_of(backend)
             if pool is not None:
                 pool.discard(backend)
             else:
                 backend.close(says_goodbye=True)
+            if count % CLOSE_BATCH == 0:
+                await asyncio.sleep(CLOSE_PAUSE_S)
         self._leftovers.clear()
         for engine in {pool.name[0] for pool in self.runtime.pools()} - {self.runtime.active}:
             self.runtime.close_pools(engine)

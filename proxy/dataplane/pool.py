@@ -204,7 +204,7 @@ class Pool:
                 return
             # Of another Startup: it cannot serve this waiter, but its room can.
             self._waiting.appendleft(waiter)
-            if self.size + 1 > self.size_max:
+            if self.size + 2 > self.size_max:
                 backend.close(says_goodbye=True)
                 self._open_for_waiters()
                 return

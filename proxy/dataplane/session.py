@@ -461,11 +461,13 @@ class Session:
         if packet:
             self._change_user(packet)
 
-    def _change_user(self, packet: bytes) -> None:
+    def _change_user(self, message: bytes) -> None:
         """COM_CHANGE_USER: a second login on the same socket. The old backend goes, the session arrives anew."""
         runtime = self.runtime
         assert runtime is not None
+        startup = self.startup
         assert self.relay is not None
+        assert startup is not None
         self._let_backend_go()
         self.relay.close()
         self.relay = None
@@ -478,7 +480,8 @@ class Session:
         if runtime.move is not None:
             runtime.move.ended(self)
         self._login = self.wire.change_user_login(
-            packet,
+            message,
+            startup=startup,
             method=runtime.config.auth.method,
             facts=runtime.known_greeting(),
             connection_id=self.id & 0xFFFFFFFF,
@@ -611,8 +614,10 @@ class Session:
         pool = runtime.pool_of(backend)
         if not is_clean or backend.is_lost or pool is None or backend.engine != runtime.active:
             self._forget(backend)
-        elif runtime.shares_backends and ledger is not None and ledger.is_empty and not ledger.is_dirty:
+        elif ledger is not None and runtime.shares_backends and ledger.is_empty and not ledger.is_dirty:
             pool.give_back(backend)
+        elif not self.wire.resets_all and (ledger is None or not ledger.is_empty or ledger.is_dirty):
+            self._forget(backend)
         else:
             spawn(pool.give_back_used(backend), name=f"reset after session {self.id}")
 

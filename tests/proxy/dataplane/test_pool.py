@@ -1,0 +1,217 @@
+"""The pool, with backends over real socket pairs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from protocols import postgres
+from protocols.wire import BackendFacts, Startup
+from proxy.dataplane.backend import Backend
+from proxy.dataplane.pool import Pool, Waiter
+from proxy.dataplane.registry import MOVES, Registry, Standing
+from proxy.dataplane.relay import Link
+from proxy.errors import ConnectFailed, ProxyError, TooManyConnections
+from tests.kit.waiting import until
+
+ALICE = Startup("alice", "shop")
+ALICE_UTC = Startup("alice", "shop", (("timezone", "UTC"),))
+
+
+@dataclass
+class Engine:
+    """Opens backends, remembers the far ends, and can be made to refuse."""
+
+    refuses: bool = False
+    opened: list[tuple[Backend, socket.socket]] = field(default_factory=list)
+
+    async def open_one(self, startup: Startup) -> Backend:
+        await asyncio.sleep(0)
+        if self.refuses:
+            raise ConnectFailed("engine blue is down")
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        link = Link(asyncio.get_running_loop(), near.detach())
+        backend = Backend(postgres.WIRE, "blue", "127.0.0.1:1", startup, link, BackendFacts("18", process_id=7))
+        self.opened.append((backend, far))
+        return backend
+
+    def close(self) -> None:
+        for backend, far in self.opened:
+            backend.close()
+            far.close()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+def pool_of(engine: Engine, size_max: int = 2) -> Pool:
+    return Pool(("blue", "shop", "alice"), size_max=size_max, wait_timeout_s=1.0, open_one=engine.open_one)
+
+
+class Asked:
+    """One request to a pool and its outcome."""
+
+    def __init__(self, pool: Pool, startup: Startup = ALICE, deadline_ns: int | None = None) -> None:
+        self.backend: Backend | None = None
+        self.error: ProxyError | None = None
+        self.waiter = Waiter(startup, self._granted, self._refused, deadline_ns or time.monotonic_ns() + 10**10)
+        pool.request(self.waiter)
+
+    def _granted(self, backend: Backend) -> None:
+        assert self.backend is None, "granted twice"
+        self.backend = backend
+
+    def _refused(self, error: ProxyError) -> None:
+        self.error = error
+
+    async def answer(self) -> Backend:
+        await until(
+            lambda: not (self.backend is None and self.error is None), "self.backend is None and self.error is None"
+        )
+        assert self.backend is not None, self.error
+        return self.backend
+
+
+async def test_a_backend_that_was_given_back_is_lent_again(engine: Engine) -> None:
+    pool = pool_of(engine)
+    backend = await Asked(pool).answer()
+    pool.give_back(backend)
+    assert await Asked(pool).answer() is backend
+    assert (pool.idle, pool.in_use, pool.waiting) == (0, 1, 0)
+
+
+async def test_no_more_than_size_max_are_opened_and_waiters_are_served_in_order(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=2)
+    first, second = await Asked(pool).answer(), await Asked(pool).answer()
+    third, fourth = Asked(pool), Asked(pool)
+    await asyncio.sleep(0)
+    assert pool.waiting == 2
+    pool.give_back(first)
+    assert third.backend is first
+    assert fourth.backend is None
+    pool.give_back(second)
+    assert fourth.backend is second
+    assert len(engine.opened) == 2
+
+
+async def test_an_idle_backend_of_another_startup_makes_room(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1)
+    backend = await Asked(pool, ALICE).answer()
+    pool.give_back(backend)
+    other = await Asked(pool, ALICE_UTC).answer()
+    assert other.startup == ALICE_UTC
+    assert backend.is_lost
+    assert pool.size == 1
+
+
+async def test_a_waiter_of_another_startup_gets_the_room_of_what_comes_back(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1)
+    backend = await Asked(pool, ALICE).answer()
+    asked = Asked(pool, ALICE_UTC)
+    pool.give_back(backend)
+    assert (await asked.answer()).startup == ALICE_UTC
+    assert backend.is_lost
+
+
+async def test_who_waits_too_long_is_told_that_the_pool_is_full(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1)
+    await Asked(pool).answer()
+    late = Asked(pool, deadline_ns=1)
+    pool.expire(2)
+    assert isinstance(late.error, TooManyConnections)
+    assert late.error.sqlstate == "53300"
+    assert "pool_size" in late.error.hint
+
+
+async def test_an_engine_that_is_down_refuses_who_waits_and_frees_the_room(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1)
+    engine.refuses = True
+    asked = Asked(pool)
+    await until(lambda: asked.error is not None, "asked.error is None")
+    assert isinstance(asked.error, ConnectFailed)
+    engine.refuses = False
+    await Asked(pool).answer()
+
+
+async def test_a_backend_under_cancellation_is_not_lent_to_another_session(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1)
+    backend = await Asked(pool).answer()
+    backend.cancels += 1
+    pool.give_back(backend)
+    asked = Asked(pool)
+    assert asked.backend is None
+    pool.cancel_done(backend)
+    assert asked.backend is backend
+
+
+async def test_a_backend_the_server_closed_is_not_lent(engine: Engine) -> None:
+    pool = pool_of(engine)
+    backend = await Asked(pool).answer()
+    pool.give_back(backend)
+    engine.opened[0][1].close()
+    await until(lambda: not (pool.idle), "pool.idle")
+    assert await Asked(pool).answer() is not backend
+
+
+async def test_a_withdrawn_waiter_is_not_granted(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1)
+    backend = await Asked(pool).answer()
+    asked = Asked(pool)
+    pool.withdraw_all()
+    pool.give_back(backend)
+    assert asked.backend is None
+    assert pool.idle == 1
+
+
+async def test_the_demand_counts_lent_and_idle_by_startup(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=3)
+    await Asked(pool, ALICE).answer()
+    pool.give_back(await Asked(pool, ALICE_UTC).answer())
+    assert pool.demand() == {ALICE: 1, ALICE_UTC: 1}
+
+
+async def test_a_closed_pool_closes_what_comes_back_and_refuses_who_asks(engine: Engine) -> None:
+    pool = pool_of(engine)
+    backend = await Asked(pool).answer()
+    pool.close()
+    pool.give_back(backend)
+    assert backend.is_lost
+    assert Asked(pool).error is not None
+
+
+class _Known:
+    standing = Standing.ENDED
+
+
+@pytest.mark.parametrize("before", Standing)
+@pytest.mark.parametrize("after", Standing)
+def test_a_standing_changes_only_as_the_table_says(before: Standing, after: Standing) -> None:
+    registry = Registry()
+    session = _Known()
+    registry.add(session)  # type: ignore[arg-type]
+    path = {
+        Standing.ARRIVING: [],
+        Standing.SERVING: [Standing.SERVING],
+        Standing.DRAINING: [Standing.SERVING, Standing.DRAINING],
+        Standing.HELD: [Standing.SERVING, Standing.HELD],
+        Standing.ENDED: [Standing.ENDED],
+    }[before]
+    for step in path:
+        registry.move(session, step)  # type: ignore[arg-type]
+    if after in MOVES[before]:
+        registry.move(session, after)  # type: ignore[arg-type]
+        assert session.standing is after
+        assert registry.count(after) == (after is not Standing.ENDED)
+    else:
+        with pytest.raises(AssertionError):
+            registry.move(session, after)  # type: ignore[arg-type]

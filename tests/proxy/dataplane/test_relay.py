@@ -1,0 +1,313 @@
+"""The relay over real socket pairs, with the PostgreSQL tracker: what passes, what waits, what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import struct
+import sys
+import tracemalloc
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from protocols import postgres
+from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
+from protocols.errors import ProtocolViolation
+from protocols.wire import BackendFacts, Startup
+from proxy.dataplane.relay import Link, Meter, Relay
+from tests.kit.waiting import until
+
+
+def message(tag: bytes, body: bytes) -> bytes:
+    return tag + struct.pack("!i", len(body) + 4) + body
+
+
+QUERY = message(b"Q", b"select 1\0")
+ANSWER = (
+    message(b"T", b"\0\1?column?\0" + bytes(18))
+    + message(b"D", b"\0\1\0\0\0\1" + b"1")
+    + message(b"C", b"SELECT 1\0")
+    + message(b"Z", b"I")
+)
+
+
+@dataclass
+class Owner:
+    """Notes what the relay tells."""
+
+    seen: list[str] = field(default_factory=list)
+
+    def on_gate(self) -> None:
+        self.seen.append("gate")
+
+    def on_boundary(self) -> None:
+        self.seen.append("boundary")
+
+    def on_fetched(self) -> None: ...
+
+    def on_client_end(self) -> None:
+        self.seen.append("client end")
+
+    def on_client_left(self) -> None:
+        self.seen.append("client left")
+
+    def on_server_end(self) -> None:
+        self.seen.append("server end")
+
+    def on_first_answer(self, at_ns: int) -> None:
+        self.seen.append("first answer")
+
+    def on_violation(self, error: ProtocolViolation) -> None:
+        self.seen.append(f"violation by {error.peer}")
+
+    def on_failure(self, error: Exception) -> None:
+        raise error
+
+
+class Scene:
+    """A client's and a server's end of a relay, both blocking sockets driven from the test's thread pool."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.loop = loop
+        self.client, near_client = socket.socketpair()
+        self.server, near_server = socket.socketpair()
+        for sock in (self.client, self.server, near_client, near_server):
+            sock.setblocking(False)
+        self.owner = Owner()
+        self.meter = Meter()
+        self.client_link = Link(loop, near_client.detach())
+        self.server_link = Link(loop, near_server.detach())
+        ledger = postgres.WIRE.ledger(Startup("u", "d"))
+        self.tracker = postgres.WIRE.tracker(ledger, shares_backends=False)
+        self.relay = Relay(self.owner, self.client_link, self.tracker, self.meter)
+        self.tracker.link(BackendFacts("18"), {})
+        self.relay.attach(self.server_link)
+
+    async def until(self, seen: str) -> None:
+        await until(lambda: seen in self.owner.seen, seen)
+
+    async def receive(self, sock: socket.socket, size: int) -> bytes:
+        data = b""
+        async with asyncio.timeout(5):
+            while len(data) < size:
+                data += await self.loop.sock_recv(sock, size - len(data))
+        return data
+
+    async def settle(self) -> None:
+        """Let the loop see everything the kernel has ready."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        self.relay.close()
+        self.client_link.close()
+        self.server_link.close()
+        self.client.close()
+        self.server.close()
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+async def test_bytes_pass_both_ways_unchanged(scene: Scene) -> None:
+    scene.client.send(QUERY)
+    assert await scene.receive(scene.server, len(QUERY)) == QUERY
+    scene.server.send(ANSWER)
+    assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
+    assert scene.tracker.requests == 1
+    assert sum(scene.meter.buckets) == 1
+    assert scene.relay.at_boundary()
+
+
+async def test_a_message_in_single_bytes_is_the_same_message(scene: Scene) -> None:
+    for byte in QUERY:
+        scene.client.send(bytes([byte]))
+        await scene.settle()
+    assert await scene.receive(scene.server, len(QUERY)) == QUERY
+    for byte in ANSWER:
+        scene.server.send(bytes([byte]))
+        await scene.settle()
+    assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
+    assert scene.relay.at_boundary()
+
+
+async def test_a_forwarded_chunk_creates_no_object(scene: Scene) -> None:
+    """The hot path's promise: memory blocks in use and memory ever allocated stay the same over 2,000 chunks."""
+    from proxy.dataplane import relay as relay_module
+
+    def exchange() -> None:
+        scene.client.send(QUERY)
+        scene.client_link._on_readable()
+        scene.server.recv_into(sink)
+        scene.server.send(ANSWER)
+        scene.server_link._on_readable()
+        scene.client.recv_into(sink)
+
+    sink = bytearray(4096)
+    for _ in range(100):
+        exchange()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        exchange()
+        before = sys.getallocatedblocks()
+        first = tracemalloc.take_snapshot()
+        tracemalloc.reset_peak()
+        for _ in range(2_000):
+            exchange()
+        blocks = sys.getallocatedblocks() - before
+        second = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    grown = [
+        difference
+        for difference in second.compare_to(first, "filename")
+        if difference.traceback[0].filename == relay_module.__file__ and difference.size_diff > 0
+    ]
+    assert not grown
+    assert blocks < 50, f"{blocks} blocks more after 4,000 chunks"
+    assert scene.tracker.requests == 2_101
+
+
+async def test_a_client_that_does_not_read_stops_the_server_not_the_memory(scene: Scene) -> None:
+    scene.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    scene.client.send(QUERY)
+    await scene.receive(scene.server, len(QUERY))
+    row = message(b"D", b"\0\1" + struct.pack("!i", 50_000) + b"x" * 50_000)
+    total = (
+        message(b"T", b"\0\1?column?\0" + bytes(18)) + row * 200 + message(b"C", b"SELECT 200\0") + message(b"Z", b"I")
+    )
+    sender = asyncio.create_task(scene.loop.sock_sendall(scene.server, total))
+    await asyncio.wait([sender], timeout=0.3)
+    assert not sender.done()
+    assert scene.client_link.unsent_bytes <= 70_000
+    assert await scene.receive(scene.client, len(total)) == total
+    await sender
+    assert scene.client_link.unsent_bytes == 0
+    assert scene.relay.at_boundary()
+
+
+async def test_a_closed_gate_keeps_a_request_and_tells_the_owner(scene: Scene) -> None:
+    scene.relay.set_gate(GATE_CLOSED)
+    scene.client.send(QUERY)
+    await scene.until("gate")
+    await scene.settle()
+    with pytest.raises(BlockingIOError):
+        scene.server.recv(1)
+    scene.relay.set_gate(GATE_OPEN)
+    assert await scene.receive(scene.server, len(QUERY)) == QUERY
+
+
+async def test_a_draining_gate_stops_a_client_that_pipelines_at_its_first_boundary(scene: Scene) -> None:
+    scene.relay.notifies = True
+    begin = message(b"Q", b"begin\0")
+    commit = message(b"Q", b"commit\0")
+    scene.client.send(begin)
+    await scene.receive(scene.server, len(begin))
+    scene.relay.set_gate(GATE_DRAIN)
+    scene.server.send(message(b"C", b"BEGIN\0") + message(b"Z", b"T"))
+    scene.client.send(commit + begin + QUERY)
+    assert await scene.receive(scene.server, len(commit)) == commit
+    scene.server.send(message(b"C", b"COMMIT\0") + message(b"Z", b"I"))
+    await scene.until("boundary")
+    await scene.settle()
+    with pytest.raises(BlockingIOError):
+        scene.server.recv(1)
+    assert scene.relay.has_work
+    scene.relay.set_gate(GATE_OPEN)
+    assert await scene.receive(scene.server, len(begin + QUERY)) == begin + QUERY
+
+
+async def test_a_held_relay_reads_nothing_and_stamps_the_first_request(scene: Scene) -> None:
+    scene.relay.hold()
+    scene.client.send(QUERY)
+    await until(lambda: bool(scene.relay.waiting_since_ns), "not scene.relay.waiting_since_ns")
+    with pytest.raises(BlockingIOError):
+        scene.server.recv(1)
+    assert not scene.relay.has_work, "the bytes stay in the socket"
+    assert scene.relay.release(GATE_OPEN) > 0
+    assert await scene.receive(scene.server, len(QUERY)) == QUERY
+
+
+async def test_a_client_that_leaves_while_held_is_noticed(scene: Scene) -> None:
+    scene.relay.hold()
+    scene.client.close()
+    await scene.until("client end")
+
+
+async def test_another_server_goes_on_where_the_first_one_stopped(scene: Scene) -> None:
+    scene.client.send(QUERY)
+    await scene.receive(scene.server, len(QUERY))
+    scene.server.send(ANSWER)
+    await scene.receive(scene.client, len(ANSWER))
+    scene.relay.hold()
+    scene.tracker.unlink()
+    scene.relay.detach()
+    far, near = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    scene.tracker.link(BackendFacts("18"), {})
+    scene.relay.attach(Link(scene.loop, near.detach()))
+    scene.relay.stamp_first_answer()
+    scene.relay.release(GATE_OPEN)
+    scene.client.send(QUERY)
+    assert await scene.receive(far, len(QUERY)) == QUERY
+    far.send(ANSWER)
+    assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
+    assert "first answer" in scene.owner.seen
+    assert scene.relay.server is not None
+    scene.relay.server.close()
+    far.close()
+
+
+async def test_a_length_that_cannot_be_ends_only_this_relay(scene: Scene) -> None:
+    scene.client.send(b"Q\x7f\xff\xff\xff")
+    await scene.until("violation by client")
+
+
+async def test_a_server_that_talks_nonsense_is_named(scene: Scene) -> None:
+    scene.server.send(b"\0\0\0\0\0\0\0\0")
+    await scene.until("violation by server")
+
+
+async def test_goodbye_is_told_and_not_passed_on(scene: Scene) -> None:
+    scene.client.send(message(b"X", b""))
+    await scene.until("client left")
+    with pytest.raises(BlockingIOError):
+        scene.server.recv(1)
+
+
+async def test_last_words_arrive_although_the_client_is_still_sending() -> None:
+    """Closing a socket with unread bytes resets it; `finish` reads on to the peer's end first."""
+    loop = asyncio.get_running_loop()
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname())
+    near, _ = listener.accept()
+    near.setblocking(False)
+    link = Link(loop, near.detach())
+    link.sink = lambda data: None
+    client.setblocking(False)
+    client.send(b"x" * 100_000)
+    link.send(b"no")
+    link.finish()
+    client.send(b"y" * 1_000)
+    async with asyncio.timeout(5):
+        assert await loop.sock_recv(client, 10) == b"no"
+        assert await loop.sock_recv(client, 10) == b""
+    client.close()
+    await until(lambda: not (link.is_open), "link.is_open")
+    listener.close()
+
+
+def test_a_draining_gate_is_a_position_of_its_own() -> None:
+    assert len({GATE_OPEN, GATE_DRAIN, GATE_CLOSED}) == 3

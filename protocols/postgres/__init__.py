@@ -1,0 +1,76 @@
+"""PostgreSQL's wire protocol, version 3.0. `WIRE` is what the rest of Turnout knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from protocols.errors import IllegalUse
+from protocols.postgres import ledger as _ledger
+from protocols.postgres import replies
+from protocols.postgres.handshake import PostgresClientLogin, PostgresServerLogin
+from protocols.postgres.ledger import PostgresLedger
+from protocols.postgres.tracker import PostgresTracker
+from protocols.wire import (
+    BackendFacts,
+    ClientLogin,
+    ErrorReply,
+    Exchange,
+    Ledger,
+    Login,
+    ProtocolName,
+    Startup,
+    Tracker,
+    Wire,
+)
+
+
+class PostgresWire:
+    """See `wire.Wire`."""
+
+    name: ProtocolName = "postgresql"
+    resets_all = True
+    """By DISCARD ALL."""
+
+    def client_login(
+        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+    ) -> ClientLogin:
+        """PostgreSQL servers say nothing before the client does: only `method` matters."""
+        return PostgresClientLogin(method=method)
+
+    def change_user_login(
+        self,
+        message: bytes,
+        *,
+        startup: Startup,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+    ) -> ClientLogin:
+        raise IllegalUse("PostgreSQL has no login in the middle of a session")
+
+    def server_login(self, startup: Startup, password: str | None) -> Login:
+        return PostgresServerLogin(startup, password)
+
+    def ledger(self, startup: Startup) -> Ledger:
+        return PostgresLedger(startup)
+
+    def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
+        assert isinstance(ledger, PostgresLedger)
+        return PostgresTracker(ledger, shares_backends)
+
+    def reset(self) -> Exchange:
+        return _ledger.reset()
+
+    def error(self, error: ErrorReply) -> bytes:
+        return replies.error(error)
+
+    def goodbye(self) -> bytes:
+        return replies.goodbye()
+
+    def cancel_request(self, facts: BackendFacts) -> bytes:
+        return replies.cancel_request(facts)
+
+
+WIRE: Final[Wire] = PostgresWire()

@@ -1,0 +1,79 @@
+"""Something the proxy itself asks an idle backend: requests in groups, each ended by its own ReadyForQuery.
+
+Groups keep failures apart: what fails in one does not stop the next. All of them are sent at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.errors import ProtocolViolation
+from protocols.postgres.constants import ANSWER_BYTES_MAX
+from protocols.postgres.framing import Framer
+from protocols.postgres.messages import parse_data_row, parse_error, parse_parameter_status
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A Query, or messages of the extended protocol with their Sync."""
+
+    label: str
+    """What is asked, for people: begins the error if it is refused."""
+    request: bytes
+
+
+class PostgresExchange:
+    """See `wire.Exchange`."""
+
+    def __init__(self, groups: list[Group]) -> None:
+        assert groups, "an exchange asks something"
+        self.request = b"".join(group.request for group in groups)
+        self.errors: list[str] = []
+        self.rows: list[list[bytes | None]] = []
+        """Of all groups, in their order."""
+        self.parameters: dict[str, str] = {}
+        """ParameterStatus values that came with the answer."""
+        self.unasked = b""
+        """NotificationResponse and ParameterStatus messages that came meanwhile. Notices are left out: they are about
+        what the proxy asked."""
+        self._groups = groups
+        self._answered = 0
+        self._framer = Framer("server", ANSWER_BYTES_MAX)
+
+    def receive(self, data: bytes) -> bool:
+        """Take bytes of the backend; True once the answer is complete. Raises ProtocolViolation."""
+        self._framer.receive(data)
+        while (message := self._framer.next_message()) is not None:
+            tag = message[:1]
+            if self._answered == len(self._groups) and tag not in b"ANSE":
+                raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} after an exchange")
+            if tag == b"D":
+                self.rows.append(parse_data_row(message))
+            elif tag == b"E":
+                self._note_error(message)
+            elif tag == b"S":
+                name, value = parse_parameter_status(message)
+                self.parameters[name] = value
+                self.unasked += message
+            elif tag == b"A":
+                self.unasked += message
+            elif tag == b"Z":
+                self._end_group(message)
+            elif tag not in b"123TCINnstH":
+                raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} in an exchange")
+        return self._answered == len(self._groups)
+
+    def _note_error(self, message: bytes) -> None:
+        fields = parse_error(message)
+        label = self._groups[self._answered].label if self._answered < len(self._groups) else "afterwards"
+        self.errors.append(f"{label}: {fields.message} ({fields.sqlstate})")
+
+    def _end_group(self, message: bytes) -> None:
+        if message[5:] != b"I":
+            raise ProtocolViolation("server", "an exchange ended inside of a transaction")
+        self._answered += 1
+        if self._answered == len(self._groups):
+            self._on_complete()
+
+    def _on_complete(self) -> None:
+        """For subclasses."""

@@ -1,0 +1,295 @@
+"""What of a PostgreSQL session has to be repeated on another backend, and how.
+
+Protocol-level prepared statements of session mode are kept from the wire. Everything else is what the backend itself
+says when it is asked (`inspection`): settings made by SET or set_config, role, SQL-level prepared statements, LISTEN
+channels, and the reasons why the session cannot move. In transaction mode prepared statements are not here: the tracker
+sends them to each backend that needs them.
+
+Facts that shaped this, from PostgreSQL 13 to 18:
+
+* `pg_settings` does not list custom settings (`app.tenant`). They are asked for by name, and names come from the texts
+  that may have set them. After `SET LOCAL` such a setting stays with an empty value, so empty is as good as never set.
+* `pg_prepared_statements.statement` is the whole text of the Query that held the PREPARE, with everything before and
+  after it. Replaying that would run the rest again; only the PREPARE is cut out.
+* `pg_settings.setting` is in the unit `set_config` takes, and lists are quoted as it wants them.
+* Operators are found by search_path too, so the inspection names the schema of each.
+
+Values are bytes of the session's client_encoding; they are never decoded except to be shown, and client_encoding is the
+first thing that is replayed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from protocols.postgres.constants import CHANNEL_BYTES_MAX
+from protocols.postgres.exchange import Group, PostgresExchange
+from protocols.postgres.messages import (
+    build_bind,
+    build_execute,
+    build_parse,
+    build_query,
+    build_sync,
+    readable,
+)
+from protocols.postgres.text import split_statements
+from protocols.wire import Exchange, Startup
+
+STATEMENT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Most bytes of prepared statements kept for one session; with more it is pinned."""
+
+CUSTOM_NAMES_MAX: Final = 1000
+"""Most names that are asked for as custom settings in one inspection; with more the session is pinned."""
+
+PIN_TEMP_TABLE: Final = "temp table"
+PIN_ADVISORY_LOCK: Final = "advisory lock"
+PIN_HELD_CURSOR: Final = "with hold cursor"
+PIN_LARGE_STATEMENT: Final = "statement too large"
+PIN_MANY_STATEMENTS: Final = "too many prepared statements"
+PIN_CUSTOM_NAMES: Final = "too many custom settings"
+PIN_BATCHED_PREPARE: Final = "prepared statement in a batch"
+PIN_UNKNOWN: Final = "inspection failed"
+
+_INSPECTION: Final = rb"""
+SELECT 'setting'::pg_catalog.text AS kind, name, setting AS value FROM pg_catalog.pg_settings
+ WHERE source OPERATOR(pg_catalog.=) 'session'::pg_catalog.text AND NOT (name OPERATOR(pg_catalog.=) ANY (ARRAY[
+ 'transaction_isolation', 'transaction_read_only', 'transaction_deferrable', 'seed', 'role', 'session_authorization',
+ 'is_superuser', 'in_hot_standby']::pg_catalog.text[]))
+UNION ALL SELECT 'role', '', pg_catalog.current_setting('role')
+UNION ALL SELECT 'user', '', pg_catalog.current_setting('session_authorization')
+UNION ALL SELECT 'prepared', name, statement FROM pg_catalog.pg_prepared_statements WHERE from_sql
+UNION ALL SELECT 'parsed', name, '' FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql
+UNION ALL SELECT 'channel', channel, '' FROM pg_catalog.pg_listening_channels() AS channel
+UNION ALL SELECT 'cursor', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
+UNION ALL SELECT 'lock', '', '' FROM pg_catalog.pg_locks
+ WHERE locktype OPERATOR(pg_catalog.=) 'advisory'::pg_catalog.text
+ AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+UNION ALL SELECT 'temp', relname::pg_catalog.text, '' FROM pg_catalog.pg_class
+ WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()
+"""
+
+_CUSTOM: Final = rb"""UNION ALL SELECT 'custom', name, pg_catalog.current_setting(name, true)
+ FROM pg_catalog.unnest(ARRAY[%s]::pg_catalog.text[]) AS name
+"""
+
+_SET_CONFIG: Final = b"SELECT pg_catalog.set_config($1, $2, false)"
+
+_PREPARE: Final = re.compile(rb'prepare\s+(?:"((?:[^"]|"")+)"|([^\s("]+))', re.IGNORECASE)
+
+
+class PostgresLedger:
+    """See `wire.Ledger`."""
+
+    def __init__(self, startup: Startup) -> None:
+        self.version = 0
+        self.is_dirty = False
+        self.settings: dict[bytes, bytes] = {}
+        """Made by the session, custom ones included."""
+        self.role: bytes | None = None
+        self.session_user: bytes | None = None
+        """Set if SET SESSION AUTHORIZATION made it another than the login's."""
+        self.prepared: dict[bytes, bytes] = {}
+        """Texts of SQL's PREPARE by name."""
+        self.channels: list[bytes] = []
+        self.statements: dict[bytes, bytes] = {}
+        """Whole Parse messages by name (session mode)."""
+        self._startup = startup
+        self._statement_bytes = 0
+        self._found_pins: list[str] = []
+        self._lasting_pins: list[str] = []
+        self._custom_names: set[bytes] = set()
+        self._replayed: PostgresExchange | None = None
+
+    # --- what is asked of it --------------------------------------------------------------------------------------
+
+    @property
+    def pins(self) -> list[str]:
+        """Reasons for grade D by name; empty if there are none."""
+        return [*self._found_pins, *self._lasting_pins]
+
+    @property
+    def is_empty(self) -> bool:
+        """A fresh backend of the same Startup would do as it is. Not so while `is_dirty`."""
+        return not (self.is_dirty or self.statements or self.pins or any(self._found()))
+
+    def _found(self) -> tuple[object, ...]:
+        return (self.settings, self.role, self.session_user, self.prepared, self.channels)
+
+    # --- filled by the tracker ------------------------------------------------------------------------------------
+
+    def suspect(self, names: set[bytes]) -> None:
+        """These may be names of custom settings."""
+        new = names - self._custom_names
+        if len(self._custom_names) + len(new) > CUSTOM_NAMES_MAX:
+            self._pin(PIN_CUSTOM_NAMES)
+        else:
+            self._custom_names |= new
+
+    def note_statement(self, name: bytes, message: bytes) -> None:
+        """The server accepted this Parse."""
+        self.forget_statement(name)
+        if self._statement_bytes + len(message) > STATEMENT_BYTES_MAX:
+            self._pin(PIN_MANY_STATEMENTS)
+            return
+        self.statements[name] = message
+        self._statement_bytes += len(message)
+        self.version += 1
+
+    def forget_statement(self, name: bytes) -> None:
+        message = self.statements.pop(name, None)
+        if message is not None:
+            self._statement_bytes -= len(message)
+            self.version += 1
+
+    def forget_statements(self) -> None:
+        """DEALLOCATE ALL or DISCARD ALL was executed."""
+        for name in list(self.statements):
+            self.forget_statement(name)
+
+    def pin_large_statement(self) -> None:
+        self._pin(PIN_LARGE_STATEMENT)
+
+    def _pin(self, reason: str) -> None:
+        if reason not in self._lasting_pins:
+            self._lasting_pins.append(reason)
+
+    # --- exchanges ------------------------------------------------------------------------------------------------
+
+    def inspection(self) -> Exchange:
+        """Ask the session's backend what it holds."""
+        text = _INSPECTION
+        if self._custom_names:
+            text += _CUSTOM % b", ".join(b"'" + name + b"'" for name in sorted(self._custom_names))
+        return Inspection(self, text)
+
+    def replay(self, *, is_late: bool) -> Exchange | None:
+        """Make a fresh backend of the same Startup like the session's; the late part is LISTEN."""
+        groups = self._late_groups() if is_late else self._early_groups()
+        exchange = PostgresExchange(groups) if groups else None
+        if not is_late:
+            self._replayed = exchange
+        return exchange
+
+    def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
+        """The notes of the backend that the early replay ran on: what it said of its parameters meanwhile."""
+        if self._replayed is not None and self._replayed.parameters:
+            notes.setdefault("parameters", {}).update(self._replayed.parameters)
+        return notes
+
+    def _early_groups(self) -> list[Group]:
+        # Settings that only a superuser may change come before the role that takes the right away; timeouts come
+        # last, for they apply to what follows.
+        settings = sorted(self.settings.items(), key=lambda setting: (_rank(setting[0]), setting[0]))
+        first = [setting for setting in settings if _rank(setting[0]) < 2]
+        last = [setting for setting in settings if _rank(setting[0]) == 2]
+        if self.session_user is not None:
+            first.append((b"session_authorization", self.session_user))
+        if self.role is not None:
+            first.append((b"role", self.role))
+        groups = [_set(name, value) for name, value in first]
+        groups += [
+            Group(f"prepared statement {readable(name)}", build_query(text)) for name, text in self.prepared.items()
+        ]
+        groups += [
+            Group(f"prepared statement {readable(name)}", message + build_sync())
+            for name, message in self.statements.items()
+        ]
+        groups += [_set(name, value) for name, value in last]
+        if first or last:
+            groups.insert(0, Group("settings", build_parse(b"", _SET_CONFIG) + build_sync()))
+        return groups
+
+    def _late_groups(self) -> list[Group]:
+        return [
+            Group(f"LISTEN {readable(name)}", build_query(b'LISTEN "' + name.replace(b'"', b'""') + b'"'))
+            for name in self.channels
+        ]
+
+    def on_inspected(self, rows: list[list[bytes | None]], errors: list[str]) -> None:
+        """The answer to an inspection is complete."""
+        before = self._found()
+        self.is_dirty = False
+        self._found_pins = []
+        if errors:
+            self._found_pins = [PIN_UNKNOWN]
+            return
+        self.settings, self.role, self.session_user, self.prepared, self.channels = {}, None, None, {}, []
+        parsed: set[bytes] = set()
+        for kind, name, value in rows:
+            self._take_row(kind or b"", name or b"", value, parsed)
+        if self._found() != before:
+            self.version += 1
+        for name in [name for name in self.statements if name not in parsed]:
+            # SQL's DEALLOCATE knows these names too.
+            self.forget_statement(name)
+
+    def _take_row(self, kind: bytes, name: bytes, value: bytes | None, parsed: set[bytes]) -> None:
+        if kind == b"setting":
+            self.settings[name] = value or b""
+        elif kind == b"custom":
+            if value:
+                self.settings[name] = value
+        elif kind == b"role":
+            self.role = value if value != b"none" else None
+        elif kind == b"user":
+            self.session_user = value if value and readable(value) != self._startup.user else None
+        elif kind == b"prepared":
+            text = own_prepare(value or b"", name)
+            if text is None:
+                self._find_pin(PIN_BATCHED_PREPARE)
+            else:
+                self.prepared[name] = text
+        elif kind == b"parsed":
+            parsed.add(name)
+        elif kind == b"channel":
+            self.channels.append(name[:CHANNEL_BYTES_MAX])
+        elif kind == b"cursor":
+            self._find_pin(PIN_HELD_CURSOR)
+        elif kind == b"lock":
+            self._find_pin(PIN_ADVISORY_LOCK)
+        elif kind == b"temp":
+            self._find_pin(PIN_TEMP_TABLE)
+
+    def _find_pin(self, reason: str) -> None:
+        if reason not in self._found_pins:
+            self._found_pins.append(reason)
+
+
+class Inspection(PostgresExchange):
+    """Asks the session's backend what it holds; once complete, the ledger knows."""
+
+    def __init__(self, ledger: PostgresLedger, text: bytes) -> None:
+        super().__init__([Group("inspection", build_query(text))])
+        self._ledger = ledger
+
+    def _on_complete(self) -> None:
+        self._ledger.on_inspected(self.rows, self.errors)
+
+
+def _rank(name: bytes) -> int:
+    """Order of replay: client_encoding, then the others, then timeouts."""
+    if name == b"client_encoding":
+        return 0
+    return 2 if name.endswith(b"_timeout") else 1
+
+
+def _set(name: bytes, value: bytes) -> Group:
+    return Group(f"setting {readable(name)}", build_bind(b"", b"", [name, value]) + build_execute(b"") + build_sync())
+
+
+def own_prepare(text: bytes, name: bytes) -> bytes | None:
+    """The PREPARE of `name` alone, out of the text of the Query that held it. None if that cannot be told."""
+    found = []
+    for statement in split_statements(text):
+        match = _PREPARE.match(statement)
+        if match is not None:
+            quoted, bare = match.groups()
+            if (quoted.replace(b'""', b'"') if quoted is not None else bare.lower()) == name:
+                found.append(statement)
+    return found[0] if len(found) == 1 else None
+
+
+def reset() -> PostgresExchange:
+    """Make a used backend like a fresh one of the same Startup."""
+    return PostgresExchange([Group("reset", build_query(b"DISCARD ALL"))])

@@ -1,0 +1,140 @@
+# See tracker.py.
+
+import cython
+
+from protocols.wire cimport (
+    FETCH,
+    FORWARD,
+    GATE,
+    GATE_CLOSED,
+    GATE_DRAIN,
+    GATE_OPEN,
+    INVENT,
+    SWALLOW,
+    Tracker,
+)
+from protocols.postgres.text cimport is_plain
+
+cdef enum:
+    # The same numbers as in constants.py, where they are explained.
+    LENGTH_MAX = 0x40000003
+    PARSE_BYTES_MAX = 16777216
+    QUERY_BYTES_MAX = 1048576
+    BIND_NAMES_BYTES_MAX = 4096
+    SMALL_BYTES_MAX = 1048576
+    COMMAND_TAG_BYTES_MAX = 1024
+    IN_FLIGHT_MAX = 16777216
+
+    PARSE = 1
+    BIND = 2
+    DESCRIBE = 3
+    EXECUTE = 4
+    CLOSE = 5
+    SYNC = 6
+    QUERY = 7
+    CALL = 8
+    COPY_END = 9
+    KIND = 15
+    SWALLOWED = 16
+    INVENTED = 32
+    WATCHED = 64
+    LASTING = 128
+
+    CLIENT_REFUSE = 0
+    CLIENT_PASS = 10
+    CLIENT_LEAVE = 11
+
+    MOVE_REFUSE = 0
+    MOVE_PASS = 1
+    MOVE_ANSWER = 2
+    MOVE_READY = 3
+    MOVE_FAIL = 4
+    MOVE_COPY_IN = 5
+    MOVE_NOTE = 6
+    MOVE_COMPLETE = 7
+
+
+cdef class PostgresTracker(Tracker):
+    cdef:
+        # Bytes of the client's current message still to pass.
+        Py_ssize_t _client_left
+        # Bytes of the server's current message still to pass.
+        Py_ssize_t _server_left
+        # Bytes that follow a fetched part of a client's message and pass as they are.
+        Py_ssize_t _left_behind_fetched
+        # A fetched message has been announced and not yet been given to take_client, take_server.
+        bint _client_fetching
+        bint _server_fetching
+        # Answers that are due: a ring of bytes, its size less one, and the counts of entries ever taken and put.
+        bytearray _ring
+        Py_ssize_t _mask
+        Py_ssize_t _head
+        Py_ssize_t _tail
+        # Entries of the ring that a ReadyForQuery answers.
+        Py_ssize_t _units
+        # Entries of the ring with LASTING.
+        Py_ssize_t _lasting_in_flight
+        # Status byte of the last ReadyForQuery: I, T or E.
+        int _tx
+        # The server ignores everything up to the next Sync, which the client has not sent yet.
+        bint _skipping
+        # Messages of the extended protocol were sent since the last Sync.
+        bint _unsynced
+        # 0: no COPY IN; 1: the client's data are awaited; 2: the client has ended its data.
+        int _copying
+        # Syncs that a COPY IN took, as far as we know: the server may have failed before it read them.
+        Py_ssize_t _syncs_in_copy
+        # Something that may outlive its transaction ran since the last ReadyForQuery with status I.
+        bint _lasting_ran
+        # Bind, and Describe of a statement, have to be seen for their names.
+        bint _fetches_names
+        # The portal last bound is of a statement that may change lasting state.
+        bint _bound_lasting
+        # The head of the ring has no answer from the server: take_invented is due.
+        bint _invent_due
+        # The backend's unnamed statement is this session's.
+        bint _unnamed_here
+        # Sessions share backends: transaction mode.
+        bint _shares
+        # Legal moves: see state.py.
+        bytearray _client_table
+        bytearray _server_table
+        # The last Parse of the unnamed statement, if the client may still use it.
+        object _unnamed
+        # The unnamed statement may change lasting state.
+        bint _unnamed_lasting
+        # Names of the client's statements that may change lasting state (session mode).
+        set _lasting_names
+        # The client's names of statements (transaction mode).
+        object _names
+        # Objects behind the ring's WATCHED entries, in their order.
+        object _watched
+        object _ledger
+        # The backend's memory: see link().
+        object _notes
+        # ParameterStatus values as the client knows them; None before the first link().
+        object _client_view
+
+    @cython.locals(position=Py_ssize_t, left=Py_ssize_t, size=Py_ssize_t, tag=cython.uchar, sent=int, verdict=int)
+    cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
+
+    @cython.locals(
+        position=Py_ssize_t, left=Py_ssize_t, size=Py_ssize_t, tag=cython.uchar, entry=int, move=int, status=int
+    )
+    cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
+
+    cpdef bint at_boundary(self) noexcept
+    cpdef bint is_idle(self) noexcept
+
+    cdef int _at_gate(self, unsigned char tag) noexcept
+    cdef int _fetch_client(self, Py_ssize_t position, Py_ssize_t size, Py_ssize_t whole=*) except -1
+    cdef int _push(self, int entry) except -1
+    @cython.locals(entry=int)
+    cdef int _pop(self) except -1
+    @cython.locals(entry=int)
+    cdef int _uncover(self) except -1
+    @cython.locals(entry=int)
+    cdef int _fail(self) except -1
+    @cython.locals(dropped=Py_ssize_t, entry=int)
+    cdef int _begin_copy_in(self) except -1
+    cdef int _end_copy_in(self) except -1

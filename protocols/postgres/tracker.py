@@ -1,0 +1,811 @@
+"""Follows a PostgreSQL session in both directions, message header by message header.
+
+Theory of operation
+-------------------
+What the relay does with the verdicts is told in `protocols/wire.py`. Here is how they come about.
+
+**The ring.** Each message of the client that the server will answer puts one byte into a ring: what is expected, and
+what becomes of the answer (forwarded; swallowed, because the request was ours; invented, because the request was not
+passed on). The server's next message is judged by its tag and the ring's head (`state.py`) and may take the head away.
+In the steady state of a session this is all that happens: no Python object is made and no Python function called.
+
+**Errors.** After an error in the extended protocol the server ignores everything, simple queries too, up to the next
+Sync. So an ErrorResponse drops all entries before the next SYNC; if there is none yet the tracker is `skipping`, and
+what the client sends before its next Sync is passed on without being expected. An error in a Query, in a FunctionCall or
+at a Sync is followed by its ReadyForQuery. With an empty ring it is the server's own (57P01).
+
+**COPY IN.** While the server reads COPY data it ignores Sync and Flush, and libpq does send one too early. Therefore
+CopyInResponse takes away the SYNC entries that follow the head, and while the client streams, its Syncs are not
+expected to be answered. CopyDone and CopyFail put a COPY_END into the ring: from there on Syncs count again. COPY_END
+has no answer; it goes when it comes to the head. Outside of COPY the server ignores CopyData, CopyDone and CopyFail, so
+what arrives late after an error does no harm.
+
+**The boundary.** Nothing in the ring, not skipping, transaction status `I`, no message begun, and no message of the
+extended protocol since the last Sync (`unsynced`): the server holds an implicit transaction open until then.
+
+**State that outlives a transaction.** A Query that `text.is_plain` does not pass is fetched, and so is every Parse. Such
+a request is LASTING: when its transaction has ended (a rollback takes settings back) the ledger is marked dirty, which
+makes the session's owner ask the server. The CommandComplete of a LASTING request is fetched, for DEALLOCATE ALL and
+DISCARD ALL drop the statements we know of.
+
+**Prepared statements.** In session mode a named Parse goes into the ledger when the server accepted it. In transaction
+mode it gets a name of ours (`statements.py`): a Parse whose statement the backend has is not passed on and its
+ParseComplete is invented, in its place among the real answers; a Bind or Describe whose statement is missing on the
+backend has our own Parse put before it, whose answer is swallowed. If that fails, the error reaches the client in the
+place of the Bind's. The unnamed statement is kept by the tracker in both modes and sent again, in the same way, when a
+Bind on another backend needs it. Of a Bind only the part with the names is fetched; its parameters pass as they come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+import cython
+
+from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.postgres.ledger import PostgresLedger
+from protocols.postgres.messages import build_parameter_status, parse_parameter_status
+from protocols.postgres.state import client_table, server_table
+from protocols.postgres.statements import (
+    CLOSE_COMPLETE,
+    NOWHERE,
+    OWN_PREFIX,
+    PARSE_COMPLETE,
+    PER_BACKEND_MAX,
+    Evicted,
+    Named,
+    Names,
+    OnBackend,
+    SentToBackend,
+    Statement,
+    Watched,
+    shared,
+    unshared,
+)
+from protocols.postgres.text import changes_nothing, custom_names
+from protocols.wire import BackendFacts, Tracker
+
+if not cython.compiled:
+    from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
+    from protocols.postgres.constants import (
+        BIND,
+        BIND_NAMES_BYTES_MAX,
+        CALL,
+        CLIENT_LEAVE,
+        CLIENT_REFUSE,
+        CLOSE,
+        COMMAND_TAG_BYTES_MAX,
+        COPY_END,
+        DESCRIBE,
+        EXECUTE,
+        IN_FLIGHT_MAX,
+        INVENTED,
+        KIND,
+        LASTING,
+        LENGTH_MAX,
+        MOVE_ANSWER,
+        MOVE_COMPLETE,
+        MOVE_COPY_IN,
+        MOVE_FAIL,
+        MOVE_NOTE,
+        MOVE_READY,
+        MOVE_REFUSE,
+        PARSE,
+        PARSE_BYTES_MAX,
+        QUERY,
+        QUERY_BYTES_MAX,
+        SMALL_BYTES_MAX,
+        SWALLOWED,
+        SYNC,
+        WATCHED,
+    )
+    from protocols.postgres.text import is_plain
+
+_CLIENT_TABLE: Final = client_table()
+_SERVER_TABLE: Final = server_table()
+
+UNNAMED_BYTES_MAX: Final = 1024 * 1024
+"""Longest Parse of the unnamed statement that is kept to be sent to another backend."""
+
+_TOLD_WHEN_OFF: Final = frozenset({"in_hot_standby", "default_transaction_read_only"})
+"""Parameters of a backend that was opened on a standby, or on a fenced server, and that the server corrects with its
+first answer after the promotion: never tell a client that they are on when a backend is exchanged."""
+
+
+class _Closed:
+    """Session mode: the client closed a statement of the ledger."""
+
+    answer = CLOSE_COMPLETE
+
+    def __init__(self, ledger: PostgresLedger, lasting_names: set[bytes], name: bytes) -> None:
+        self._ledger = ledger
+        self._lasting_names = lasting_names
+        self._name = name
+
+    def on_done(self) -> None:
+        self._ledger.forget_statement(self._name)
+        self._lasting_names.discard(self._name)
+
+    def on_dropped(self) -> None:
+        """The server did not look at it."""
+
+
+class _Parsed:
+    """Session mode: the client gave a name to a statement."""
+
+    answer = PARSE_COMPLETE
+
+    def __init__(self, ledger: PostgresLedger, name: bytes, message: bytes) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._message = message
+
+    def on_done(self) -> None:
+        self._ledger.note_statement(self._name, self._message)
+
+    def on_dropped(self) -> None:
+        """The server refused it or did not look at it."""
+
+
+class PostgresTracker(Tracker):
+    """See the module's theory of operation."""
+
+    def __init__(self, ledger: PostgresLedger, shares_backends: bool) -> None:
+        super().__init__()
+        self._client_left = 0
+        self._server_left = 0
+        self._left_behind_fetched = 0
+        self._client_fetching = False
+        self._server_fetching = False
+        self._ring = bytearray(32)
+        self._mask = 31
+        self._head = 0
+        self._tail = 0
+        self._units = 0
+        self._lasting_in_flight = 0
+        self._tx = 0x49  # I
+        self._skipping = False
+        self._unsynced = False
+        self._copying = 0
+        self._syncs_in_copy = 0
+        self._lasting_ran = False
+        self._fetches_names = shares_backends
+        self._bound_lasting = False
+        self._invent_due = False
+        self._unnamed_here = False
+        self._shares = shares_backends
+        self._client_table = _CLIENT_TABLE
+        self._server_table = _SERVER_TABLE
+        self._unnamed: bytes | None = None
+        self._unnamed_lasting = False
+        self._lasting_names: set[bytes] = set()
+        self._names = Names()
+        self._watched: deque[Watched] = deque()
+        self._ledger = ledger
+        self._notes: dict[str, Any] = {}
+        self._client_view: dict[str, str] | None = None
+
+    # --- the hot part ---------------------------------------------------------------------------------------------
+
+    def scan_client(self, data: bytes, start: int, end: int) -> int:
+        position = start
+        while True:
+            left = self._client_left
+            if left > 0:
+                if end - position < left:
+                    self._client_left = left - (end - position)
+                    position = end
+                    break
+                position += left
+                self._client_left = 0
+            if end - position < 5:
+                break
+            tag = data[position]
+            size = (
+                (data[position + 1] << 24) | (data[position + 2] << 16) | (data[position + 3] << 8) | data[position + 4]
+            )
+            sent = self._client_table[tag]
+            if sent == CLIENT_REFUSE:
+                raise ProtocolViolation("client", f"unknown message type 0x{tag:02x}")
+            if size < 4 or size > LENGTH_MAX:
+                raise ProtocolViolation("client", f"message of type 0x{tag:02x} with invalid length {size}")
+            if self.gate != GATE_OPEN:
+                verdict = self._at_gate(tag)
+                if verdict != FORWARD:
+                    self.stop = position
+                    self.message_size = size + 1
+                    if verdict == FETCH:
+                        return self._fetch_client(position, size + 1)
+                    return verdict
+            if sent == EXECUTE:
+                self._unsynced = True
+                if not self._skipping:
+                    self._push(EXECUTE | LASTING if self._bound_lasting else EXECUTE)
+            elif sent == SYNC:
+                if self._copying == 1:
+                    self._syncs_in_copy += 1
+                else:
+                    self._skipping = False
+                    self._unsynced = False
+                    self._push(SYNC)
+            elif sent == QUERY:
+                if size > QUERY_BYTES_MAX:
+                    self._unnamed = None
+                    if not self._skipping:
+                        self._unsynced = False
+                        self._push(QUERY | LASTING)
+                elif end - position <= size or not is_plain(data, position + 5, position + size):
+                    return self._fetch_client(position, size + 1)
+                elif not self._skipping:
+                    self._unnamed = None
+                    self._unsynced = False
+                    self._push(QUERY)
+            elif sent == BIND:
+                if self._fetches_names:
+                    return self._fetch_client(position, min(size + 1, BIND_NAMES_BYTES_MAX), size + 1)
+                self._unsynced = True
+                if not self._skipping:
+                    self._push(BIND)
+            elif sent == DESCRIBE:
+                if self._fetches_names and (end - position < 6 or data[position + 5] != 0x50):  # P
+                    if size > SMALL_BYTES_MAX:
+                        raise ProtocolViolation("client", f"Describe of {size} bytes")
+                    return self._fetch_client(position, size + 1)
+                self._unsynced = True
+                if not self._skipping:
+                    self._push(DESCRIBE)
+            elif sent == PARSE:
+                if size <= PARSE_BYTES_MAX:
+                    return self._fetch_client(position, size + 1)
+                if end - position < 6:
+                    break
+                self._unsynced = True
+                if not self._skipping:
+                    self._push(PARSE | LASTING)
+                    if data[position + 5] == 0:
+                        self._unnamed = None
+                        self._unnamed_here = True
+                    else:
+                        self._ledger.pin_large_statement()
+            elif sent == CLOSE:
+                if size > SMALL_BYTES_MAX:
+                    raise ProtocolViolation("client", f"Close of {size} bytes")
+                return self._fetch_client(position, size + 1)
+            elif sent == CALL:
+                if not self._skipping:
+                    self._unsynced = False
+                    self._push(CALL)
+            elif sent == COPY_END:
+                if self._head != self._tail:
+                    self._push(COPY_END)
+                    if self._copying == 1:
+                        self._copying = 2
+            elif sent == CLIENT_LEAVE:
+                if size != 4:
+                    raise ProtocolViolation("client", f"Terminate of {size} bytes")
+                return self._fetch_client(position, size + 1)
+            position += 5
+            self._client_left = size - 4
+        self.stop = position
+        return FORWARD
+
+    def scan_server(self, data: bytes, start: int, end: int) -> int:
+        position = start
+        while True:
+            left = self._server_left
+            if left > 0:
+                if end - position < left:
+                    self._server_left = left - (end - position)
+                    position = end
+                    break
+                position += left
+                self._server_left = 0
+            if self._invent_due:
+                self.stop = position
+                return INVENT
+            if end - position < 5:
+                break
+            tag = data[position]
+            size = (
+                (data[position + 1] << 24) | (data[position + 2] << 16) | (data[position + 3] << 8) | data[position + 4]
+            )
+            if size < 4 or size > LENGTH_MAX:
+                raise ProtocolViolation("server", f"message of type 0x{tag:02x} with invalid length {size}")
+            entry = self._ring[self._head & self._mask] if self._head != self._tail else 0
+            move = self._server_table[(tag << 4) | (entry & KIND)]
+            if move == MOVE_ANSWER:
+                if entry & SWALLOWED:
+                    if size != 4:
+                        raise ProtocolViolation("server", f"message of type 0x{tag:02x} with a body")
+                    self._pop()
+                    self.has_invented = self._invent_due
+                    self.stop = position
+                    self.message_size = 5
+                    return SWALLOW
+                self._pop()
+            elif move == MOVE_READY:
+                if end - position < 6:
+                    break
+                status = data[position + 5]
+                if size != 5 or (status != 0x49 and status != 0x54 and status != 0x45):  # I T E
+                    raise ProtocolViolation("server", "ReadyForQuery without a transaction status")
+                self._pop()
+                self._copying = 0
+                self._syncs_in_copy = 0
+                self._tx = status
+                self.requests += 1
+                if status == 0x49:
+                    self.transactions += 1
+                if self._lasting_ran:
+                    self._ledger.is_dirty = True
+                    self._lasting_ran = status != 0x49
+            elif move == MOVE_COMPLETE:
+                if entry & LASTING and size <= COMMAND_TAG_BYTES_MAX:
+                    self._server_fetching = True
+                    self.stop = position
+                    self.message_size = size + 1
+                    return FETCH
+                if self._copying != 0:
+                    self._end_copy_in()
+                if entry & KIND == EXECUTE:
+                    self._pop()
+            elif move == MOVE_FAIL:
+                self.errors += 1
+                self._fail()
+            elif move == MOVE_NOTE:
+                if size > SMALL_BYTES_MAX:
+                    raise ProtocolViolation("server", f"ParameterStatus of {size} bytes")
+                self._server_fetching = True
+                self.stop = position
+                self.message_size = size + 1
+                return FETCH
+            elif move == MOVE_COPY_IN:
+                self._begin_copy_in()
+            elif move == MOVE_REFUSE:
+                if tag == 0x5A and self._skipping and self._syncs_in_copy > 0:  # Z
+                    # The COPY failed before the server read the Sync that we thought lost in it.
+                    self._syncs_in_copy -= 1
+                    self._skipping = False
+                    self._unsynced = False
+                    self._push(SYNC)
+                    continue
+                raise ProtocolViolation(
+                    "server", f"unexpected message type 0x{tag:02x} while {entry & KIND} is awaited"
+                )
+            position += 5
+            self._server_left = size - 4
+        self.stop = position
+        return FORWARD
+
+    def at_boundary(self) -> bool:
+        return self.is_idle() and self._tx == 0x49 and not self._unsynced
+
+    def is_idle(self) -> bool:
+        return (
+            self._head == self._tail
+            and not self._skipping
+            and self._client_left == 0
+            and self._server_left == 0
+            and not self._client_fetching
+            and not self._server_fetching
+        )
+
+    def _at_gate(self, tag: int) -> int:
+        """What becomes of a message of the client that begins while the gate is not open."""
+        if tag == 0x58:  # X
+            return FETCH
+        if self.gate == GATE_CLOSED or self.at_boundary():
+            # Late CopyData, CopyDone, CopyFail: the server would ignore them.
+            return SWALLOW if tag == 0x64 or tag == 0x63 or tag == 0x66 else GATE
+        if self._units > 0 and self._copying != 1 and tag != 0x64 and tag != 0x63 and tag != 0x66:
+            return GATE
+        return FORWARD
+
+    def _fetch_client(self, position: int, size: int, whole: int = 0) -> int:
+        """Announce the first `size` bytes of the message at `position`; the rest up to `whole` passes as it is."""
+        self._client_fetching = True
+        self._left_behind_fetched = whole - size if whole > 0 else 0
+        self.stop = position
+        self.message_size = size
+        return FETCH
+
+    def _push(self, entry: int) -> int:
+        """One more answer is expected."""
+        if self._tail - self._head > self._mask:
+            if self._mask + 1 >= IN_FLIGHT_MAX:
+                raise ProtocolViolation("client", f"more than {IN_FLIGHT_MAX} requests in flight")
+            count = self._tail - self._head
+            self._ring = bytearray(
+                [self._ring[(self._head + i) & self._mask] for i in range(count)] + [0] * (self._mask + 1)
+            )
+            self._mask = 2 * self._mask + 1
+            self._head = 0
+            self._tail = count
+        self._ring[self._tail & self._mask] = entry
+        self._tail += 1
+        if entry & KIND == SYNC or entry & KIND == QUERY or entry & KIND == CALL:
+            self._units += 1
+        if entry & LASTING:
+            self._lasting_in_flight += 1
+        if entry & INVENTED and self._tail - self._head == 1:
+            self._invent_due = True
+        return 0
+
+    def _pop(self) -> int:
+        """The head is answered."""
+        entry = self._ring[self._head & self._mask]
+        self._head += 1
+        if entry & KIND == SYNC or entry & KIND == QUERY or entry & KIND == CALL:
+            self._units -= 1
+        if entry & LASTING:
+            self._lasting_in_flight -= 1
+            self._lasting_ran = True
+        if entry & WATCHED:
+            self._watched.popleft().on_done()
+        return self._uncover()
+
+    def _uncover(self) -> int:
+        """Look at the new head: nothing answers a COPY_END, and nobody but us an invented one."""
+        while self._head != self._tail:
+            entry = self._ring[self._head & self._mask]
+            if entry != COPY_END:
+                self._invent_due = entry & INVENTED != 0
+                return 0
+            self._head += 1
+        self._invent_due = False
+        return 0
+
+    def _fail(self) -> int:
+        """An ErrorResponse: the server skips what belongs to the extended protocol, up to the next Sync."""
+        self._copying = 0
+        if self._head == self._tail:
+            return 0
+        entry = self._ring[self._head & self._mask]
+        if entry & KIND >= SYNC:
+            return 0
+        while self._head != self._tail:
+            entry = self._ring[self._head & self._mask]
+            if entry & KIND == SYNC:
+                return self._uncover()
+            self._head += 1
+            if entry & KIND == QUERY or entry & KIND == CALL:
+                self._units -= 1
+            if entry & LASTING:
+                self._lasting_in_flight -= 1
+                self._lasting_ran = True
+            if entry & WATCHED:
+                self._watched.popleft().on_dropped()
+        self._skipping = True
+        self._unsynced = True
+        return self._uncover()
+
+    def _begin_copy_in(self) -> int:
+        """CopyInResponse: the Syncs behind the head, up to the client's CopyDone, will be ignored."""
+        dropped = 1
+        while self._head + dropped != self._tail and self._ring[(self._head + dropped) & self._mask] & KIND == SYNC:
+            dropped += 1
+        dropped -= 1
+        if dropped > 0:
+            entry = self._ring[self._head & self._mask]
+            self._syncs_in_copy += dropped
+            self._head += dropped
+            self._ring[self._head & self._mask] = entry
+            self._units -= dropped
+        if self._head + 1 != self._tail and self._ring[(self._head + 1) & self._mask] == COPY_END:
+            self._copying = 2
+        else:
+            self._copying = 1
+        if self._units == 0:
+            self._unsynced = True
+        return 0
+
+    def _end_copy_in(self) -> int:
+        """CommandComplete of a COPY IN: its COPY_END, behind the head, is used up."""
+        if self._head + 1 != self._tail and self._ring[(self._head + 1) & self._mask] == COPY_END:
+            entry = self._ring[self._head & self._mask]
+            self._head += 1
+            self._ring[self._head & self._mask] = entry
+        self._copying = 0
+        return 0
+
+    # --- fetched messages of the client ---------------------------------------------------------------------------
+
+    def take_client(self, message: bytes) -> bytes:
+        if not self._client_fetching or len(message) != self.message_size:
+            raise IllegalUse("take_client without a FETCH, or with something else than the message")
+        self._client_fetching = False
+        self._client_left = self._left_behind_fetched
+        tag = message[0]
+        if tag == 0x58:  # X
+            self.client_left = True
+            return b""
+        if tag == 0x51:  # Q
+            self._take_query(message)
+            replacement = message
+        elif tag == 0x50:  # P
+            replacement = self._take_parse(message)
+        elif tag == 0x42:  # B
+            replacement = self._take_bind(message)
+        elif tag == 0x44:  # D
+            replacement = self._take_describe(message)
+        elif tag == 0x43:  # C
+            replacement = self._take_close(message)
+        else:
+            raise IllegalUse(f"take_client was given a message of type 0x{tag:02x}")
+        self._tell_invented()
+        return replacement
+
+    def _tell_invented(self) -> None:
+        self.has_invented = self._invent_due and self._server_left == 0 and not self._server_fetching
+
+    def _take_query(self, message: bytes) -> None:
+        if self._skipping:
+            return
+        text = message[5 : len(message) - 1]
+        is_lasting = not changes_nothing(text)
+        if is_lasting:
+            self._ledger.suspect(custom_names(text))
+        self._unnamed = None
+        self._unsynced = False
+        self._push(QUERY | LASTING if is_lasting else QUERY)
+
+    def _take_parse(self, message: bytes) -> bytes:
+        self._unsynced = True
+        if self._skipping:
+            return message
+        name = _text_at(message, 5, "Parse")
+        text = _text_at(message, 6 + len(name), "Parse")
+        is_lasting = not changes_nothing(text)
+        if is_lasting:
+            self._ledger.suspect(custom_names(text))
+        if not name:
+            self._unnamed = message if len(message) <= UNNAMED_BYTES_MAX else None
+            self._unnamed_here = True
+            self._unnamed_lasting = is_lasting
+            self._push(PARSE)
+        elif self._shares:
+            message = self._take_shared_parse(name, message[6 + len(name) :])
+        else:
+            if is_lasting:
+                self._lasting_names.add(name)
+            self._watched.append(_Parsed(self._ledger, name, message))
+            self._push(PARSE | WATCHED)
+        self._decide_fetching()
+        return message
+
+    def _take_shared_parse(self, name: bytes, body: bytes) -> bytes:
+        """A named Parse in transaction mode."""
+        held = self._names.find(name)
+        if held is not None:
+            # The server refuses a second Parse of a name (42P05), and shall do so here too.
+            before = self._provide(held)
+            self._push(PARSE)
+            return before + held.parse_message()
+        # While DEALLOCATE ALL may be on its way, what the backend holds now proves nothing.
+        statement = unshared(body) if self._lasting_in_flight > 0 else shared(body)
+        backend = self._on_backend()
+        naming = self._names.give(name, statement)
+        if backend.use(statement.name):
+            self._watched.append(Named(self._names, name, naming, None))
+            self._push(PARSE | WATCHED | INVENTED)
+            return b""
+        before = self._make_room(backend)
+        backend.add(statement.name)
+        self._watched.append(Named(self._names, name, naming, SentToBackend(backend, statement)))
+        self._push(PARSE | WATCHED)
+        return before + statement.parse_message()
+
+    def _take_bind(self, message: bytes) -> bytes:
+        self._unsynced = True
+        if self._skipping:
+            return message
+        portal = _text_at(message, 5, "Bind")
+        begin = 6 + len(portal)
+        name = _text_at(message, begin, "Bind")
+        before, called, is_lasting = self._resolve(name)
+        if is_lasting:
+            # A setting's name may be among the parameters.
+            self._ledger.suspect(custom_names(message[begin:]))
+        self._bound_lasting = is_lasting
+        self._push(BIND | LASTING if is_lasting else BIND)
+        self._decide_fetching()
+        if called == name:
+            return before + message
+        return before + _renamed(message, begin, name, called)
+
+    def _take_describe(self, message: bytes) -> bytes:
+        self._unsynced = True
+        if self._skipping:
+            return message
+        if len(message) < 7 or message[5] != 0x53:  # S
+            self._push(DESCRIBE)
+            return message
+        name = _text_at(message, 6, "Describe")
+        before, called, _ = self._resolve(name)
+        self._push(DESCRIBE)
+        self._decide_fetching()
+        if called == name:
+            return before + message
+        return before + _renamed(message, 6, name, called)
+
+    def _take_close(self, message: bytes) -> bytes:
+        self._unsynced = True
+        if self._skipping:
+            return message
+        if len(message) < 7 or message[5] != 0x53:  # S
+            self._push(CLOSE)
+            return message
+        name = _text_at(message, 6, "Close")
+        if not name:
+            self._unnamed = None
+            self._push(CLOSE)
+        elif not self._shares:
+            self._watched.append(_Closed(self._ledger, self._lasting_names, name))
+            self._push(CLOSE | WATCHED)
+        elif self._names.find(name) is not None:
+            # The backend keeps it for others.
+            self._watched.append(Named(self._names, name, self._names.give(name, None), None))
+            self._push(CLOSE | WATCHED | INVENTED)
+            return b""
+        else:
+            self._push(CLOSE)
+            if name.startswith(OWN_PREFIX):
+                return _renamed(message, 6, name, NOWHERE)
+        return message
+
+    def _resolve(self, name: bytes) -> tuple[bytes, bytes, bool]:
+        """The statement a client calls `name`: what has to be sent first, its name on the backend, whether it may
+        change lasting state."""
+        if not name:
+            if self._unnamed is None:
+                # Whoever used the backend before may have left one.
+                return b"", name if self._unnamed_here or not self._shares else NOWHERE, self._unnamed_lasting
+            if self._unnamed_here:
+                return b"", name, self._unnamed_lasting
+            self._unnamed_here = True
+            self._push(PARSE | SWALLOWED)
+            return self._unnamed, name, self._unnamed_lasting
+        if not self._shares:
+            return b"", name, name in self._lasting_names
+        statement = self._names.find(name)
+        if statement is None:
+            # Made by SQL's PREPARE, or a mistake. One of our names would reach another session's statement.
+            return b"", NOWHERE if name.startswith(OWN_PREFIX) else name, False
+        return self._provide(statement), statement.name, statement.is_lasting
+
+    def _provide(self, statement: Statement) -> bytes:
+        """What to send so that the backend has the statement."""
+        backend = self._on_backend()
+        if backend.use(statement.name):
+            return b""
+        before = self._make_room(backend)
+        backend.add(statement.name)
+        self._watched.append(SentToBackend(backend, statement))
+        self._push(PARSE | WATCHED | SWALLOWED)
+        return before + statement.parse_message()
+
+    def _make_room(self, backend: OnBackend) -> bytes:
+        name = backend.take_oldest_beyond(PER_BACKEND_MAX)
+        if name is None:
+            return b""
+        self._watched.append(Evicted(backend, name))
+        self._push(CLOSE | WATCHED | SWALLOWED)
+        return b"C" + (6 + len(name)).to_bytes(4, "big") + b"S" + name + b"\0"
+
+    def _on_backend(self) -> OnBackend:
+        held = self._notes.get("statements")
+        if held is None:
+            held = self._notes["statements"] = OnBackend()
+        assert isinstance(held, OnBackend)
+        return held
+
+    def _decide_fetching(self) -> None:
+        """Whether the names in Bind and Describe matter."""
+        self._fetches_names = (
+            self._shares
+            or len(self._lasting_names) > 0
+            or self._unnamed_lasting
+            or (self._unnamed is not None and not self._unnamed_here)
+        )
+        if not self._fetches_names:
+            self._bound_lasting = False
+
+    # --- fetched messages of the server ---------------------------------------------------------------------------
+
+    def take_server(self, message: bytes) -> bytes:
+        if not self._server_fetching or len(message) != self.message_size:
+            raise IllegalUse("take_server without a FETCH, or with something else than the message")
+        self._server_fetching = False
+        if message[0] == 0x53:  # S
+            message = self._take_parameter_status(message)
+        else:
+            self._take_command_complete(message)
+        self._tell_invented()
+        return message
+
+    def _take_parameter_status(self, message: bytes) -> bytes:
+        name, value = parse_parameter_status(message)
+        self._notes.setdefault("parameters", {})[name] = value
+        if self._head != self._tail and name not in _TOLD_WHEN_OFF:
+            # A function may have set it.
+            self._lasting_ran = True
+        if self._client_view is None:
+            raise IllegalUse("a server's message before link()")
+        if self._client_view.get(name) == value:
+            return b""
+        self._client_view[name] = value
+        return message
+
+    def _take_command_complete(self, message: bytes) -> None:
+        command = message[5 : len(message) - 1]
+        if command == b"DEALLOCATE ALL" or command == b"DISCARD ALL":
+            self._ledger.forget_statements()
+            self._names.forget_settled()
+            if self._shares:
+                self._on_backend().forget_settled()
+        if self._copying != 0:
+            self._end_copy_in()
+        if self._ring[self._head & self._mask] & KIND == EXECUTE:
+            self._pop()
+
+    def take_invented(self) -> bytes:
+        answers = []
+        while self._invent_due:
+            answers.append(self._watched[0].answer)
+            self._pop()
+        self.has_invented = False
+        return b"".join(answers)
+
+    # --- backends -------------------------------------------------------------------------------------------------
+
+    def link(self, backend: BackendFacts, notes: dict[str, Any]) -> bytes:
+        if not self.is_idle():
+            raise IllegalUse("link() with a request in flight")
+        self._notes = notes
+        self._tx = 0x49
+        self._unnamed_here = False
+        self._decide_fetching()
+        if self._client_view is None:
+            # The login told the client what the backend said at its own.
+            self._client_view = dict(backend.parameters)
+        told = []
+        for name, value in {**backend.parameters, **notes.get("parameters", {})}.items():
+            if self._client_view.get(name) != value and not (name in _TOLD_WHEN_OFF and value == "on"):
+                self._client_view[name] = value
+                told.append(build_parameter_status(name, value))
+        return b"".join(told)
+
+    def unlink(self) -> None:
+        while self._head != self._tail:
+            entry = self._ring[self._head & self._mask]
+            self._head += 1
+            if entry & WATCHED:
+                self._watched.popleft().on_dropped()
+        self._units = 0
+        self._lasting_in_flight = 0
+        self._server_left = 0
+        self._server_fetching = False
+        self._invent_due = False
+        self.has_invented = False
+        self._copying = 0
+        self._syncs_in_copy = 0
+        self._skipping = False
+        self._tx = 0x49
+        self._unnamed_here = False
+        self._notes = {}
+        self._decide_fetching()
+
+
+def _text_at(message: bytes, begin: int, kind: str) -> bytes:
+    """The zero-terminated text at `begin`."""
+    end = message.find(0, begin)
+    if end < 0:
+        raise ProtocolViolation("client", f"{kind} with a name or text that does not end")
+    return message[begin:end]
+
+
+def _renamed(message: bytes, begin: int, name: bytes, called: bytes) -> bytes:
+    """`message`, or its first part, with `called` in the place of `name` at `begin`."""
+    size = int.from_bytes(message[1:5], "big") + len(called) - len(name)
+    return message[:1] + size.to_bytes(4, "big") + message[5:begin] + called + message[begin + len(name) :]

@@ -13,6 +13,7 @@ IS_DEBUG = os.environ.get("TURNOUT_DEBUG", "") == "1"
 
 PURE = [
     "protocols/wire.py",
+    "protocols/postgres/text.py",
     "protocols/postgres/tracker.py",
     "protocols/mysql/tracker.py",
 ]

@@ -1,0 +1,519 @@
+"""PostgreSQL (13 and newer) from the admin side, by asyncpg.
+
+Why the fence is built as it is
+-------------------------------
+`default_transaction_read_only = on` by ALTER SYSTEM binds every transaction that begins after the reload, of every
+session that does not set it back itself. So:
+
+- Sessions that are not Turnout's own are ended: they may be in a transaction that began before, or may set it back.
+- Turnout's own backends stay. They are at a boundary and held; one that still has a transaction id fails the proof.
+- The reload is asynchronous. The postmaster reads the file first and then signals the backends, so a backend that shows
+  the new value proves that every session forked from then on has it too. A really new session then tries a real write.
+- Roles and databases may have a default of their own (`ALTER ROLE … SET`), which the fence does not bind: it is named in
+  the proof as exempt.
+
+Why the position is more than one function call
+-----------------------------------------------
+With `synchronous_commit = off` an acknowledged commit may be ahead of what is flushed, and only flushed WAL is sent. A
+small transactional message, committed synchronously, flushes everything before it. Then the insert position is read. At
+the start of a WAL page that function answers the place behind the page's header, which no standby ever reports as
+replayed until something follows; `_settled` takes the header off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import statistics
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+
+from proxy.engines.engine import (
+    Capacity,
+    Engine,
+    EngineFigures,
+    EngineState,
+    FenceProof,
+    MissingRight,
+    OutsideSession,
+    Position,
+    Role,
+)
+from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
+
+_POLL_S: Final = 0.001
+_READ_ONLY: Final = "25006"
+"""SQLSTATE read_only_sql_transaction."""
+
+_WRITE: Final = "delete from pg_catalog.pg_description where false"
+"""Changes nothing, and is refused like any write: the read-only check comes before the one of permissions."""
+
+_STATE: Final = """
+select pg_is_in_recovery() as in_recovery,
+       current_setting('server_version_num')::int as version_num,
+       split_part(current_setting('server_version'), ' ', 1) as version,
+       (select system_identifier::text from pg_control_system()) as server_id,
+       current_setting('default_transaction_read_only') = 'on' as is_read_only,
+       case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text as lsn,
+       r.status, r.sender_host, r.sender_port,
+       case when pg_is_in_recovery()
+            then greatest(r.latest_end_lsn, pg_last_wal_receive_lsn()) - pg_last_wal_replay_lsn() end::bigint as lag,
+       (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::float8 as age_ms
+  from (select 1) one left join pg_stat_wal_receiver r on true
+"""
+
+# Without those that still log in: they will read the new value before their first statement.
+_CLIENTS: Final = """
+select pid, usename, coalesce(datname, '') as datname,
+       coalesce(host(client_addr) || ':' || client_port, 'local') as client, coalesce(application_name, '') as app,
+       coalesce(state, '') as state, backend_xid is not null as is_writing,
+       extract(epoch from clock_timestamp() - backend_start)::float8 as age_s
+  from pg_stat_activity
+ where backend_type = 'client backend' and usename is not null and pid <> pg_backend_pid() and pid <> all($1::int[])
+"""
+
+# Autovacuum may have a transaction id; what it writes are no client's rows.
+_WRITERS: Final = """
+select pid, coalesce(usename, backend_type) as who from pg_stat_activity
+ where backend_xid is not null and backend_type <> 'autovacuum worker' and pid <> pg_backend_pid()
+"""
+
+_END: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) as pid"
+_ARE_LEFT: Final = "select count(*) from pg_stat_activity where pid = any($1::int[])"
+_READ_ONLY_NOW: Final = "select current_setting('default_transaction_read_only') = 'on'"
+_MESSAGE: Final = "select pg_logical_emit_message(true, 'turnout', 'fence')"
+_INSERT_LSN: Final = "select pg_current_wal_insert_lsn()::text"
+_IN_RECOVERY: Final = "select pg_is_in_recovery()"
+_IN_DOUBT: Final = "select gid from pg_prepared_xacts order by gid"
+_REACHED: Final = """
+select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end
+       >= $1::text::pg_lsn
+"""
+_EXEMPT: Final = """
+select concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname) from pg_db_role_setting s
+  left join pg_roles r on r.oid = s.setrole left join pg_database d on d.oid = s.setdatabase
+ where exists (select from unnest(setconfig) one where one ~* '^default_transaction_read_only=(off|false|no|0)')
+"""
+
+
+class PostgresEngine(Engine):
+    """One PostgreSQL server. Two kinds of connection: one for watching, two for acting, opened by `prepare`."""
+
+    def __init__(self, name: str, address: str, *, user: str, password: str | None, database: str = "") -> None:
+        self.name = name
+        self.address = address
+        host, _, port = address.rpartition(":")
+        self._host = host.strip("[]")
+        self._port = int(port)
+        self._user = user
+        self._password = password
+        self._database = database or "postgres"
+        self._watching: Any = None
+        self._watch_lock = asyncio.Lock()
+        self._acting: list[Any] = []
+        self._wal_page_bytes = 8192
+        self._wal_segment_bytes = 16 * 1024 * 1024
+        self._probes: collections.deque[float | None] = collections.deque(maxlen=1000)
+        self._counted: tuple[float, int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<PostgresEngine {self.name} {self.address}>"
+
+    # --- connections -------------------------------------------------------------------------------------------------
+
+    async def _open(self, timeout_s: float, **settings: str) -> Any:
+        try:
+            return await asyncpg.connect(
+                host=self._host,
+                port=self._port,
+                user=self._user,
+                password=self._password,
+                database=self._database,
+                timeout=timeout_s,
+                command_timeout=None,
+                server_settings={"application_name": "turnout", **settings},
+            )
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise AuthRefused(f"engine {self.name} at {self.address} refuses the admin account: {error}") from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ConnectFailed(f"engine {self.name} at {self.address} takes no connection: {error}") from error
+        except TimeoutError as error:
+            raise ConnectFailed(
+                f"engine {self.name} at {self.address} does not answer within {timeout_s:g} s"
+            ) from error
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise ConnectFailed(f"engine {self.name} at {self.address} cannot be reached: {why}") from error
+
+    async def connect(self, timeout_s: float = 5.0) -> None:
+        if self._watching is None or self._watching.is_closed():
+            self._watching = await self._open(timeout_s)
+
+    async def close(self) -> None:
+        open_ones = [one for one in (self._watching, *self._acting) if one is not None]
+        self._watching, self._acting = None, []
+        for one in open_ones:
+            one.terminate()
+
+    def _admin_pids(self) -> list[int]:
+        mine = (self._watching, *self._acting)
+        return [one.get_server_pid() for one in mine if one is not None and not one.is_closed()]
+
+    @asynccontextmanager
+    async def _watch(self, timeout_s: float = 5.0) -> AsyncIterator[Any]:
+        """The connection for looking. It is dropped if a query on it does not end well."""
+        async with self._watch_lock:
+            async with self._translated(timeout_s):
+                await self.connect(timeout_s)
+                try:
+                    yield self._watching
+                except (TimeoutError, asyncio.CancelledError, OSError, asyncpg.InterfaceError):
+                    if self._watching is not None:
+                        self._watching.terminate()
+                    self._watching = None
+                    raise
+
+    @asynccontextmanager
+    async def _act(self, timeout_s: float) -> AsyncIterator[tuple[Any, Any]]:
+        """Two connections for acting. The first may always write; the second is as any session would be."""
+        async with self._translated(timeout_s):
+            if len(self._acting) != 2 or any(one.is_closed() for one in self._acting):
+                for one in self._acting:
+                    one.terminate()
+                self._acting = []
+                self._acting.append(
+                    await self._open(timeout_s, default_transaction_read_only="off", synchronous_commit="local")
+                )
+                self._acting.append(await self._open(timeout_s))
+            try:
+                yield self._acting[0], self._acting[1]
+            except (TimeoutError, asyncio.CancelledError, OSError, asyncpg.InterfaceError):
+                for one in self._acting:
+                    one.terminate()
+                self._acting = []
+                raise
+
+    @asynccontextmanager
+    async def _translated(self, timeout_s: float) -> AsyncIterator[None]:
+        """A deadline around what is done, and our own errors out of it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError as error:
+            raise EngineError(f"engine {self.name} did not answer within {timeout_s:g} s") from error
+        except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError, OSError) as error:
+            raise EngineLost(f"the connection to engine {self.name} ended: {error}") from error
+        except asyncpg.PostgresError as error:
+            raise EngineError(f"engine {self.name}: {error} ({error.sqlstate})") from error
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    async def probe(self, timeout_s: float = 2.0) -> EngineState:
+        at_ns = time.monotonic_ns()
+        try:
+            async with self._watch(timeout_s) as connection:
+                began_ns = time.monotonic_ns()
+                await connection.execute("select 1")
+                response_ms = (time.monotonic_ns() - began_ns) / 1e6
+                row = await connection.fetchrow(_STATE)
+        except EngineError as error:
+            self._probes.append(None)
+            return EngineState(name=self.name, is_reachable=False, why=error.text, at_ns=at_ns)
+        self._probes.append(response_ms)
+        is_standby = row["in_recovery"]
+        lag = max(0, row["lag"]) if row["lag"] is not None else None
+        return EngineState(
+            name=self.name,
+            is_reachable=True,
+            flavour="postgresql",
+            version=f"PostgreSQL {row['version']}",
+            version_num=row["version_num"],
+            server_id=row["server_id"],
+            role=Role.STANDBY if is_standby else Role.PRIMARY,
+            is_writable=not is_standby and not row["is_read_only"],
+            is_fenced=not is_standby and row["is_read_only"],
+            is_replicating=is_standby and row["status"] == "streaming",
+            upstream=f"{row['sender_host']}:{row['sender_port']}" if row["sender_host"] else None,
+            replication_error="" if not is_standby or row["status"] == "streaming" else "no WAL receiver is connected",
+            position=Position("lsn", row["lsn"]) if row["lsn"] else None,
+            lag_bytes=lag if is_standby else None,
+            lag_ms=(0.0 if lag == 0 else row["age_ms"]) if is_standby else None,
+            response_time_ms=response_ms,
+            at_ns=at_ns,
+        )
+
+    async def figures(self) -> EngineFigures:
+        try:
+            async with self._watch() as connection:
+                row = await connection.fetchrow(
+                    "select sum(numbackends)::int as backends, sum(xact_commit)::int8 as commits,"
+                    " sum(xact_rollback)::int8 as rollbacks from pg_stat_database"
+                )
+        except EngineError:
+            row = None
+        rate = errors = None
+        if row is not None:
+            now = time.monotonic()
+            if self._counted is not None:
+                before, commits, rollbacks = self._counted
+                # A restart sets the counters back.
+                good, bad = max(0, row["commits"] - commits), max(0, row["rollbacks"] - rollbacks)
+                rate = (good + bad) / max(now - before, 1e-6)
+                errors = 100.0 * bad / (good + bad) if good + bad else 0.0
+            self._counted = (now, row["commits"], row["rollbacks"])
+        answered = [one for one in self._probes if one is not None]
+        return EngineFigures(
+            response_time_ms=statistics.median(answered[-20:]) if answered else None,
+            active_connections=row["backends"] if row is not None else None,
+            query_rate_per_second=rate,
+            error_rate_percent=errors,
+            availability_percent=100.0 * len(answered) / len(self._probes) if self._probes else 100.0,
+            last_updated=time.time(),
+        )
+
+    async def permissions(self) -> list[MissingRight]:
+        async with self._watch() as connection:
+            who = await connection.fetchval("select current_user::text")
+            if await connection.fetchval("select rolsuper from pg_roles where rolname = current_user"):
+                return []
+            version = await connection.fetchval("select current_setting('server_version_num')::int")
+            quoted = await connection.fetchval("select quote_ident($1)", who)
+            missing = []
+            for role, why in (
+                ("pg_monitor", "see replication and the sessions of others"),
+                ("pg_signal_backend", "end the sessions of others"),
+            ):
+                if not await connection.fetchval("select pg_has_role(current_user, $1, 'usage')", role):
+                    missing.append(MissingRight(f"{why} ({role})", f"GRANT {role} TO {quoted}"))
+            for function, why in (
+                ("pg_promote(boolean, integer)", "promote a standby"),
+                ("pg_reload_conf()", "put the fence in force"),
+                ("pg_logical_emit_message(boolean, text, text)", "flush the WAL"),
+            ):
+                if not await connection.fetchval(
+                    "select has_function_privilege(current_user, $1, 'execute')", function
+                ):
+                    missing.append(
+                        MissingRight(f"{why} ({function})", f"GRANT EXECUTE ON FUNCTION {function} TO {quoted}")
+                    )
+            setting = "default_transaction_read_only"
+            may = version >= 150000 and await connection.fetchval(
+                "select has_parameter_privilege(current_user, $1, 'alter system')", setting
+            )
+            if not may:
+                grant = f"GRANT ALTER SYSTEM ON PARAMETER {setting} TO {quoted}"
+                if version < 150000:
+                    grant = f"ALTER ROLE {quoted} SUPERUSER (PostgreSQL before 15 has no finer right)"
+                missing.append(MissingRight(f"fence (ALTER SYSTEM SET {setting})", grant))
+            return missing
+
+    async def sessions_outside(self, own_backend_pids: Collection[int]) -> list[OutsideSession]:
+        async with self._watch() as connection:
+            rows = await connection.fetch(_CLIENTS, [*own_backend_pids, *self._admin_pids()])
+        return [
+            OutsideSession(
+                pid=row["pid"],
+                user=row["usename"],
+                database=row["datname"],
+                client=row["client"],
+                application=row["app"],
+                state=row["state"],
+                is_writing=row["is_writing"],
+                age_s=row["age_s"],
+            )
+            for row in rows
+        ]
+
+    async def capacity(self) -> Capacity:
+        async with self._watch() as connection:
+            row = await connection.fetchrow(
+                "select (select sum(case name when 'max_connections' then setting::int else -setting::int end)"
+                "   from pg_settings where name in"
+                "   ('max_connections', 'superuser_reserved_connections', 'reserved_connections'))::int as most,"
+                " (select count(*) from pg_stat_activity where backend_type = 'client backend')::int as used"
+            )
+        return Capacity(row["most"], row["used"])
+
+    async def prepared_in_doubt(self) -> list[str]:
+        async with self._watch() as connection:
+            return [row["gid"] for row in await connection.fetch(_IN_DOUBT)]
+
+    # --- a switch ----------------------------------------------------------------------------------------------------
+
+    async def prepare(self, timeout_s: float = 5.0) -> None:
+        async with self._act(timeout_s) as (first, second):
+            self._wal_page_bytes = await first.fetchval("select current_setting('wal_block_size')::int")
+            self._wal_segment_bytes = await first.fetchval(
+                "select pg_size_bytes(current_setting('wal_segment_size'))::int"
+            )
+            is_standby = await first.fetchval(_IN_RECOVERY)
+            # Each statement once: it is parsed, planned and cached, and so are the catalogs it looks into.
+            await first.fetch(_CLIENTS, [])
+            await first.fetch(_WRITERS)
+            await first.fetch(_IN_DOUBT)
+            await first.fetch(_EXEMPT)
+            await first.fetchval(_END, [])
+            await first.fetchval(_ARE_LEFT, [])
+            await second.fetchval(_IN_RECOVERY)
+            await second.fetchval(_REACHED, "0/0")
+            if is_standby:
+                if await second.fetchval(_READ_ONLY_NOW):
+                    await self._set_fence(first, second, False)
+            else:
+                await first.fetchval(_MESSAGE)
+                await first.fetchval(_INSERT_LSN)
+
+    async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
+        began_ns = time.monotonic_ns()
+        async with self._act(timeout_s) as (first, second):
+            if await first.fetchval(_IN_RECOVERY):
+                raise EngineError(f"engine {self.name} is a standby: there is nothing to fence")
+            await self._set_fence(first, second, True)
+            refusal = asyncio.get_running_loop().create_task(self._refused_with(timeout_s), name=f"proof {self.name}")
+            try:
+                ended = await self._end_others(first, own_backend_pids)
+                writers = await first.fetch(_WRITERS)
+                in_doubt = [row["gid"] for row in await first.fetch(_IN_DOUBT)]
+                exempt = [row[0] for row in await first.fetch(_EXEMPT)]
+                code = await refusal
+            finally:
+                refusal.cancel()
+        if writers:
+            who = ", ".join(f"{row['who']} (process {row['pid']})" for row in writers)
+            raise EngineError(f"engine {self.name} is not fenced: these still have a writing transaction open: {who}")
+        if code != _READ_ONLY:
+            raise EngineError(
+                f"engine {self.name} is not fenced: a new session was allowed to write. Is default_transaction_read_only"
+                f" set for the role {self._user} or the database {self._database}?"
+            )
+        now_ns = time.monotonic_ns()
+        return FenceProof(
+            engine=self.name,
+            how="default_transaction_read_only = on",
+            refused_with=code,
+            sessions_ended=ended,
+            writers_left=0,
+            prepared_in_doubt=in_doubt,
+            exempt=exempt,
+            took_us=(now_ns - began_ns) // 1000,
+            at_ns=now_ns,
+        )
+
+    async def unfence(self, timeout_s: float = 1.0) -> None:
+        async with self._act(timeout_s) as (first, second):
+            if await first.fetchval(_IN_RECOVERY):
+                raise EngineError(f"engine {self.name} is a standby: it cannot be made writable without a promotion")
+            await self._set_fence(first, second, False)
+            await self._prove_writable(second)
+
+    async def position(self) -> Position:
+        async with self._act(5.0) as (first, _):
+            await first.fetchval(_MESSAGE)
+            return Position("lsn", self._settled(await first.fetchval(_INSERT_LSN)))
+
+    async def reached(self, position: Position) -> bool:
+        async with self._act(5.0) as (_, second):
+            return bool(await second.fetchval(_REACHED, position.text))
+
+    async def wait_reached(self, position: Position, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        async with self._act(timeout_s + 1.0) as (_, second):
+            while not await second.fetchval(_REACHED, position.text):
+                if time.monotonic() >= deadline:
+                    return False
+                await asyncio.sleep(_POLL_S)
+        return True
+
+    async def promote(self, timeout_s: float = 10.0) -> None:
+        async with self._act(timeout_s) as (first, second):
+            if await first.fetchval(_IN_RECOVERY):
+                # Not pg_promote(true): it looks every 100 ms only.
+                await first.fetchval("select pg_promote(false)")
+                await _poll(second, False, _IN_RECOVERY)
+            if await second.fetchval(_READ_ONLY_NOW):
+                # Came along in a base backup or by pg_rewind, after `prepare` or without it.
+                await self._set_fence(first, second, False)
+            await self._prove_writable(second)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def _set_fence(self, first: Any, second: Any, is_on: bool) -> None:
+        """Change the setting and return when `second`, a session like any other, shows it."""
+        if is_on:
+            await first.execute("alter system set default_transaction_read_only = on")
+        else:
+            await first.execute("alter system reset default_transaction_read_only")
+        began = time.monotonic()
+        await first.execute("select pg_reload_conf()")
+        while await second.fetchval(_READ_ONLY_NOW) != is_on:
+            if time.monotonic() - began > 0.7:
+                source = await second.fetchval(
+                    "select coalesce(sourcefile || ' line ' || sourceline, source) from pg_settings"
+                    " where name = 'default_transaction_read_only'"
+                )
+                wanted = "on" if is_on else "off"
+                raise EngineError(
+                    f"engine {self.name} was told default_transaction_read_only = {wanted}, but sessions do not show it;"
+                    f" the value comes from {source}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _refused_with(self, timeout_s: float) -> str:
+        """SQLSTATE with which a new session's write is refused; empty if it is not."""
+        connection = await self._open(timeout_s)
+        try:
+            await connection.execute(_WRITE)
+        except asyncpg.InsufficientPrivilegeError:
+            return ""  # it got past the read-only check
+        except asyncpg.PostgresError as error:
+            return str(error.sqlstate)
+        finally:
+            connection.terminate()
+        return ""
+
+    async def _end_others(self, first: Any, own_backend_pids: Collection[int]) -> int:
+        """End every client session but Turnout's, and wait until they are gone."""
+        spared = {*own_backend_pids, *self._admin_pids()}
+        ended: set[int] = set()
+        while True:
+            rows = await first.fetch(_CLIENTS, list(spared))
+            # Our own proving session comes and goes meanwhile.
+            others = [row["pid"] for row in rows if not (row["usename"] == self._user and row["app"] == "turnout")]
+            if not others:
+                return len(ended)
+            ended |= set(others)
+            await first.fetchval(_END, others)
+            await _poll(first, 0, _ARE_LEFT, others)
+
+    async def _prove_writable(self, second: Any) -> None:
+        try:
+            await second.execute(_WRITE)
+        except asyncpg.InsufficientPrivilegeError:
+            pass  # past the read-only check, which is what counts
+        except asyncpg.ReadOnlySQLTransactionError as error:
+            raise EngineError(f"engine {self.name} still refuses writes: {error}") from error
+        # A transaction id makes the commit write WAL and flush it: the disk answers, too.
+        await second.fetchval("select txid_current()")
+
+    def _settled(self, lsn: str) -> str:
+        """The position without the header of a WAL page that holds nothing yet. See the module's docstring."""
+        high, _, low = lsn.partition("/")
+        place = (int(high, 16) << 32) | int(low, 16)
+        in_page = place % self._wal_page_bytes
+        # XLogPageHeaderData is 24 bytes long, 40 on the first page of a segment (access/xlog_internal.h).
+        header = 40 if place % self._wal_segment_bytes < self._wal_page_bytes else 24
+        if in_page == header:
+            place -= header
+        return f"{place >> 32:X}/{place & 0xFFFFFFFF:X}"
+
+
+async def _poll(connection: Any, wanted: object, sql: str, *args: object) -> None:
+    """Ask about every millisecond until the answer is `wanted`; the caller has a deadline around it."""
+    while True:
+        if await connection.fetchval(sql, *args) == wanted:
+            return
+        await asyncio.sleep(_POLL_S)

@@ -113,6 +113,8 @@ class Orchestrator:
         self._running: dict[str, _Running] = {}
         self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in services}
         self._standings: dict[str, Standing] = {}
+        # Workers that took part in a switch that `recover` resumed before they were configured.
+        self._resumed: set[tuple[int, str]] = set()
         self._stop_at = os.environ.get(STOP_AT_VARIABLE, "")
         for name, service in services.items():
             known = journal.standing(name)
@@ -294,7 +296,10 @@ class Orchestrator:
         """A worker was configured; `runs` and `epochs` are what it said of itself before that."""
         stands = {state.switch for state in runs}
         for running in list(self._running.values()):
-            self._feed(running, core.WorkerJoined(worker, running.record.id in stands))
+            # `recover` has given its orders already to those that were there.
+            if (worker, running.record.id) not in self._resumed:
+                self._feed(running, core.WorkerJoined(worker, running.record.id in stands))
+            self._resumed.discard((worker, running.record.id))
         for state in runs:
             if state.service in self._standings and not self._is_running(state.switch):
                 self._bring_home(worker, state, epochs.get(state.service, 0))
@@ -347,6 +352,7 @@ class Orchestrator:
         ]
         source, target = engines[record.source], engines[record.target]
         record.recovered = True
+        self._resumed.update((worker, record.id) for worker in stands)
         running = self._start(record, crew, config)
         looks = await asyncio.gather(
             source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S), _quietly(source), _quietly(target)
@@ -455,7 +461,9 @@ class Orchestrator:
         return True
 
     def _tell_phase(self, record: SwitchRecord) -> None:
-        self._publish(
+        # Told after the orders of the phase, not before.
+        asyncio.get_running_loop().call_soon(
+            self._publish,
             Event(
                 kind="switch.ended" if record.phase in ENDED else "switch.phase",
                 at=self._clock.wall(),

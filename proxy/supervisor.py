@@ -1,0 +1,462 @@
+"""The one process that decides: it owns the workers, the state file, the admin connections and the control port.
+
+Order of a start: lock and folder, state file, the workers of an earlier supervisor, what it left unfinished, missing
+workers, control port. Nothing is served by a new worker before the question who is active has been answered.
+
+Order of an end: the control port, the switch under way (undone if that is still possible), the workers with time to
+drain, the admin connections, the state file, the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from proxy import ipc
+from proxy.clock import SystemClock
+from proxy.config import Config, Secret, encode_effective, reload_diff
+from proxy.engines import engine_for
+from proxy.engines.engine import Engine, EngineState
+from proxy.errors import ConfigError, NotFound, PlanRefused, ProxyError
+from proxy.log import set_up as set_up_log
+from proxy.switch.journal import Journal
+from proxy.switch.orchestrator import Orchestrator
+from proxy.switch.plan import SwitchPlan, SwitchRecord
+from proxy.switch.readiness import Check
+from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
+from proxy.tasks import cancel_and_wait, spawn
+from proxy.workers import Workers
+
+_log = structlog.get_logger("turnout.supervisor")
+
+PROBE_INTERVAL_S: Final = 1.0
+PROBE_TIMEOUT_S: Final = 2.0
+DRAIN_S: Final = 10.0
+"""Time that sessions get to reach a boundary when Turnout is told to end."""
+
+
+class StartFailed(ProxyError):
+    """Turnout cannot run here; the text is one line for the operator."""
+
+
+class Supervisor:
+    """See the module. The control door (`proxy.control.service`) calls its public methods, in its loop."""
+
+    def __init__(self, config: Config, *, base: Path, reload: Callable[[], Config] | None = None) -> None:
+        """`base` is the folder of the config file; `reload` reads it again and may raise ConfigError."""
+        self.config = config
+        self.started_at = time.time()
+        self._reload = reload
+        self._clock = SystemClock()
+        self._state_file = base / config.state_file
+        self._runtime_dir = base / config.runtime_dir
+        self._engines: dict[str, dict[str, Engine]] = {
+            name: {engine: engine_for(service, engine) for engine in service.engine}
+            for name, service in config.service.items()
+        }
+        self._probed: dict[tuple[str, str], tuple[EngineState, float]] = {}
+        self._subscribers: list[Callable[[Event], None]] = []
+        self._lock_fd = -1
+        self._journal: Journal | None = None
+        self._orchestrator: Orchestrator | None = None
+        self._workers: Workers | None = None
+        self._probes: list[asyncio.Task[None]] = []
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Until every worker serves. Raises ProxyError, in one line: locked, state file unreadable, port taken."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(drain_s=0.0)
+            raise
+
+    async def _start(self) -> None:
+        self._take_folder()
+        self._journal = Journal(self._state_file)
+        workers = self._workers = Workers(
+            self._runtime_dir / "supervisor.sock",
+            self.config.workers,
+            _Ears(self),
+            withheld=frozenset(_secret_variables(self.config)),
+        )
+        self._orchestrator = Orchestrator(
+            self.config.service, self._engines, self._journal, workers, self._clock, self._publish, self.config.workers
+        )
+        await workers.listen()
+        hellos = await workers.adopt()
+        await self._settle(hellos)
+        workers.configure_adopted()
+        workers.fill()
+        self._probes = [
+            spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
+            for service, engines in self._engines.items()
+            for engine in engines.values()
+        ]
+        await workers.wait_configured()
+        _log.info("serving", workers=self.config.workers, services=sorted(self.config.service))
+
+    async def _settle(self, hellos: dict[int, ipc.Hello]) -> None:
+        """Who is active, of each service: ask the journal, then the engines."""
+        orchestrator = self._orchestrator
+        assert orchestrator is not None
+        await orchestrator.recover({index: (hello.epochs, hello.runs) for index, hello in hellos.items()})
+        await asyncio.gather(*(orchestrator.agree(service) for service in self.config.service))
+
+    def _take_folder(self) -> None:
+        """The runtime folder is ours alone, and no other supervisor uses it."""
+        folder = self._runtime_dir
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise StartFailed(f"runtime_dir {folder} is not a folder of this account", hint="set another one")
+            folder.chmod(0o700)
+            self._lock_fd = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartFailed(
+                f"runtime_dir {folder} cannot be used: {error.strerror}", hint="set another one in the config"
+            ) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(self._lock_fd, 32, 0).decode(errors="replace").strip()
+            raise StartFailed(
+                f"another supervisor (pid {pid or 'unknown'}) runs in {folder}",
+                hint="stop it first, or set another runtime_dir",
+            ) from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
+        await cancel_and_wait(*self._probes)
+        if self._orchestrator is not None:
+            await self._orchestrator.stop()
+        if self._workers is not None:
+            await self._workers.stop(drain_s)
+        await asyncio.gather(*(engine.close() for engines in self._engines.values() for engine in engines.values()))
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def hurry(self) -> None:
+        """Stop without waiting for clients."""
+        if self._workers is not None:
+            self._workers.hurry()
+
+    # --- what the control door needs ---------------------------------------------------------------------------------
+
+    def is_ready(self) -> bool:
+        """Every worker is configured, and its listeners are open."""
+        return self._workers is not None and self._workers.is_ready()
+
+    def services(self) -> list[ServiceView]:
+        """Every service with what the last probes of its engines found."""
+        return [self._view(name) for name in self.config.service]
+
+    def _view(self, name: str) -> ServiceView:
+        config, standing = self.config.service[name], self._switches.standing(name)
+        engines = []
+        for engine in config.engine:
+            state, probed_at = self._probed.get((name, engine), (None, 0.0))
+            engines.append(
+                EngineView(
+                    name=engine,
+                    address=config.engine[engine].address,
+                    is_active=engine == standing.active,
+                    state=state,
+                    probed_at=probed_at,
+                )
+            )
+        return ServiceView(
+            name=name,
+            protocol=config.protocol,
+            pool_mode=config.pool_mode,
+            databases=list(config.databases),
+            active=standing.active,
+            epoch=standing.epoch,
+            engines=engines,
+            running=self._switches.running(name),
+        )
+
+    def workers(self) -> list[WorkerView]:
+        """One for each worker process."""
+        return self._crew.views()
+
+    async def figures(self) -> list[ipc.WorkerFigures]:
+        """What each worker counts; one that does not answer within a second is left out."""
+        return await self._crew.figures()
+
+    async def sessions(self, service: str | None = None) -> list[ipc.Session]:
+        """Every client connection, or those of one service."""
+        return await self._crew.sessions(service)
+
+    async def ready(self, service: str, target: str) -> list[Check]:
+        """The readiness report. Raises NotFound; Conflict while a switch of the service is under way."""
+        self._known(service)
+        return await self._switches.examine(service, target)
+
+    async def start_switch(self, plan: SwitchPlan) -> SwitchRecord:
+        """Begin. Returns when the plan is journaled and the checks have begun.
+
+        Raises NotFound (service), PlanRefused (plan), Conflict (one is under way). A failed check ends the switch in
+        `aborted`, with `error` and `remedy`.
+        """
+        self._known(plan.service)
+        try:
+            return self._switches.begin(plan)
+        except sqlite3.Error as error:
+            raise PlanRefused(
+                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
+            ) from error
+
+    async def wait_switch(self, switch_id: str, timeout: float) -> SwitchRecord:
+        """The record once it has ended, or as it is after `timeout` seconds. Raises NotFound."""
+        return await self._switches.wait(switch_id, timeout)
+
+    def switches(self, limit: int = 50) -> list[SwitchRecord]:
+        """Newest first."""
+        return self._switches.records(limit)
+
+    def switch(self, switch_id: str) -> SwitchRecord:
+        """Raises NotFound."""
+        return self._switches.record(switch_id)
+
+    def report(self, switch_id: str) -> dict[str, Any]:
+        """Raises NotFound: unknown, or not ended yet."""
+        assert self._journal is not None
+        return self._journal.report(switch_id)
+
+    async def cancel(self, switch_id: str, by: str = "") -> SwitchRecord:
+        """Begin to undo. Raises NotFound, Conflict (past the cutover, or ended)."""
+        return self._switches.cancel(switch_id, by)
+
+    def reload(self) -> list[str]:
+        """Read the config again, apply what may be applied; one line for each change that needs a restart.
+
+        Raises ConfigError; then nothing is changed.
+        """
+        if self._reload is None:
+            return []
+        new = self._reload()
+        applied, needs_restart = reload_diff(self.config, new)
+        merged = _reloadable(self.config, new)
+        self.config = merged
+        set_up_log(merged.log, who="supervisor")
+        self._switches.reconfigure(merged.service)
+        self._crew.tell_all(self._configuration())
+        _log.info("config reloaded", applied=applied, needs_restart=needs_restart)
+        self._publish(
+            Event(
+                kind="config.reloaded",
+                at=self._clock.wall(),
+                data={"applied": applied, "needs_restart": needs_restart},
+            )
+        )
+        return needs_restart
+
+    def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `callback` for every event, in this loop, where it must not block. Returns what takes it back."""
+        self._subscribers.append(callback)
+
+        def take_back() -> None:
+            if callback in self._subscribers:
+                self._subscribers.remove(callback)
+
+        return take_back
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _switches(self) -> Orchestrator:
+        assert self._orchestrator is not None, "started"
+        return self._orchestrator
+
+    @property
+    def _crew(self) -> Workers:
+        assert self._workers is not None, "started"
+        return self._workers
+
+    def _known(self, service: str) -> None:
+        if service not in self.config.service:
+            raise NotFound(
+                f"there is no service {service!r}", hint=f"services are: {', '.join(sorted(self.config.service))}"
+            )
+
+    def _configuration(self) -> ipc.Configure:
+        standings = {name: self._switches.standing(name) for name in self.config.service}
+        return ipc.Configure(
+            config=encode_effective(self.config),
+            active={name: standing.active for name, standing in standings.items()},
+            epochs={name: standing.epoch for name, standing in standings.items()},
+        )
+
+    def _publish(self, event: Event) -> None:
+        for callback in list(self._subscribers):
+            callback(event)
+
+    async def _probe(self, service: str, engine: Engine) -> None:
+        """Look at one engine every second, for ever."""
+        while True:
+            state = await engine.probe(PROBE_TIMEOUT_S)
+            before = self._probed.get((service, engine.name))
+            self._probed[(service, engine.name)] = (state, self._clock.wall())
+            if before is None or _essence(before[0]) != _essence(state):
+                self._publish(
+                    Event(
+                        kind="engine.changed",
+                        at=self._clock.wall(),
+                        service=service,
+                        data={
+                            "engine": engine.name,
+                            "is_reachable": state.is_reachable,
+                            "role": state.role.value if state.role else None,
+                            "is_writable": state.is_writable,
+                            "why": state.why,
+                        },
+                    )
+                )
+            await asyncio.sleep(PROBE_INTERVAL_S)
+
+
+class _Ears:
+    """What the workers tell, brought to where it belongs."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def configuration(self) -> ipc.Configure:
+        return self._supervisor._configuration()
+
+    def worker_joined(self, worker: int, hello: ipc.Hello) -> None:
+        self._supervisor._switches.worker_joined(worker, hello.runs, hello.epochs)
+        self._tell("worker.joined", {"worker": worker, "pid": hello.pid})
+
+    def worker_lost(self, worker: int, why: str) -> None:
+        self._supervisor._switches.worker_lost(worker)
+        self._tell("worker.lost", {"worker": worker, "why": why})
+
+    def worker_said(self, worker: int, fact: ipc.Fact) -> None:
+        match fact:
+            case ipc.CancelWanted():
+                self._supervisor._crew.tell_all(
+                    ipc.CancelQuery(process_id=fact.process_id, secret=fact.secret), but=worker
+                )
+            case ipc.EngineLost():
+                _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
+                self._tell("engine.lost", {"worker": worker, "engine": fact.engine, "why": fact.why}, fact.service)
+            case _:
+                self._supervisor._switches.worker_said(worker, fact)
+
+    def _tell(self, kind: str, data: dict[str, Any], service: str = "") -> None:
+        self._supervisor._publish(Event(kind=kind, at=time.time(), service=service, data=data))
+
+
+def _essence(state: EngineState) -> tuple[object, ...]:
+    return (state.is_reachable, state.role, state.is_writable, state.is_replicating)
+
+
+def _reloadable(old: msgspec.Struct, new: Any) -> Any:
+    """`old` with the values of `new` in the fields that a reload applies, at any depth."""
+    changes: dict[str, Any] = {}
+    for found in msgspec.structs.fields(old):
+        before, after = getattr(old, found.name), getattr(new, found.name)
+        if _is_reloadable(found.type):
+            changes[found.name] = after
+        elif isinstance(before, msgspec.Struct) and isinstance(after, msgspec.Struct):
+            changes[found.name] = _reloadable(before, after)
+        elif isinstance(before, dict) and isinstance(after, dict):
+            changes[found.name] = {
+                key: _reloadable(one, after[key]) if isinstance(one, msgspec.Struct) and key in after else one
+                for key, one in before.items()
+            }
+    return msgspec.structs.replace(old, **changes)
+
+
+def _is_reloadable(of: Any) -> bool:
+    extra = next((one.extra for one in getattr(of, "__metadata__", ()) if isinstance(one, msgspec.Meta)), None)
+    return bool(extra and extra.get("reload"))
+
+
+def _secret_variables(part: Any) -> Iterator[str]:
+    """Names of the environment variables that hold secrets of this config."""
+    if isinstance(part, Secret):
+        if part.env:
+            yield part.env
+    elif isinstance(part, msgspec.Struct):
+        for name in part.__struct_fields__:
+            yield from _secret_variables(getattr(part, name))
+    elif isinstance(part, dict):
+        for one in part.values():
+            yield from _secret_variables(one)
+
+
+async def _begin(supervisor: Supervisor) -> ProxyError | None:
+    """Start; what an operator has to be told is a value, not the failure of a task."""
+    try:
+        await supervisor.start()
+    except ProxyError as error:
+        return error
+    return None
+
+
+async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; SIGHUP reloads. Returns the exit code. Raises ProxyError if it cannot begin."""
+    from proxy.control.app import serve_control
+    from proxy.control.service import ControlService
+
+    supervisor = Supervisor(config, base=base, reload=reload)
+    ending = asyncio.Event()
+
+    def end() -> None:
+        if ending.is_set():
+            supervisor.hurry()
+        ending.set()
+
+    def read_again() -> None:
+        try:
+            supervisor.reload()
+        except ConfigError as error:
+            _log.error("the config was not reloaded", error=error.text)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    starting = spawn(_begin(supervisor), name="start")
+    ended = spawn(ending.wait(), name="wait for a signal to end")
+    await asyncio.wait([starting, ended], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        await cancel_and_wait(starting)
+        return 0
+    refused = starting.result()
+    if refused is not None:
+        await cancel_and_wait(ended)
+        raise refused
+    loop.add_signal_handler(signal.SIGHUP, read_again)
+    control = None
+    try:
+        control = await serve_control(ControlService(supervisor), config)
+        await ending.wait()
+        _log.info("stopping")
+    finally:
+        if control is not None:
+            await control.close()
+        await supervisor.stop(drain_s=DRAIN_S if control is not None else 0.0)
+        await cancel_and_wait(ended)
+    return 0

@@ -368,7 +368,7 @@ class MariaDBServer(MySqlFamilyServer):
 
     def _grants(self) -> Sequence[str]:
         return (
-            "grant process, read_only admin, connection admin on *.* to turnout@'%'",
+            "grant process, reload, read_only admin, connection admin on *.* to turnout@'%'",
             "grant replication slave admin, slave monitor, binlog monitor on *.* to turnout@'%'",
             "grant select on mysql.* to turnout@'%'",
         )
@@ -445,7 +445,8 @@ class MySQLServer(MySqlFamilyServer):
     def _grants(self) -> Sequence[str]:
         return (
             "grant process, replication client on *.* to turnout@'%'",
-            "grant system_variables_admin, connection_admin, replication_slave_admin on *.* to turnout@'%'",
+            "grant reload on *.* to turnout@'%'",
+            "grant system_variables_admin, connection_admin, replication_slave_admin, xa_recover_admin on *.* to turnout@'%'",
             "grant select on mysql.* to turnout@'%'",
             "grant select on performance_schema.* to turnout@'%'",
         )

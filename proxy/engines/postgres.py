@@ -215,11 +215,11 @@ class PostgresEngine(Engine):
     async def probe(self, timeout_s: float = 2.0) -> EngineState:
         at_ns = time.monotonic_ns()
         try:
-            async with self._watch(timeout_s) as connection:
-                began_ns = time.monotonic_ns()
-                await connection.execute("select 1")
-                response_ms = (time.monotonic_ns() - began_ns) / 1e6
-                row = await connection.fetchrow(_STATE)
+            try:
+                response_ms, row = await self._look(timeout_s)
+            except EngineLost:
+                # A connection from before a restart says nothing about the server that runs now.
+                response_ms, row = await self._look(timeout_s)
         except EngineError as error:
             self._probes.append(None)
             return EngineState(name=self.name, is_reachable=False, why=error.text, at_ns=at_ns)
@@ -245,6 +245,12 @@ class PostgresEngine(Engine):
             response_time_ms=response_ms,
             at_ns=at_ns,
         )
+
+    async def _look(self, timeout_s: float) -> tuple[float, Any]:
+        async with self._watch(timeout_s) as connection:
+            began_ns = time.monotonic_ns()
+            await connection.execute("select 1")
+            return (time.monotonic_ns() - began_ns) / 1e6, await connection.fetchrow(_STATE)
 
     async def figures(self) -> EngineFigures:
         try:

@@ -1,0 +1,623 @@
+"""MySQL (8.0 and newer) and MariaDB (10.5 and newer) from the admin side, by PyMySQL.
+
+PyMySQL blocks, so each engine has two threads with a connection each: one looks, one acts. What belongs together runs
+as one function in the thread, so that the fence costs a handful of round trips and one change of thread.
+
+Why the fence is built as it is
+-------------------------------
+- MySQL's `super_read_only` binds every account; MariaDB's `read_only` does not bind those with READ_ONLY ADMIN (before
+  10.11: SUPER). Such accounts are named in the proof as exempt. Replication threads are exempt in both, and stay.
+- Setting it waits for statements and commits that are under way. So sessions that are not Turnout's own are ended first;
+  the wait has a deadline (`lock_wait_timeout`); and those who came back in between are ended again afterwards.
+- It is one global variable, in force for all sessions at once, so reading it is proof that it is set. On MySQL a real
+  write is tried as well. On MariaDB the account that may set it is itself exempt, so there is no write to try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import re
+import socket
+import statistics
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import pymysql
+import pymysql.cursors
+
+from proxy.engines.engine import (
+    Capacity,
+    Engine,
+    EngineFigures,
+    EngineState,
+    FenceProof,
+    Flavour,
+    MissingRight,
+    OutsideSession,
+    Position,
+    Role,
+)
+from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
+
+T = TypeVar("T")
+
+_OPTION_PREVENTS: Final = 1290
+"""ER_OPTION_PREVENTS_STATEMENT: the server runs with --read-only or --super-read-only."""
+_NO_SUCH_THREAD: Final = 1094
+_DENIED: Final = frozenset({1044, 1045, 1142, 1227, 1401, 3879})
+"""Access or privilege denied; 1401: XA RECOVER."""
+_REFUSED_LOGIN: Final = frozenset({1044, 1045, 1130, 1251, 1524, 1698, 1862, 4151})
+_FULL: Final = frozenset({1040, 1203, 1226})
+
+_WRITE: Final = "delete from mysql.time_zone where 1 = 0"
+"""Changes nothing, and is refused like any write: the read-only check comes before the one of privileges."""
+
+_SERVER_USERS: Final = frozenset({"system user", "event_scheduler", "unauthenticated user"})
+_SERVER_COMMANDS: Final = frozenset({"Binlog Dump", "Binlog Dump GTID", "Daemon"})
+
+
+class _Link:
+    """One connection and the thread that uses it. Functions given to `run` get the link and may call `ask`."""
+
+    def __init__(self, engine: MySqlEngine, purpose: str) -> None:
+        self._engine = engine
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{engine.name}-{purpose}")
+        self._connection: Any = None
+        self._deadline = 0.0
+        self._lock = asyncio.Lock()
+
+    async def run(self, work: Callable[[_Link], T], timeout_s: float) -> T:
+        """Run `work` in the thread. Raises EngineError and its subclasses."""
+        async with self._lock:
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._executor, self._run, work, time.monotonic() + timeout_s)
+            try:
+                # Each read has the deadline too; this one is for what does not look at it.
+                async with asyncio.timeout(timeout_s + 0.5):
+                    return await future
+            except TimeoutError as error:
+                self.drop()
+                raise EngineError(f"engine {self._engine.name} did not answer within {timeout_s:g} s") from error
+            except asyncio.CancelledError:
+                self.drop()
+                raise
+
+    def _run(self, work: Callable[[_Link], T], deadline: float) -> T:
+        """In the thread: connect if needed, work, and make our own errors."""
+        name = self._engine.name
+        self._deadline = deadline
+        if self._connection is None:
+            self._connection = self._engine.open_blocking(self._left())
+        try:
+            return work(self)
+        except TimeoutError as error:
+            self.drop()
+            raise EngineError(f"engine {name} did not answer in time") from error
+        except (pymysql.err.InterfaceError, OSError) as error:
+            self.drop()
+            raise EngineLost(f"the connection to engine {name} ended: {error}") from error
+        except pymysql.err.MySQLError as error:
+            code, text = _code_and_text(error)
+            if 2000 <= code < 3000:
+                # PyMySQL's own codes: lost, timed out, malformed.
+                self.drop()
+                raise EngineLost(f"the connection to engine {name} ended: {text}") from error
+            raise EngineError(f"engine {name}: {text} ({code})") from error
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise EngineError(f"engine {self._engine.name} did not answer in time")
+        return left
+
+    def ask(self, sql: str, *args: object) -> list[dict[str, Any]]:
+        """In the thread: the rows of one statement."""
+        # PyMySQL has no way to change it per statement.
+        self._connection._read_timeout = self._left()
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, args or None)
+            return list(cursor.fetchall())
+
+    def value(self, sql: str, *args: object) -> Any:
+        """In the thread: first column of the first row."""
+        rows = self.ask(sql, *args)
+        return next(iter(rows[0].values())) if rows else None
+
+    def pause(self, seconds: float) -> None:
+        """In the thread, between two looks; raises at the deadline."""
+        self._left()
+        time.sleep(seconds)
+
+    @property
+    def thread_id(self) -> int | None:
+        """The server's id of the connection."""
+        return self._connection.thread_id() if self._connection is not None else None
+
+    def drop(self) -> None:
+        """From any thread: end the connection without a word; a read that waits on it returns."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection._sock is not None:
+            try:
+                connection._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended already
+            connection._force_close()
+
+    def close(self) -> None:
+        self.drop()
+        self._executor.shutdown(wait=False)
+
+
+class MySqlEngine(Engine):
+    """One MySQL or MariaDB server. Which of the two is learnt at the first connection."""
+
+    def __init__(self, name: str, address: str, *, user: str, password: str | None, database: str = "") -> None:
+        self.name = name
+        self.address = address
+        host, _, port = address.rpartition(":")
+        self._host = host.strip("[]")
+        self._port = int(port)
+        self._user = user
+        self._password = password
+        self._database = database
+        self._flavour: Flavour = "mysql"
+        self._watching = _Link(self, "looks")
+        self._acting = _Link(self, "acts")
+        self._probes: collections.deque[float | None] = collections.deque(maxlen=1000)
+        self._counted: tuple[float, int, int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<MySqlEngine {self.name} {self.address}>"
+
+    def open_blocking(self, timeout_s: float) -> Any:
+        """A connection; blocks. Raises ConnectFailed and AuthRefused."""
+        where = f"engine {self.name} at {self.address}"
+        try:
+            sock = socket.create_connection((self._host, self._port), timeout=timeout_s)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise ConnectFailed(f"{where} cannot be reached: {why}") from error
+        if sock.getsockname() == sock.getpeername():
+            # A closed port inside the ephemeral range, and TCP's simultaneous open: we talk to ourselves.
+            sock.close()
+            raise ConnectFailed(f"{where} cannot be reached: connection refused")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = pymysql.connect(
+            host=self._host,
+            port=self._port,
+            user=self._user,
+            password=self._password or "",
+            database=self._database or None,
+            autocommit=True,
+            connect_timeout=max(1, int(timeout_s)),
+            read_timeout=timeout_s,
+            write_timeout=timeout_s,
+            program_name="turnout",
+            cursorclass=pymysql.cursors.DictCursor,
+            defer_connect=True,
+        )
+        try:
+            sock.settimeout(timeout_s)
+            connection.connect(sock)
+        except (pymysql.err.MySQLError, OSError) as error:
+            sock.close()
+            code, text = _code_and_text(error)
+            if code in _REFUSED_LOGIN:
+                raise AuthRefused(f"{where} refuses the admin account: {text} ({code})") from error
+            raise ConnectFailed(f"{where} takes no connection: {text}") from error
+        self._flavour = "mariadb" if "mariadb" in connection.get_server_info().lower() else "mysql"
+        return connection
+
+    async def connect(self, timeout_s: float = 5.0) -> None:
+        await self._watching.run(lambda link: link.ask("do 1"), timeout_s)
+
+    async def close(self) -> None:
+        self._watching.close()
+        self._acting.close()
+        self._watching = _Link(self, "looks")
+        self._acting = _Link(self, "acts")
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    async def probe(self, timeout_s: float = 2.0) -> EngineState:
+        at_ns = time.monotonic_ns()
+        try:
+            try:
+                state = await self._watching.run(lambda link: self._state(link, at_ns), timeout_s)
+            except EngineLost:
+                # A connection from before a restart says nothing about the server that runs now.
+                state = await self._watching.run(lambda link: self._state(link, at_ns), timeout_s)
+        except EngineError as error:
+            self._probes.append(None)
+            return EngineState(name=self.name, is_reachable=False, why=error.text, flavour=self._flavour, at_ns=at_ns)
+        self._probes.append(state.response_time_ms)
+        return state
+
+    def _state(self, link: _Link, at_ns: int) -> EngineState:
+        began_ns = time.monotonic_ns()
+        link.ask("do 1")
+        response_ms = (time.monotonic_ns() - began_ns) / 1e6
+        is_maria = self._flavour == "mariadb"
+        row = link.ask(
+            "select version() as version, @@global.read_only as read_only,"
+            + (" @@global.server_id as id" if is_maria else " @@global.server_uuid as id")
+        )[0]
+        replica = _replica(link)
+        number = _version_number(row["version"])
+        is_running = bool(replica) and replica["io"] == replica["sql"] == "Yes"
+        return EngineState(
+            name=self.name,
+            is_reachable=True,
+            flavour=self._flavour,
+            version=f"{'MariaDB' if is_maria else 'MySQL'} {row['version'].split('-')[0]}",
+            version_num=number,
+            server_id=str(row["id"]),
+            role=Role.STANDBY if replica else Role.PRIMARY,
+            is_writable=not row["read_only"],
+            is_fenced=not replica and bool(row["read_only"]),
+            is_replicating=is_running,
+            upstream=f"{replica['host']}:{replica['port']}" if replica else None,
+            replication_error="" if is_running or not replica else replica["error"] or "the replica is stopped",
+            position=self._position(link),
+            lag_ms=float(replica["lag_s"]) * 1000 if replica and replica["lag_s"] is not None else None,
+            response_time_ms=response_ms,
+            at_ns=at_ns,
+        )
+
+    async def figures(self) -> EngineFigures:
+        names = ("Threads_connected", "Questions", "Connections", "Aborted_clients", "Aborted_connects")
+
+        def look(link: _Link) -> dict[str, int]:
+            wanted = ", ".join(f"'{name}'" for name in names)
+            rows = link.ask(f"show global status where variable_name in ({wanted})")
+            return {row["Variable_name"]: int(row["Value"]) for row in rows}
+
+        rate = errors = None
+        try:
+            now_is = await self._watching.run(look, 5.0)
+        except EngineError:
+            now_is = {}
+        if now_is:
+            now = time.monotonic()
+            aborted = now_is["Aborted_clients"] + now_is["Aborted_connects"]
+            if self._counted is not None:
+                before, questions, connections, bad = self._counted
+                # A restart sets the counters back.
+                rate = max(0, now_is["Questions"] - questions) / max(now - before, 1e-6)
+                new = max(0, now_is["Connections"] - connections)
+                errors = min(100.0, 100.0 * max(0, aborted - bad) / new) if new else 0.0
+            self._counted = (now, now_is["Questions"], now_is["Connections"], aborted)
+        answered = [one for one in self._probes if one is not None]
+        return EngineFigures(
+            response_time_ms=statistics.median(answered[-20:]) if answered else None,
+            active_connections=now_is.get("Threads_connected"),
+            query_rate_per_second=rate,
+            error_rate_percent=errors,
+            availability_percent=100.0 * len(answered) / len(self._probes) if self._probes else 100.0,
+            last_updated=time.time(),
+        )
+
+    async def permissions(self) -> list[MissingRight]:
+        return await self._watching.run(self._missing_rights, 5.0)
+
+    def _missing_rights(self, link: _Link) -> list[MissingRight]:
+        user, _, host = str(link.value("select current_user()")).rpartition("@")
+        account = f"'{user}'@'{host}'"
+        rows = link.ask(
+            "select privilege_type as p from information_schema.user_privileges where grantee = %s", account
+        )
+        has = {row["p"] for row in rows}
+        if self._flavour == "mariadb":
+            # Before 10.11 SUPER included the right to write to a read-only server; from then on it stands alone.
+            number = _version_number(link.value("select version()"))
+            if "SUPER" in has:
+                has |= {"CONNECTION ADMIN", "REPLICATION SLAVE ADMIN", "SLAVE MONITOR", "REPLICA MONITOR"}
+                if number < 101100:
+                    has.add("READ_ONLY ADMIN")
+            if has & {"SLAVE MONITOR", "REPLICA MONITOR"}:
+                has.add("SLAVE MONITOR")
+            needed = {
+                "READ_ONLY ADMIN": "fence (SET GLOBAL read_only)",
+                "CONNECTION ADMIN": "end the sessions of others",
+                "REPLICATION SLAVE ADMIN": "promote a replica",
+                "RELOAD": "promote a replica (RESET REPLICA ALL)",
+                "SLAVE MONITOR": "see how far a replica is",
+                "PROCESS": "see the sessions of others",
+            }
+        else:
+            if "SUPER" in has:
+                has |= {"SYSTEM_VARIABLES_ADMIN", "CONNECTION_ADMIN", "REPLICATION_SLAVE_ADMIN", "REPLICATION CLIENT"}
+            needed = {
+                "SYSTEM_VARIABLES_ADMIN": "fence (SET GLOBAL super_read_only)",
+                "CONNECTION_ADMIN": "end the sessions of others",
+                "REPLICATION_SLAVE_ADMIN": "promote a replica",
+                "RELOAD": "promote a replica (RESET REPLICA ALL)",
+                "REPLICATION CLIENT": "see how far a replica is",
+                "PROCESS": "see the sessions of others",
+                "XA_RECOVER_ADMIN": "see prepared transactions",
+            }
+        return [
+            MissingRight(f"{why} ({right})", f"GRANT {right} ON *.* TO {account}")
+            for right, why in needed.items()
+            if right not in has
+        ]
+
+    async def sessions_outside(self, own_backend_pids: Collection[int]) -> list[OutsideSession]:
+        own = {*own_backend_pids, *self._admin_ids()}
+        rows = await self._watching.run(lambda link: _outsiders(link, own | {link.thread_id}), 5.0)
+        return [
+            OutsideSession(
+                pid=row["Id"],
+                user=row["User"],
+                database=row["db"] or "",
+                client=row["Host"],
+                application="",
+                state=row["State"] or row["Command"],
+                is_writing=False,
+                age_s=float(row["Time"] or 0),
+            )
+            for row in rows
+        ]
+
+    async def capacity(self) -> Capacity:
+        def look(link: _Link) -> Capacity:
+            used = link.ask("show global status like 'Threads_connected'")[0]["Value"]
+            return Capacity(int(link.value("select @@global.max_connections")), int(used))
+
+        return await self._watching.run(look, 5.0)
+
+    async def prepared_in_doubt(self) -> list[str]:
+        return await self._watching.run(_in_doubt, 5.0)
+
+    # --- a switch ----------------------------------------------------------------------------------------------------
+
+    async def prepare(self, timeout_s: float = 5.0) -> None:
+        def warm(link: _Link) -> None:
+            self._read_only(link)
+            self._position(link)
+            _outsiders(link, set())
+            _replica(link)
+
+        await asyncio.gather(self._acting.run(warm, timeout_s), self._watching.run(self._read_only, timeout_s))
+
+    async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
+        own = {*own_backend_pids, *self._admin_ids()}
+        return await self._acting.run(lambda link: self._fence(link, own, timeout_s), timeout_s)
+
+    def _fence(self, link: _Link, own: set[int], timeout_s: float) -> FenceProof:
+        began_ns = time.monotonic_ns()
+        own = own | {link.thread_id} if link.thread_id is not None else own
+        if _replica(link):
+            raise EngineError(f"engine {self.name} is a replica: there is nothing to fence")
+        ended = self._end_others(link, own)
+        self._set_read_only(link, True, timeout_s)
+        ended += self._end_others(link, own)
+        if self._read_only(link) != (True, self._flavour == "mysql"):
+            raise EngineError(f"engine {self.name} is not fenced: it was told to be read-only and is not")
+        refused_with = ""
+        if self._flavour == "mysql":
+            refused_with = self._refused_with(link)
+            if refused_with != str(_OPTION_PREVENTS):
+                raise EngineError(
+                    f"engine {self.name} is not fenced: a write was allowed or refused for another reason"
+                )
+        self._wait_no_writers(link)
+        exempt: list[str] = []
+        if self._flavour == "mariadb":
+            number = _version_number(link.value("select version()"))
+            right = "READ_ONLY ADMIN" if number >= 101100 else "SUPER"
+            rows = link.ask(
+                "select distinct grantee as g from information_schema.user_privileges where privilege_type = %s", right
+            )
+            exempt = sorted(row["g"] for row in rows)
+        try:
+            in_doubt = _in_doubt(link)
+        except pymysql.err.MySQLError as error:
+            if _code_and_text(error)[0] not in _DENIED:
+                raise
+            in_doubt = []
+            exempt.append("prepared transactions: the admin account may not see them (XA_RECOVER_ADMIN)")
+        now_ns = time.monotonic_ns()
+        return FenceProof(
+            engine=self.name,
+            how="super_read_only = 1" if self._flavour == "mysql" else "read_only = 1",
+            refused_with=refused_with,
+            sessions_ended=ended,
+            writers_left=0,
+            prepared_in_doubt=in_doubt,
+            exempt=exempt,
+            took_us=(now_ns - began_ns) // 1000,
+            at_ns=now_ns,
+        )
+
+    async def unfence(self, timeout_s: float = 1.0) -> None:
+        def give_back(link: _Link) -> None:
+            if _replica(link):
+                raise EngineError(f"engine {self.name} is a replica: it is not made writable without a promotion")
+            self._set_read_only(link, False, timeout_s)
+            self._prove_writable(link)
+
+        await self._acting.run(give_back, timeout_s)
+
+    async def position(self) -> Position:
+        return await self._acting.run(self._position, 5.0)
+
+    async def reached(self, position: Position) -> bool:
+        return await self._acting.run(lambda link: self._wait(link, position, 0.0), 5.0)
+
+    async def wait_reached(self, position: Position, timeout_s: float) -> bool:
+        # The server waits, and answers the moment the last transaction is applied.
+        return await self._acting.run(lambda link: self._wait(link, position, timeout_s), timeout_s + 1.0)
+
+    async def promote(self, timeout_s: float = 10.0) -> None:
+        def promote(link: _Link) -> None:
+            replica = _replica(link)
+            if replica:
+                if replica["io"] != "No":
+                    link.ask("stop replica io_thread")
+                    replica = _replica(link)
+                # What has arrived is applied before the source is forgotten.
+                if replica["received"] and replica["sql"] == "Yes":
+                    kind = self._position(link).kind
+                    left = max(0.001, timeout_s - 1.0)
+                    if not self._wait(link, Position(kind, replica["received"]), left):
+                        raise EngineError(f"engine {self.name} does not apply what it received: {replica['error']}")
+                link.ask("stop replica")
+                link.ask("reset replica all")
+            self._set_read_only(link, False, timeout_s)
+            self._prove_writable(link)
+
+        await self._acting.run(promote, timeout_s)
+
+    # --- parts; all run in a link's thread ---------------------------------------------------------------------------
+
+    def _admin_ids(self) -> set[int]:
+        return {one for one in (self._watching.thread_id, self._acting.thread_id) if one is not None}
+
+    def _position(self, link: _Link) -> Position:
+        if self._flavour == "mariadb":
+            # On a replica what is applied, on a primary what is in its own log; the former alone would be enough for
+            # MASTER_GTID_WAIT, which knows only that.
+            text = link.value("select @@global.gtid_current_pos") or ""
+            return Position("mariadb-gtid", str(text))
+        return Position("mysql-gtid", str(link.value("select @@global.gtid_executed") or "").replace("\n", ""))
+
+    def _wait(self, link: _Link, position: Position, timeout_s: float) -> bool:
+        if self._flavour == "mariadb":
+            if timeout_s and link.value("select master_gtid_wait(%s, %s)", position.text, timeout_s) == 0:
+                return True
+            # It counts only what came by replication; a server that is a primary already has written it itself.
+            return _covers(self._position(link).text, position.text)
+        if timeout_s:
+            return bool(link.value("select wait_for_executed_gtid_set(%s, %s) = 0", position.text, timeout_s))
+        return bool(link.value("select gtid_subset(%s, @@global.gtid_executed)", position.text))
+
+    def _read_only(self, link: _Link) -> tuple[bool, bool]:
+        """read_only and super_read_only."""
+        if self._flavour == "mariadb":
+            return bool(link.value("select @@global.read_only")), False
+        row = link.ask("select @@global.read_only as plain, @@global.super_read_only as super")[0]
+        return bool(row["plain"]), bool(row["super"])
+
+    def _set_read_only(self, link: _Link, is_on: bool, timeout_s: float) -> None:
+        # Whole seconds; it bounds the wait for statements and commits that are under way.
+        link.ask(f"set session lock_wait_timeout = {max(1, int(timeout_s))}")
+        if self._flavour == "mariadb":
+            link.ask(f"set global read_only = {int(is_on)}")
+        elif is_on:
+            link.ask("set global super_read_only = 1")
+        else:
+            link.ask("set global super_read_only = 0")
+            link.ask("set global read_only = 0")
+
+    def _end_others(self, link: _Link, own: set[int]) -> int:
+        """End every client session but Turnout's, and wait until they are gone."""
+        ended: set[int] = set()
+        while True:
+            others = [row["Id"] for row in _outsiders(link, own)]
+            if not others:
+                return len(ended)
+            for thread_id in others:
+                if thread_id in ended:
+                    continue
+                try:
+                    link.ask(f"kill {int(thread_id)}")
+                except pymysql.err.MySQLError as error:
+                    if _code_and_text(error)[0] != _NO_SUCH_THREAD:
+                        raise
+                ended.add(thread_id)
+            link.pause(0.001)
+
+    def _wait_no_writers(self, link: _Link) -> None:
+        """Until InnoDB has no transaction with changes that belongs to a session. It refreshes the list every 0.1 s."""
+        while True:
+            rows = link.ask(
+                "select trx_mysql_thread_id as id from information_schema.innodb_trx"
+                " where trx_rows_modified > 0 and trx_mysql_thread_id <> 0"
+            )
+            if not rows:
+                return
+            try:
+                link.pause(0.01)
+            except EngineError as error:
+                who = ", ".join(str(row["id"]) for row in rows)
+                raise EngineError(
+                    f"engine {self.name} is not fenced: connections with a writing transaction open: {who}"
+                ) from error
+
+    def _refused_with(self, link: _Link) -> str:
+        try:
+            link.ask(_WRITE)
+        except pymysql.err.MySQLError as error:
+            return str(_code_and_text(error)[0])
+        return ""
+
+    def _prove_writable(self, link: _Link) -> None:
+        is_plain, is_super = self._read_only(link)
+        code = self._refused_with(link)
+        if is_plain or is_super or code == str(_OPTION_PREVENTS):
+            raise EngineError(f"engine {self.name} still refuses writes (read_only = {int(is_plain)}, {code})")
+
+
+def _outsiders(link: _Link, own: Collection[int | None]) -> list[dict[str, Any]]:
+    rows = link.ask("show processlist")
+    return [
+        row
+        for row in rows
+        if row["Id"] not in own and row["User"] not in _SERVER_USERS and row["Command"] not in _SERVER_COMMANDS
+    ]
+
+
+def _in_doubt(link: _Link) -> list[str]:
+    return [str(row["data"]) for row in link.ask("xa recover")]
+
+
+def _replica(link: _Link) -> dict[str, Any]:
+    """The replica's state by one set of names; empty if the server is no replica."""
+    rows: Sequence[dict[str, Any]] = link.ask("show replica status")
+    if not rows:
+        return {}
+    row = rows[0]
+
+    def either(new: str, old: str) -> Any:
+        return row[new] if new in row else row.get(old)
+
+    return {
+        "io": either("Replica_IO_Running", "Slave_IO_Running"),
+        "sql": either("Replica_SQL_Running", "Slave_SQL_Running"),
+        "host": either("Source_Host", "Master_Host"),
+        "port": either("Source_Port", "Master_Port"),
+        "lag_s": either("Seconds_Behind_Source", "Seconds_Behind_Master"),
+        "received": str(either("Retrieved_Gtid_Set", "Gtid_IO_Pos") or "").replace("\n", ""),
+        "error": row.get("Last_SQL_Error") or row.get("Last_IO_Error") or "",
+    }
+
+
+def _covers(have: str, wanted: str) -> bool:
+    """Whether a MariaDB position (`0-1-42,1-2-7`: domain, server, sequence) includes another."""
+    reached = {domain: int(number) for domain, _, number in _gtids(have)}
+    return all(reached.get(domain, 0) >= int(number) for domain, _, number in _gtids(wanted))
+
+
+def _gtids(text: str) -> list[tuple[str, str, str]]:
+    return re.findall(r"(\d+)-(\d+)-(\d+)", text)
+
+
+def _version_number(version: str) -> int:
+    """101119 for `10.11.19-MariaDB-0+deb12u1`, 90704 for `9.7.4-2`; 0 if it is none."""
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", version)
+    if found is None:
+        return 0
+    major, minor, patch = map(int, found.groups())
+    return major * 10000 + minor * 100 + patch
+
+
+def _code_and_text(error: BaseException) -> tuple[int, str]:
+    """Number and text of a PyMySQL or OS error."""
+    arguments = error.args
+    code = arguments[0] if arguments and isinstance(arguments[0], int) else 0
+    text = str(arguments[1]) if len(arguments) > 1 else str(error) or type(error).__name__
+    return code, text

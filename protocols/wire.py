@@ -276,6 +276,8 @@ class Exchange(Protocol):
     unasked: bytes
     """Messages that came meanwhile and belong to the session (PostgreSQL: NotificationResponse, NoticeResponse,
     ParameterStatus); the session passes them on."""
+    parameters: dict[str, str]
+    """PostgreSQL ParameterStatus values that came with the answer: from now on true of the backend."""
 
     def receive(self, data: bytes) -> bool:
         """Take bytes of the backend; True once the answer is complete. Raises ProtocolViolation."""

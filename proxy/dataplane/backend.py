@@ -9,6 +9,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from protocols.errors import ProtocolViolation
@@ -130,6 +131,9 @@ class Backend:
             self.link.send(exchange.request)
             async with asyncio.timeout(timeout_s):
                 await done
+            if exchange.parameters:
+                told = {**self.facts.parameters, **exchange.parameters}
+                self.facts = replace(self.facts, parameters=told)
         except TimeoutError as error:
             self.close()
             raise EngineLost(f"engine {self.engine} did not answer within {timeout_s:g} s") from error

@@ -44,7 +44,7 @@ from proxy.tasks import spawn
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
-    from proxy.dataplane.pool import Waiter
+    from proxy.dataplane.pool import Pool, Waiter
     from proxy.dataplane.runtime import Runtime
     from proxy.worker import Worker
 
@@ -65,7 +65,9 @@ class Session:
         "_is_asking",
         "_login",
         "_login_timer",
-        "_needs_reset",
+        "_pool",
+        "_pool_epoch",
+        "_pool_startup",
         "_waiter",
         "backend",
         "cancel_key",
@@ -107,7 +109,10 @@ class Session:
         self._login_timer: asyncio.TimerHandle | None = None
         self._waiter: Waiter | None = None
         self._is_asking = False
-        self._needs_reset = False
+        # Transaction mode: where this session's backends come from, looked up once an epoch.
+        self._pool: Pool | None = None
+        self._pool_epoch = -1
+        self._pool_startup: Startup | None = None
         self._backend_task: asyncio.Task[None] | None = None
 
     @property
@@ -333,7 +338,11 @@ class Session:
     def _return_backend(self) -> None:
         """At a boundary in transaction mode: the backend is free for others."""
         backend = self.take_away()
-        if backend is not None:
+        if backend is None:
+            return
+        if self._pool is not None and backend.engine == self._pool.name[0]:
+            self._pool.give_back(backend)
+        else:
             assert self.runtime is not None
             self.runtime.give_back(backend)
 
@@ -344,7 +353,16 @@ class Session:
         assert startup is not None
         if runtime.is_holding or (self._waiter is not None and not self._waiter.is_over):
             return
-        self._waiter = runtime.request(startup, self._granted, self._refused)
+        if self._pool is None or self._pool_epoch != runtime.epoch:
+            self._pool = runtime.pool(runtime.active, startup)
+            self._pool_startup, _ = runtime.login_of(runtime.active, startup)
+            self._pool_epoch = runtime.epoch
+        assert self._pool_startup is not None
+        backend = self._pool.take_now(self._pool_startup)
+        if backend is not None:
+            self._granted(backend)
+        else:
+            self._waiter = runtime.request(startup, self._granted, self._refused)
 
     def _granted(self, backend: Backend) -> None:
         if self.standing is Standing.ENDED or self.backend is not None or self.standing is Standing.HELD:
@@ -472,7 +490,7 @@ class Session:
         self.relay.close()
         self.relay = None
         self._count_requests()
-        self.tracker = self.ledger = self.startup = None
+        self.tracker = self.ledger = self.startup = self._pool = None
         if self.cancel_key is not None:
             self.worker.sessions_by_key.pop(self.cancel_key, None)
             self.cancel_key = None

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from proxy.config import Config, ServiceConfig
-from proxy.engines import engine_for
+from proxy.engines import MissingRight, engine_for
 from proxy.errors import EngineError
 
 
@@ -20,9 +20,9 @@ async def reach_all(config: Config) -> list[dict[str, Any]]:
 
 
 async def _reach(service_name: str, service: ServiceConfig, name: str) -> dict[str, Any]:
-    engine = engine_for(service, name)
-    missing = []
-    problems = []
+    engine = engine_for(service.protocol, name, service.engine[name], service.admin)
+    missing: list[MissingRight] = []
+    problems: list[str] = []
     try:
         state = await engine.probe(5.0)
         if not state.is_reachable:

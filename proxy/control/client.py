@@ -78,8 +78,8 @@ class ControlClient:
                 ) from error
             try:
                 connection.request(method, self._prefix + path, body=body, headers=headers)
-                answer = connection.getresponse()
-                data = answer.read(ANSWER_BYTES_MAX)
+                with connection.getresponse() as answer:
+                    data = answer.read(ANSWER_BYTES_MAX)
             except (OSError, http.client.HTTPException) as error:
                 raise ClientError(
                     f"the connection to {self.url} broke ({str(error) or type(error).__name__})",

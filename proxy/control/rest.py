@@ -19,7 +19,7 @@ from litestar.handlers.base import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.params import Parameter
+from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import Meta
 
 from proxy import VERSION, ipc
@@ -107,10 +107,10 @@ _OR_REFUSED: Final = _OR_UNKNOWN | {
     )
 }
 
-ServiceName = Annotated[str, Parameter(description="Name of a service in the config.")]
-EngineName = Annotated[str, Parameter(description="Name of an engine of the service.")]
-SwitchId = Annotated[str, Parameter(description="Id of a switch, as its start answered it.")]
-OneService = Annotated[str | None, Parameter(query="service", description="Only of this service.")]
+ServiceName = Annotated[str, PathParameter(description="Name of a service in the config.")]
+EngineName = Annotated[str, PathParameter(description="Name of an engine of the service.")]
+SwitchId = Annotated[str, PathParameter(description="Id of a switch, as its start answered it.")]
+OneService = Annotated[str | None, QueryParameter(name="service", description="Only of this service.")]
 
 
 def _door(state: State) -> ControlService:
@@ -172,7 +172,7 @@ async def config(request: Request[Any, Any, Any], state: State) -> dict[str, Any
     },
 )
 async def switch(
-    request: Request[Any, Any, Any], state: State, service: ServiceName, data: SwitchRequest
+    request: Request[Any, Any, Any], state: State, service: ServiceName, data: JSONBody[SwitchRequest]
 ) -> Response[Any]:
     """Begin a switch. The answer comes once its checks have passed; follow it with `GET /v1/switches/{id}`."""
     plan = SwitchPlan(
@@ -195,7 +195,7 @@ async def switch(
 async def switches(
     request: Request[Any, Any, Any],
     state: State,
-    limit: Annotated[int, Parameter(ge=1, le=1_000, description="Most records of the answer.")] = 50,
+    limit: Annotated[int, QueryParameter(ge=1, le=1_000, description="Most records of the answer.")] = 50,
 ) -> list[SwitchRecord]:
     """The newest switches, newest first."""
     return _door(state).switches(_caller(request), limit)

@@ -1,0 +1,346 @@
+"""The command line against a control port that is really served; only the supervisor behind it is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import pytest
+import structlog
+
+from proxy.cli import main
+from proxy.config import ControlConfig
+from proxy.control.app import serve_control
+from proxy.control.service import ControlService
+from proxy.embedded import free_port
+from proxy.switch.state import Phase
+from tests.proxy.control.scripted import LAG, PASSED, WARNED, ScriptedSupervisor, make_config
+
+
+class Served:
+    """A control port in a thread of its own, since a command blocks the one it runs in."""
+
+    def __init__(self, supervisor: ScriptedSupervisor) -> None:
+        self.supervisor = supervisor
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> Self:
+        # What a command prints is the test's subject; the control port's own log is not.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        self._thread.start()
+        control = ControlConfig(listen=f"127.0.0.1:{self.port}", token=self.supervisor.config.control.token)
+        config = msgspec.structs.replace(self.supervisor.config, control=control)
+        opening = serve_control(ControlService(self.supervisor), config)
+        self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        structlog.reset_defaults()
+
+    def later(self, do: Any) -> None:
+        """Do it in the supervisor's loop."""
+        self._loop.call_soon_threadsafe(do)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("TURNOUT_TOKEN", raising=False)
+    with Served(ScriptedSupervisor()) as one:
+        monkeypatch.setenv("TURNOUT_URL", one.url)
+        yield one
+
+
+class Ran:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def turnout(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        code = ended.value.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return Ran(code if isinstance(code, int) else 0, out, err)
+
+    return run
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------------
+
+
+def test_done_is_0(served: Served, turnout: Any) -> None:
+    for arguments in (["status"], ["engines"], ["sessions"], ["history"], ["ready", "green"], ["version"]):
+        ran = turnout(*arguments)
+        assert (ran.code, ran.err) == (0, ""), arguments
+
+
+def test_every_command_speaks_json(served: Served, turnout: Any) -> None:
+    ended = turnout("switch", "green", "--json").json
+    for arguments in (["status"], ["engines"], ["sessions"], ["history"], ["report", ended["id"]], ["version"]):
+        ran = turnout(*arguments, "--json")
+        assert ran.code == 0
+        assert ran.json
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["switch"],
+        ["nonsense"],
+        ["switch", "green", "--drain-timeout", "3601"],
+        ["switch", "green", "--strategy", "gracefull"],
+        ["history", "--limit", "0"],
+        ["--url", "nonsense", "status"],
+        ["--token-file", "nowhere.txt", "status"],
+        [],
+    ],
+)
+def test_wrong_use_is_2(served: Served, turnout: Any, arguments: list[str]) -> None:
+    ran = turnout(*arguments)
+    assert ran.code == 2
+    assert not served.supervisor.records
+
+
+def test_not_running_is_one_line_that_says_what_to_do(turnout: Any) -> None:
+    ran = turnout("--url", f"http://127.0.0.1:{free_port()}", "status")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert ran.err.count("\n") == 1
+    assert "start one with `turnout serve CONFIG`" in ran.err
+
+
+def test_something_else_on_that_port_is_told(turnout: Any) -> None:
+    import http.server
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: a test is quiet."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        ran = turnout("--url", f"http://127.0.0.1:{other.server_port}", "status")
+        thread.join(10)
+    assert ran.code == 1
+    assert "is not a Turnout's control port" in ran.err
+
+
+# --- switching ----------------------------------------------------------------------------------------------------
+
+
+def test_a_switch_shows_its_phases_and_its_figures(served: Served, turnout: Any) -> None:
+    ran = turnout("switch", "green", "--reason", "upgrade")
+    assert (ran.code, ran.err) == (0, "")
+    phases = [line.split()[-1] for line in ran.out.splitlines() if " ms  " in line][:10]
+    assert phases[:4] == ["validating", "preparing", "holding", "fencing"]
+    assert "completed: green serves shop" in ran.out
+    assert "12.5  Turnout's own part" in ran.out
+    assert "49 requests waited, 0 errors seen by clients" in ran.out
+    [record] = served.supervisor.records.values()
+    assert record.plan.reason == "upgrade"
+
+
+def test_a_refused_switch_is_1_and_says_which_check_and_what_to_do(served: Served, turnout: Any) -> None:
+    served.supervisor.checks = [PASSED, LAG]
+    ran = turnout("switch", "green")
+    assert ran.code == 1
+    assert ran.err == "turnout: refused by check lag: 9 GB behind; wait for green\n"
+    as_json = turnout("switch", "green", "--json")
+    assert as_json.code == 1
+    assert as_json.json["remedy"] == "wait for green"
+
+
+def test_force_goes_on(served: Served, turnout: Any) -> None:
+    served.supervisor.checks = [LAG]
+    assert turnout("switch", "green", "--force").code == 0
+
+
+def test_a_dry_run_shows_the_checks_and_changes_nothing(served: Served, turnout: Any) -> None:
+    served.supervisor.checks = [PASSED, WARNED]
+    ran = turnout("switch", "green", "--dry-run")
+    assert ran.code == 0
+    assert "to do: they are waited for" in ran.out
+    served.supervisor.checks = [LAG]
+    ran = turnout("switch", "green", "--dry-run")
+    assert ran.code == 1
+    assert ran.err == "turnout: lag: 9 GB behind; wait for green\n"
+    assert not served.supervisor.records
+
+
+def test_a_switch_that_is_aborted_later_is_1_and_says_why(served: Served, turnout: Any) -> None:
+    supervisor = served.supervisor
+    supervisor.runs_by_itself = False
+
+    def cancel_when_preparing() -> None:
+        [record] = supervisor.records.values()
+        supervisor.run(record.id, until=Phase.PREPARING)
+        record.error, record.remedy = "the target was lost", "start it"
+        supervisor._end(record, Phase.ABORTED)
+
+    supervisor.subscribe(
+        lambda event: served.later(cancel_when_preparing) if event.data["phase"] == "validating" else None
+    )
+    ran = turnout("switch", "green")
+    assert ran.code == 1
+    assert "aborted: blue goes on serving shop" in ran.out
+    assert ran.err.endswith("aborted: the target was lost; start it\n")
+
+
+def test_cancel_undoes_a_running_switch(served: Served, turnout: Any) -> None:
+    supervisor = served.supervisor
+    supervisor.runs_by_itself = False
+    answers = []
+    asked = threading.Thread(target=lambda: answers.append(_post_switch(served)))
+    asked.start()
+    while not supervisor.records:
+        asked.join(0.01)
+    [switch_id] = supervisor.records
+    served.later(lambda: supervisor.run(switch_id, until=Phase.HOLDING))
+    asked.join(10)
+    ran = turnout("cancel", switch_id)
+    assert ran.code == 0
+    assert "aborted: blue goes on serving shop" in ran.out
+    too_late = turnout("cancel", switch_id)
+    assert too_late.code == 1
+    assert "has ended: aborted; plan another" in too_late.err
+
+
+def _post_switch(served: Served) -> Any:
+    from proxy.control.client import ControlClient
+
+    return ControlClient(served.url).post("/v1/services/shop/switch", {"target_engine": "green"})
+
+
+def test_a_report_reads_without_its_json(served: Served, turnout: Any) -> None:
+    switch_id = turnout("switch", "green", "--json").json["id"]
+    ran = turnout("report", switch_id)
+    assert ran.code == 0
+    for words in (
+        "shop: blue > green, graceful",
+        "cutover_ms",
+        "25006, 0 outside sessions ended",
+        "source stood at 0/3000060",
+    ):
+        assert words in ran.out
+    unknown = turnout("report", "nope")
+    assert unknown.code == 1
+    assert unknown.err == "turnout: there is no switch 'nope'; `turnout history` lists them\n"
+
+
+def test_history_shows_the_figures_of_each_switch(served: Served, turnout: Any) -> None:
+    assert "no switch yet" in turnout("history").out
+    turnout("switch", "green")
+    assert "12.5 ms" in turnout("history").out
+
+
+def test_a_service_has_to_be_named_only_if_there_are_several(turnout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Served(ScriptedSupervisor(make_config(services=("shop", "store")))) as served:
+        monkeypatch.setenv("TURNOUT_URL", served.url)
+        ran = turnout("switch", "green")
+        assert ran.code == 2
+        assert ran.err == "turnout: there are several services (shop, store); name one with --service\n"
+        assert turnout("switch", "green", "--service", "store").code == 0
+        assert turnout("switch", "green", "--service", "no").code == 1
+
+
+# --- showing ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_wider_than_80_columns(served: Served, turnout: Any) -> None:
+    served.supervisor.checks = [PASSED, WARNED]
+    switch_id = turnout("switch", "green", "--json").json["id"]
+    for arguments in (["status"], ["engines"], ["sessions"], ["history"], ["ready", "blue"], ["report", switch_id]):
+        ran = turnout(*arguments)
+        assert max(map(len, ran.out.splitlines())) <= 80, arguments
+
+
+def test_names_are_shown_as_they_are(served: Served, turnout: Any) -> None:
+    assert "[red]app@shop" in turnout("sessions").out
+
+
+def test_an_engine_that_is_down_says_why(served: Served, turnout: Any) -> None:
+    assert "red: connection refused" in turnout("status").out
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_taken_from_the_environment_or_from_a_file(
+    turnout: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Served(ScriptedSupervisor(make_config(token="s3cret"))) as served:
+        monkeypatch.setenv("TURNOUT_URL", served.url)
+        monkeypatch.delenv("TURNOUT_TOKEN", raising=False)
+        ran = turnout("status")
+        assert ran.code == 1
+        assert "put the token into TURNOUT_TOKEN" in ran.err
+        (tmp_path / "token").write_text("s3cret\n")
+        assert turnout("status", "--token-file", str(tmp_path / "token")).code == 0
+        assert turnout("--token-file", str(tmp_path / "token"), "status").code == 0
+        monkeypatch.setenv("TURNOUT_TOKEN", "s3cret")
+        assert turnout("status").code == 0
+        monkeypatch.setenv("TURNOUT_TOKEN", "wrong")
+        ran = turnout("status")
+        assert ran.code == 1
+        assert "wrong" in ran.err
+        assert "s3cret" not in ran.err
+
+
+# --- without a running Turnout ------------------------------------------------------------------------------------
+
+
+def test_serve_and_check_tell_every_error_of_the_config_in_a_line(turnout: Any, tmp_path: Path) -> None:
+    path = tmp_path / "turnout.toml"
+    path.write_text("wrokers = 2\nlistener = 3\n")
+    for command in ("serve", "check"):
+        ran = turnout(command, str(path))
+        assert ran.code == 1
+        assert ran.err.splitlines() == [
+            f'turnout: {path}:1: wrokers: unknown key; did you mean "workers"?',
+            f'turnout: {path}:1: the table "service" is missing',
+            f"turnout: {path}:2: listener: expected an array, got 3",
+        ]
+
+
+def test_help_needs_no_heavy_module() -> None:
+    code = (
+        "import sys\nsys.argv = ['turnout', '--help']\nfrom proxy.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'litestar', 'uvicorn', 'prometheus_client', 'asyncpg', 'pymysql', 'uvloop', 'httpx', 'rich.live'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    ran = subprocess.run([sys.executable, "-m", "proxy", "version"], capture_output=True, text=True, check=False)
+    assert ran.stdout == "turnout 0.1.0\n"

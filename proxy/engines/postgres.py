@@ -295,10 +295,12 @@ class PostgresEngine(Engine):
             ):
                 if not await connection.fetchval("select pg_has_role(current_user, $1, 'usage')", role):
                     missing.append(MissingRight(f"{why} ({role})", f"GRANT {role} TO {quoted}"))
+            # It got a fourth parameter in PostgreSQL 17.
+            more = ", boolean" if version >= 170000 else ""
             for function, why in (
                 ("pg_promote(boolean, integer)", "promote a standby"),
                 ("pg_reload_conf()", "put the fence in force"),
-                ("pg_logical_emit_message(boolean, text, text)", "flush the WAL"),
+                (f"pg_logical_emit_message(boolean, text, text{more})", "flush the WAL"),
             ):
                 if not await connection.fetchval(
                     "select has_function_privilege(current_user, $1, 'execute')", function

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pymysql
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import MariaDBPair, MySQLPair, free_port
+from proxy.embedded.mysql import MySqlFamilyServer
+from proxy.engines import MySqlEngine, Position, Role
+from proxy.engines.mysql import _covers
+from proxy.errors import AuthRefused, EngineError
+
+pytestmark = pytest.mark.slow
+
+Pair = MariaDBPair | MySQLPair
+
+
+def engine_of(server: MySqlFamilyServer, user: str = "turnout", password: str = "secret") -> MySqlEngine:
+    return MySqlEngine(server.name, server.address, user=user, password=password)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("mariadb_pair", marks=pytest.mark.mariadb, id="mariadb"),
+        pytest.param("mysql_pair", marks=pytest.mark.mysql, id="mysql"),
+    ]
+)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    found: Pair = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest_asyncio.fixture
+async def source(pair: Pair) -> AsyncIterator[MySqlEngine]:
+    engine = engine_of(pair.primary)
+    try:
+        yield engine
+        await engine.unfence()
+    finally:
+        await engine.close()
+
+
+@pytest_asyncio.fixture
+async def target(pair: Pair) -> AsyncIterator[MySqlEngine]:
+    engine = engine_of(pair.standby)
+    yield engine
+    await engine.close()
+
+
+async def test_a_probe_tells_primary_from_replica(pair: Pair, source: MySqlEngine, target: MySqlEngine) -> None:
+    primary, standby = await source.probe(), await target.probe()
+    assert (primary.role, primary.is_writable, primary.is_fenced) == (Role.PRIMARY, True, False)
+    assert (standby.role, standby.is_writable, standby.is_replicating) == (Role.STANDBY, False, True)
+    assert standby.upstream == pair.primary.address
+    assert primary.server_id != standby.server_id
+    assert primary.flavour == ("mariadb" if isinstance(pair, MariaDBPair) else "mysql")
+    assert primary.version_num > 100000 - 20000
+
+
+async def test_a_fence_refuses_real_writes_and_can_be_taken_back_within_a_second(
+    pair: Pair, source: MySqlEngine
+) -> None:
+    await pair.primary.execute("create table if not exists app.fenced (i int)")
+    await source.prepare()
+    own = pair.primary.connect_blocking("app", "app")
+    other = pair.primary.connect_blocking("app", "app")
+    other.begin()
+    other.cursor().execute("insert into fenced values (1)")
+
+    proof = await source.fence([own.thread_id()])
+
+    assert (proof.writers_left, proof.sessions_ended) == (0, 1)
+    assert proof.refused_with == ("" if isinstance(pair, MariaDBPair) else "1290")
+    assert (await source.probe()).is_fenced
+    with pytest.raises(pymysql.err.OperationalError):
+        other.cursor().execute("insert into fenced values (2)")
+    with pytest.raises(pymysql.err.OperationalError, match="read-only"):
+        own.cursor().execute("insert into fenced values (3)")
+
+    began = time.monotonic()
+    await source.unfence()
+    assert time.monotonic() - began < 1
+    own.cursor().execute("insert into fenced values (5)")
+    assert await pair.primary.fetch("select i from app.fenced") == [{"i": 5}]
+    await pair.primary.execute("drop table app.fenced")
+    own.close()
+    other.close()
+
+
+async def test_a_fence_and_its_undoing_may_be_repeated(source: MySqlEngine) -> None:
+    await source.fence()
+    await source.fence()
+    await source.unfence()
+    await source.unfence()
+    assert (await source.probe()).is_writable
+
+
+async def test_a_fence_fails_if_a_session_of_our_own_still_writes(pair: Pair, source: MySqlEngine) -> None:
+    await pair.primary.execute("create table if not exists app.busy (i int)")
+    own = pair.primary.connect_blocking("app", "app")
+    own.begin()
+    own.cursor().execute("insert into busy values (1)")
+    try:
+        with pytest.raises(EngineError, match="blue"):
+            await source.fence([own.thread_id()], timeout_s=0.5)
+    finally:
+        own.rollback()
+        own.close()
+    await source.unfence()
+    await pair.primary.execute("drop table app.busy")
+
+
+async def test_accounts_that_the_fence_does_not_bind_are_named(mariadb_pair: MariaDBPair) -> None:
+    engine = engine_of(mariadb_pair.primary)
+    exempt = (await engine.fence()).exempt
+    await engine.unfence()
+    await engine.close()
+    assert "'root'@'127.0.0.1'" in exempt
+    assert not any("app" in one for one in exempt)
+
+
+async def test_the_replica_reaches_the_fenced_position(pair: Pair, source: MySqlEngine, target: MySqlEngine) -> None:
+    await pair.primary.execute("create table if not exists app.kept (i int)")
+    client = pair.primary.connect_blocking("app", "app")
+    for number in range(20):
+        client.cursor().execute("insert into kept values (%s)", (number,))
+    await source.fence([client.thread_id()])
+    position = await source.position()
+    assert await target.wait_reached(position, 5.0)
+    assert await target.reached(position)
+    assert await pair.standby.fetchval("select count(*) from app.kept") == 20
+    client.close()
+    await source.unfence()
+    await pair.primary.execute("drop table app.kept")
+
+
+async def test_a_position_not_reached_is_false_at_the_deadline(
+    pair: Pair, source: MySqlEngine, target: MySqlEngine
+) -> None:
+    position = await source.position()
+    text = "0-1-999999999" if isinstance(pair, MariaDBPair) else "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5"
+    far = Position(position.kind, text)
+    assert not await target.wait_reached(far, 0.05)
+    assert not await target.reached(far)
+
+
+async def test_a_promoted_replica_is_a_writable_primary_and_the_way_back_is_the_same(pair: Pair) -> None:
+    await pair.primary.execute("create table if not exists app.turns (who varchar(9))")
+    for _ in range(2):
+        source, target = engine_of(pair.primary), engine_of(pair.standby)
+        await asyncio.gather(source.prepare(), target.prepare())
+        await source.fence()
+        assert await target.wait_reached(await source.position(), 5.0)
+        await target.promote()
+        await target.promote()
+        state = await target.probe()
+        assert (state.role, state.is_writable) == (Role.PRIMARY, True)
+        assert (await source.probe()).is_fenced
+        client = pair.standby.connect_blocking("app", "app")
+        client.cursor().execute("insert into turns values ('x')")
+        client.close()
+        await source.close()
+        await target.close()
+        await pair.swap()
+    assert await pair.standby.fetchval("select count(*) from app.turns") == 2
+    await pair.primary.execute("drop table app.turns")
+
+
+async def test_a_replica_cannot_be_fenced_or_unfenced(target: MySqlEngine) -> None:
+    with pytest.raises(EngineError, match="replica"):
+        await target.fence()
+    with pytest.raises(EngineError, match="replica"):
+        await target.unfence()
+
+
+async def test_missing_rights_are_named_with_the_statement_that_grants_them(pair: Pair) -> None:
+    await pair.primary.execute("create user lowly@'%' identified by 'secret'")
+    engine = engine_of(pair.primary, user="lowly")
+    try:
+        missing = await engine.permissions()
+        assert any("read_only" in one.right for one in missing)
+        for one in missing:
+            await pair.primary.execute(one.grant)
+        assert await engine.permissions() == []
+        # The grants are enough for the real thing. Rights given meanwhile hold for new sessions only.
+        await engine.close()
+        await engine.prepare()
+        await engine.fence()
+        await engine.position()
+        await engine.unfence()
+    finally:
+        await engine.close()
+        await pair.primary.execute("drop user lowly@'%'")
+
+
+async def test_the_admin_account_of_the_throwaway_servers_lacks_nothing(source: MySqlEngine) -> None:
+    assert await source.permissions() == []
+
+
+async def test_sessions_outside_are_those_that_are_not_ours(pair: Pair, source: MySqlEngine) -> None:
+    await source.prepare()
+    own = pair.primary.connect_blocking("app", "app")
+    other = pair.primary.connect_blocking("app", "app")
+    outside = await source.sessions_outside([own.thread_id()])
+    assert [(one.pid, one.user, one.database) for one in outside] == [(other.thread_id(), "app", "app")]
+    assert (await source.capacity()).free > 500
+    assert (await source.figures()).active_connections is not None
+    own.close()
+    other.close()
+
+
+async def test_a_probe_of_a_closed_or_silent_port_says_so_in_time() -> None:
+    engine = MySqlEngine("gone", f"127.0.0.1:{free_port()}", user="turnout", password="secret")
+    assert "cannot be reached" in (await engine.probe()).why
+    await engine.close()
+    with socket.create_server(("127.0.0.1", free_port())) as silent:
+        engine = MySqlEngine("mute", f"127.0.0.1:{silent.getsockname()[1]}", user="turnout", password="x")
+        began = time.monotonic()
+        assert not (await engine.probe(timeout_s=0.2)).is_reachable
+        assert time.monotonic() - began < 2
+        await engine.close()
+
+
+async def test_a_wrong_password_is_refused_by_name_and_never_shown(pair: Pair) -> None:
+    engine = engine_of(pair.primary, password="hunter2")
+    with pytest.raises(AuthRefused) as caught:
+        await engine.connect()
+    assert "blue" in caught.value.text
+    assert "hunter2" not in caught.value.text
+    await engine.close()
+
+
+def test_a_mariadb_position_covers_another_domain_by_domain() -> None:
+    assert _covers("0-1-42,1-2-7", "0-9-42")
+    assert not _covers("0-1-42", "0-1-43")
+    assert not _covers("0-1-42", "0-1-1,1-1-1")
+    assert _covers("", "")

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import PostgresPair, PostgresServer, free_port
+from proxy.engines import PostgresEngine, Role
+from proxy.errors import AuthRefused, ConnectFailed, EngineError
+from tests.kit.waiting import until
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
+
+
+def engine_of(server: PostgresServer, user: str = "postgres", password: str = "secret") -> PostgresEngine:
+    return PostgresEngine(server.name, server.address, user=user, password=password)
+
+
+@pytest_asyncio.fixture
+async def source(postgres_pair: PostgresPair) -> AsyncIterator[PostgresEngine]:
+    engine = engine_of(postgres_pair.primary)
+    try:
+        yield engine
+        await engine.unfence()
+    finally:
+        await engine.close()
+
+
+@pytest_asyncio.fixture
+async def target(postgres_pair: PostgresPair) -> AsyncIterator[PostgresEngine]:
+    engine = engine_of(postgres_pair.standby)
+    yield engine
+    await engine.close()
+
+
+async def test_a_probe_tells_primary_from_standby(
+    postgres_pair: PostgresPair, source: PostgresEngine, target: PostgresEngine
+) -> None:
+    primary, standby = await source.probe(), await target.probe()
+    assert (primary.role, primary.is_writable, primary.is_fenced) == (Role.PRIMARY, True, False)
+    assert (standby.role, standby.is_writable, standby.is_replicating) == (Role.STANDBY, False, True)
+    assert standby.upstream == postgres_pair.primary.address
+    assert primary.server_id == standby.server_id
+    assert primary.version.startswith("PostgreSQL 1")
+    assert standby.lag_bytes is not None
+
+
+async def test_a_probe_of_a_closed_port_says_so_and_does_not_raise() -> None:
+    engine = PostgresEngine("gone", f"127.0.0.1:{free_port()}", user="postgres", password="secret")
+    state = await engine.probe()
+    assert not state.is_reachable
+    assert "gone" in state.why
+    assert (await engine.figures()).availability_percent == 0
+    await engine.close()
+
+
+async def test_a_probe_of_a_silent_port_ends_at_its_deadline() -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as silent:
+        engine = PostgresEngine("mute", f"127.0.0.1:{silent.getsockname()[1]}", user="postgres", password="x")
+        began = time.monotonic()
+        assert not (await engine.probe(timeout_s=0.2)).is_reachable
+        assert time.monotonic() - began < 2
+        await engine.close()
+
+
+async def test_a_wrong_password_is_refused_by_name_and_never_shown(postgres_pair: PostgresPair) -> None:
+    engine = engine_of(postgres_pair.primary, password="hunter2")
+    with pytest.raises(AuthRefused) as caught:
+        await engine.connect()
+    assert "blue" in caught.value.text
+    assert "hunter2" not in caught.value.text
+    await engine.close()
+
+
+async def test_a_fence_refuses_real_writes_and_can_be_taken_back_within_a_second(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    await postgres_pair.primary.execute("create table if not exists fenced (i int)", database="app")
+    await postgres_pair.primary.execute("grant all on fenced to app", database="app")
+    await source.prepare()
+    own = await postgres_pair.primary.connect("app", "app")
+    other = await postgres_pair.primary.connect("app", "app")
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("insert into fenced values (1)")
+
+    proof = await source.fence([own.get_server_pid()])
+
+    assert (proof.refused_with, proof.writers_left, proof.sessions_ended) == ("25006", 0, 1)
+    assert (await source.probe()).is_fenced
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+        await other.execute("insert into fenced values (2)")
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await own.execute("insert into fenced values (3)")
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await postgres_pair.primary.execute("insert into fenced values (4)", database="app")
+
+    began = time.monotonic()
+    await source.unfence()
+    assert time.monotonic() - began < 1
+    await own.execute("insert into fenced values (5)")
+    assert await own.fetch("select i from fenced") == [(5,)]
+    await own.execute("truncate fenced")
+    await own.close()
+
+
+async def test_a_fence_and_its_undoing_may_be_repeated(source: PostgresEngine) -> None:
+    await source.fence()
+    assert (await source.fence()).refused_with == "25006"
+    await source.unfence()
+    await source.unfence()
+    assert (await source.probe()).is_writable
+
+
+async def test_a_fence_fails_if_a_session_of_our_own_still_writes(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    own = await postgres_pair.primary.connect("app", "app")
+    async with own.transaction():
+        await own.fetchval("select txid_current()")
+        with pytest.raises(EngineError, match=r"writing transaction open: app \(process \d+\)"):
+            await source.fence([own.get_server_pid()])
+        await source.unfence()
+    await own.close()
+
+
+async def test_a_default_of_a_role_that_defeats_the_fence_is_named(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    await postgres_pair.primary.execute("alter role app set default_transaction_read_only = off")
+    try:
+        assert (await source.fence()).exempt == ["role app"]
+    finally:
+        await source.unfence()
+        await postgres_pair.primary.execute("alter role app reset all")
+
+
+async def test_prepared_transactions_in_doubt_are_named(postgres_pair: PostgresPair, source: PostgresEngine) -> None:
+    await postgres_pair.primary.execute("begin; select txid_current(); prepare transaction 'order 7'", database="app")
+    try:
+        assert await source.prepared_in_doubt() == ["order 7"]
+        assert (await source.fence()).prepared_in_doubt == ["order 7"]
+    finally:
+        await source.unfence()
+        await postgres_pair.primary.execute("rollback prepared 'order 7'", database="app")
+
+
+async def test_the_position_covers_commits_that_were_acknowledged_before_they_were_flushed(
+    postgres_pair: PostgresPair, source: PostgresEngine, target: PostgresEngine
+) -> None:
+    await postgres_pair.primary.execute("create table if not exists lazy (i int)", database="app")
+    client = await postgres_pair.primary.connect("app")
+    await client.execute("set synchronous_commit = off")
+    await asyncio.gather(source.prepare(), target.prepare())
+    before = await postgres_pair.standby.fetchval("select count(*) from lazy", database="app")
+    for number in range(20):
+        await client.execute("insert into lazy values ($1)", number)
+    await source.fence([client.get_server_pid()])
+    position = await source.position()
+    assert await target.wait_reached(position, 5.0)
+    assert await target.reached(position)
+    assert await postgres_pair.standby.fetchval("select count(*) from lazy", database="app") == before + 20
+    await client.close()
+
+
+async def test_the_position_at_the_start_of_a_wal_segment_can_be_reached(
+    postgres_pair: PostgresPair, source: PostgresEngine, target: PostgresEngine
+) -> None:
+    await asyncio.gather(source.prepare(), target.prepare())
+    await postgres_pair.primary.fetchval("select pg_switch_wal()")
+    # What pg_current_wal_insert_lsn() answers now: behind the header of a page that holds nothing.
+    assert source._settled("0/3000028") == "0/3000000"
+    assert source._settled("0/3002018") == "0/3002000"
+    assert source._settled("0/3002028") == "0/3002028"
+    assert await target.wait_reached(await source.position(), 5.0)
+
+
+async def test_a_position_not_reached_is_false_at_the_deadline(source: PostgresEngine, target: PostgresEngine) -> None:
+    position = await source.position()
+    far = type(position)("lsn", "FFFF/0")
+    assert not await target.wait_reached(far, 0.05)
+    assert not await target.reached(far)
+
+
+async def test_a_promoted_standby_is_writable_although_it_inherited_a_fence(fresh_postgres_pair: PostgresPair) -> None:
+    pair = fresh_postgres_pair
+    # As a base backup of a fenced server would bring it.
+    await pair.standby.execute("alter system set default_transaction_read_only = on")
+    await pair.standby.fetchval("select pg_reload_conf()")
+    source, target = engine_of(pair.primary), engine_of(pair.standby)
+    await asyncio.gather(source.prepare(), target.prepare())
+    await source.fence()
+    assert await target.wait_reached(await source.position(), 5.0)
+    await target.promote()
+    await target.promote()
+    await pair.standby.execute("create table written (i int)", database="app")
+    state = await target.probe()
+    assert (state.role, state.is_writable) == (Role.PRIMARY, True)
+    assert (await source.probe()).is_fenced
+    await source.close()
+    await target.close()
+
+
+async def test_a_standby_cannot_be_fenced_or_unfenced(target: PostgresEngine) -> None:
+    with pytest.raises(EngineError, match="standby"):
+        await target.fence()
+    with pytest.raises(EngineError, match="standby"):
+        await target.unfence()
+
+
+async def test_missing_rights_are_named_with_the_statement_that_grants_them(postgres_pair: PostgresPair) -> None:
+    primary = postgres_pair.primary
+    await primary.execute("create role lowly login password 'secret'")
+    engine = engine_of(primary, user="lowly")
+    try:
+        missing = await engine.permissions()
+        assert any("ALTER SYSTEM" in one.right for one in missing)
+        for one in missing:
+            await primary.execute(one.grant)
+        assert await engine.permissions() == []
+        # The grants are enough for the real thing.
+        await engine.prepare()
+        assert (await engine.fence()).refused_with == "25006"
+        await engine.position()
+        await engine.unfence()
+    finally:
+        await engine.close()
+        await primary.execute("drop owned by lowly; drop role lowly")
+
+
+async def test_sessions_outside_are_those_that_are_not_ours(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    await source.prepare()
+    own = await postgres_pair.primary.connect("app", "app")
+    other = await postgres_pair.primary.connect("app", "app", server_settings={"application_name": "psql"})
+    [session] = await source.sessions_outside([own.get_server_pid()])
+    assert (session.pid, session.user, session.application) == (other.get_server_pid(), "app", "psql")
+    assert (await source.capacity()).free > 500
+    await own.close()
+    await other.close()
+
+
+async def test_the_engine_is_found_again_after_a_restart(fresh_postgres_pair: PostgresPair) -> None:
+    server = fresh_postgres_pair.primary
+    engine = engine_of(server)
+    assert (await engine.probe()).is_reachable
+    await server.stop()
+    assert not (await engine.probe()).is_reachable
+    with pytest.raises(ConnectFailed):
+        await engine.position()
+    await server.start()
+
+    async def is_back() -> bool:
+        return (await engine.probe()).is_reachable
+
+    await until(is_back, "the engine answers again")
+    await engine.close()

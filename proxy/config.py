@@ -104,7 +104,7 @@ class AdminConfig(_Table, frozen=True, kw_only=True):
 class AuthConfig(_Table, frozen=True, kw_only=True):
     method: Literal["trust", "scram-sha-256", "mysql_native_password", "caching_sha2_password"]
     """How clients prove who they are."""
-    users: Secret | None = None
+    users: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
     """Users and passwords in PgBouncer's userlist.txt form: `"user" "password"`, one a line, a password being plain
     text or a SCRAM-SHA-256 verifier. Required unless `method` is trust. With plain text the same password opens the
     engine's connections."""

@@ -276,6 +276,8 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkerFigures(Message, tag=True, frozen=True, kw_only=True):
     request: int
+    worker: int = 0
+    """Its index; counters of a worker that was replaced begin anew."""
     cpu_s: float
     rss_bytes: int
     services: list[ServiceFigures]

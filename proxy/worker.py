@@ -338,6 +338,7 @@ class Worker:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return ipc.WorkerFigures(
             request=request,
+            worker=self.index,
             cpu_s=usage.ru_utime + usage.ru_stime,
             rss_bytes=pages * resource.getpagesize(),
             services=[self._service_figures(runtime) for runtime in self.runtimes.values()],

@@ -1,0 +1,77 @@
+"""The MySQL protocol and its MariaDB flavour. `WIRE` is what the data plane uses of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from protocols.mysql import constants as c
+from protocols.mysql.exchange import Exchange, Question
+from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
+from protocols.mysql.ledger import MysqlLedger
+from protocols.mysql.messages import command
+from protocols.mysql.replies import error_packet, quit_packet
+from protocols.mysql.tracker import MysqlTracker
+from protocols.wire import BackendFacts, ErrorReply, Ledger, ProtocolName, Startup, Tracker, Wire
+
+
+class MysqlWire:
+    """See `protocols.wire.Wire`."""
+
+    name: ProtocolName = "mysql"
+    resets_all = False
+    """COM_RESET_CONNECTION leaves the database as it is."""
+
+    def client_login(
+        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+    ) -> MysqlClientLogin:
+        return MysqlClientLogin(method=method, facts=facts, connection_id=connection_id, databases=databases)
+
+    def change_user_login(
+        self,
+        message: bytes,
+        *,
+        startup: Startup,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+    ) -> ChangeUserLogin:
+        """COM_CHANGE_USER as `MysqlTracker.change_user_wanted` has it, in a session of `startup`."""
+        return ChangeUserLogin(
+            message,
+            startup=startup,
+            method=method,
+            facts=facts,
+            connection_id=connection_id,
+            databases=databases,
+        )
+
+    def server_login(self, startup: Startup, password: str | None) -> MysqlServerLogin:
+        return MysqlServerLogin(startup, password)
+
+    def ledger(self, startup: Startup) -> MysqlLedger:
+        return MysqlLedger(startup)
+
+    def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
+        assert isinstance(ledger, MysqlLedger)
+        return MysqlTracker(ledger, shares_backends=shares_backends)
+
+    def reset(self) -> Exchange:
+        """COM_RESET_CONNECTION. It leaves the default database and makes the charset the server's, so a used backend
+        is like a fresh one only if its session changed neither: `MysqlLedger.is_empty`, which is when it is reused."""
+        return Exchange([Question(command(c.COM_RESET_CONNECTION), "reset")], deprecates_eof=True)
+
+    def error(self, error: ErrorReply) -> bytes:
+        """As the first packet of an answer; see `replies.error_packet` for other sequence ids."""
+        return error_packet(error, 1)
+
+    def goodbye(self) -> bytes:
+        return quit_packet()
+
+    def cancel_request(self, facts: BackendFacts) -> bytes:
+        return b""
+
+
+WIRE: Wire = MysqlWire()
+
+__all__ = ["WIRE", "MysqlWire"]

@@ -1,0 +1,534 @@
+"""What has to be repeated on another backend so that a MySQL session does not notice.
+
+From the wire it keeps prepared statements (text, database, parameter types), the database and COM_SET_OPTION. All else
+the server is asked for (`inspection`), when text or flags said that it may have changed (`is_dirty`): database, session
+variables that differ from what a fresh backend of the same Startup has, user variables, user locks, temporary tables.
+
+Both servers are asked what an ordinary account may ask. MariaDB lists a session's user variables to everybody; MySQL
+only to accounts that may read `performance_schema`, so there the names seen in the session's texts are asked for as well. What
+neither server tells is kept from the texts, and counts as held until it is given back: LOCK TABLES, HANDLER, XA, SQL
+PREPARE from a variable, locks and temporary tables whose names were not literal.
+
+Not carried, on purpose: LAST_INSERT_ID(), FOUND_ROWS(), ROW_COUNT(), the warnings of the last statement (an inspection
+resets the latter three as any statement does: they belong to the statement just before), the values of `timestamp`, `rand_seed…`
+and `insert_id` that are meant for one statement. A stored function or trigger that changes the session inside of a plain statement is not
+seen until the next inspection; a planned switch asks every session.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from protocols.mysql import constants as c
+from protocols.mysql.exchange import Answer, Exchange, Question
+from protocols.mysql.messages import command, raw, text
+from protocols.mysql.state import TEXT_HOLDS, TEXT_NAMES, TEXT_SEVERAL
+from protocols.mysql.tracker import Statement
+from protocols.wire import BackendFacts, Startup
+
+GAPS_MAX: Final = 256
+"""Most statement ids that are used up on a fresh backend so that its ids become those of the client."""
+
+LOGIN_CHARSET_VARIABLES: Final = ("character_set_client", "character_set_connection", "character_set_results")
+
+NOT_CARRIED: Final = frozenset({
+    # For one statement, or about the last one.
+    "timestamp", "insert_id", "last_insert_id", "identity", "lastval", "rand_seed1", "rand_seed2", "error_count",
+    "warning_count", "in_transaction", "last_gtid", "gtid_next", "gtid_owned", "gtid_executed", "gtid_seq_no",
+    "original_commit_timestamp", "immediate_server_version", "original_server_version", "statement_id",
+    # Who one is.
+    "pseudo_thread_id", "pseudo_slave_mode", "pseudo_replica_mode", "proxy_user", "external_user",
+    # Taken from the global value at the login; read-only in a session.
+    "max_allowed_packet", "net_buffer_length", "max_user_connections",
+    # They follow the database.
+    "character_set_database", "collation_database",
+})  # fmt: skip
+
+_SPACE: Final = rb"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"
+_NAME: Final = rb"(`(?:[^`]|``)+`|[\w$\x80-\xff]+)"
+_TABLE: Final = rb"((?:`(?:[^`]|``)+`|[\w$\x80-\xff]+)(?:\s*\.\s*(?:`(?:[^`]|``)+`|[\w$\x80-\xff]+))?)"
+_FLAGS: Final = re.IGNORECASE | re.DOTALL
+
+_USE = re.compile(rb"^" + _SPACE + rb"USE\s+" + _NAME + rb"\s*;?\s*$", _FLAGS)
+_ONE_SHOT = re.compile(rb"\bSET\s+TRANSACTION\b", _FLAGS)
+_GET_LOCK = re.compile(rb"\bGET_LOCK\s*\(\s*(?:('(?:[^'\\]|'')*'|\"(?:[^\"\\]|\"\")*\")\s*,)?", _FLAGS)
+_RELEASE_ALL = re.compile(rb"\bRELEASE_ALL_LOCKS\b", _FLAGS)
+_TEMPORARY = re.compile(rb"\bTEMPORARY\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?" + _TABLE, _FLAGS)
+_SEQUENCE = re.compile(rb"\bTEMPORARY\s+SEQUENCE\b", _FLAGS)
+_LOCK = re.compile(rb"(?:^|;)" + _SPACE + rb"(?:LOCK\b|FLUSH\b.*\b(?:LOCK|EXPORT)\b)", _FLAGS)
+_UNLOCK = re.compile(rb"^" + _SPACE + rb"UNLOCK\b", _FLAGS)
+_HANDLER = re.compile(
+    rb"(?:^|;)" + _SPACE + rb"HANDLER\s+" + _TABLE + rb"\s+(OPEN|CLOSE)\b(?:\s+(?:AS\s+)?" + _NAME + rb")?", _FLAGS
+)
+_XA = re.compile(rb"(?:^|;)" + _SPACE + rb"XA\s+(START|BEGIN|END|PREPARE|COMMIT|ROLLBACK)\b", _FLAGS)
+_PREPARE = re.compile(rb"(?:^|;)" + _SPACE + rb"PREPARE\s+" + _NAME + rb"\s+FROM\s*(['\"])?", _FLAGS)
+_DEALLOCATE = re.compile(rb"^" + _SPACE + rb"(?:DEALLOCATE|DROP)\s+PREPARE\s+" + _NAME, _FLAGS)
+_USER_VARIABLE = re.compile(rb"(?<!@)@(`(?:[^`]|``)+`|'[^'\\]+'|\"[^\"\\]+\"|[\w.$\x80-\xff]+)")
+_CREATES = re.compile(rb"\bCREATE\b", _FLAGS)
+
+
+def _bare(name: bytes) -> bytes:
+    """A name without its quotes, as MySQL compares it."""
+    if name[:1] in (b"`", b"'", b'"'):
+        quote = name[:1]
+        name = name[1:-1].replace(quote * 2, quote)
+    return name.lower()
+
+
+def _quoted(name: bytes) -> bytes:
+    return b"`" + name.replace(b"`", b"``") + b"`"
+
+
+def _query(sql: bytes, name: str, *, is_optional: bool = False) -> Question:
+    return Question(command(c.COM_QUERY, sql), name, is_optional)
+
+
+def _unhex(value: bytes | None) -> bytes:
+    return bytes.fromhex((value or b"").decode("ascii"))
+
+
+def _variable_literal(name: str, value: bytes | None) -> bytes:
+    """A session variable's value as SET takes it: numbers bare, for they are refused as strings."""
+    if value is None or (not value and name in LOGIN_CHARSET_VARIABLES):
+        return b"NULL"
+    if re.fullmatch(rb"-?\d+(\.\d+)?", value):
+        return value
+    if value.isascii() and not re.search(rb"['\\\0]", value):
+        return b"'" + value + b"'"
+    return b"_utf8mb4 x'" + value.hex().encode() + b"'"
+
+
+# Every query has a LIMIT, for without one the session's sql_select_limit applies; names and values come as HEX, so that
+# the session's charsets do not matter.
+_ALWAYS: Final = (
+    b"('character_set_client','character_set_connection','character_set_results','collation_connection',"
+    b"'interactive_timeout','wait_timeout','sql_mode')"
+)
+_MARIADB_VARIABLES: Final = (
+    b"SELECT HEX(VARIABLE_NAME), HEX(SESSION_VALUE), HEX(GLOBAL_VALUE) FROM information_schema.SYSTEM_VARIABLES "
+    b"WHERE VARIABLE_SCOPE = 'SESSION' AND (NOT (SESSION_VALUE <=> GLOBAL_VALUE) OR VARIABLE_NAME IN "
+    + _ALWAYS
+    + b") LIMIT 10000"
+)
+_MYSQL_VARIABLES: Final = (
+    b"SELECT HEX(s.VARIABLE_NAME), HEX(s.VARIABLE_VALUE), HEX(g.VARIABLE_VALUE) "
+    b"FROM performance_schema.session_variables s JOIN performance_schema.global_variables g "
+    b"ON s.VARIABLE_NAME = g.VARIABLE_NAME "
+    b"WHERE NOT (s.VARIABLE_VALUE <=> g.VARIABLE_VALUE) OR s.VARIABLE_NAME IN " + _ALWAYS + b" LIMIT 10000"
+)
+_MARIADB_USER_VARIABLES: Final = b"SELECT HEX(VARIABLE_NAME) FROM information_schema.USER_VARIABLES LIMIT 100000"
+_MYSQL_THREAD: Final = b"(SELECT THREAD_ID FROM performance_schema.threads WHERE PROCESSLIST_ID = CONNECTION_ID())"
+_MYSQL_USER_VARIABLES: Final = (
+    b"SELECT HEX(VARIABLE_NAME) FROM performance_schema.user_variables_by_thread WHERE VARIABLE_VALUE IS NOT NULL "
+    b"AND THREAD_ID = " + _MYSQL_THREAD + b" LIMIT 100000"
+)
+_MYSQL_USER_LOCKS: Final = (
+    b"SELECT 1 FROM performance_schema.metadata_locks WHERE OBJECT_TYPE = 'USER LEVEL LOCK' "
+    b"AND LOCK_STATUS = 'GRANTED' AND OWNER_THREAD_ID = " + _MYSQL_THREAD + b" LIMIT 1"
+)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the texts said the session holds."""
+
+    user_variables: set[bytes] = field(default_factory=set)
+    """Names seen, bare; whether they have a value the server says."""
+    locks: set[bytes] = field(default_factory=set)
+    """GET_LOCK names, as SQL literals."""
+    temporary_tables: set[bytes] = field(default_factory=set)
+    """Qualified and quoted."""
+    handlers: set[bytes] = field(default_factory=set)
+    sql_statements: dict[bytes, bytes] = field(default_factory=dict)
+    """SQL PREPARE from a literal: name -> the whole text."""
+    unknown: set[str] = field(default_factory=set)
+    """Pins that nothing but a reset takes away."""
+    pins: set[str] = field(default_factory=set)
+    """Pins that a later statement takes away."""
+
+
+class MysqlLedger:
+    """See `protocols.wire.Ledger`."""
+
+    def __init__(self, startup: Startup) -> None:
+        self.startup = startup
+        self.version = 0
+        self.is_dirty = False
+        self.database: bytes = raw(startup.database)
+        self.variables: dict[str, bytes | None] = {}
+        """Session variables that a fresh backend does not have so: name -> value."""
+        self.user_variables: dict[bytes, bytes] = {}
+        """Name -> SQL expression of its value."""
+        self.statements: dict[int, Statement] = {}
+        """Prepared statements by the client's id. The tracker fills it."""
+        self.option: int | None = None
+        """Last COM_SET_OPTION; None if there was none."""
+        self._held = _Held()
+        self._told: list[str] = []
+        """Pins the last inspection found."""
+        self._is_mariadb = False
+        self._adopted: dict[int, int] = {}
+
+    # --- told by the tracker --------------------------------------------------------------------------------------
+
+    def note_backend(self, backend: BackendFacts) -> None:
+        self._is_mariadb = "mariadb" in backend.server_version.lower()
+
+    def note_database(self, database: bytes) -> None:
+        """COM_INIT_DB or USE went well."""
+        self.is_dirty = True
+        if database != self.database:
+            self.database = database
+            self.version += 1
+
+    def note_statement(self, statement: Statement) -> None:
+        """COM_STMT_PREPARE went well; the tracker has put it into `statements`."""
+        self.version += 1
+        statement.database = self.database
+        if statement.text is None:
+            self._held.unknown.add("prepared statement over 16 MB")
+
+    def note_option(self, option: int) -> None:
+        self.option = option
+        self.version += 1
+
+    def note_reset(self) -> None:
+        """COM_RESET_CONNECTION went well: everything is gone but the database."""
+        self._held = _Held()
+        self._told = []
+        self.variables = {}
+        self.user_variables = {}
+        self.option = None
+        self.is_dirty = True
+        self.version += 1
+
+    def note_text(self, found: int, sql: bytes | None, is_error: bool) -> bool:
+        """A statement is done whose text has `found` (TEXT_… bits); `sql` is None where it was too long to keep.
+        True: it set something for the next transaction only."""
+        self.is_dirty = True
+        if sql is None:
+            if found & (TEXT_HOLDS | TEXT_NAMES):
+                self._held.unknown.add("statement too long to read")
+            return False
+        is_several = bool(found & TEXT_SEVERAL)
+        if found & TEXT_NAMES:
+            self._held.user_variables.update(_bare(name) for name in _USER_VARIABLE.findall(sql))
+        if is_error and not is_several:
+            return False
+        if (match := _USE.match(sql)) is not None:
+            name = match[1]
+            self.note_database(name[1:-1].replace(b"``", b"`") if name[:1] == b"`" else name)
+        if found & TEXT_HOLDS:
+            self._note_holds(sql, is_several)
+        return _ONE_SHOT.search(sql) is not None
+
+    def _note_holds(self, sql: bytes, is_several: bool) -> None:
+        held = self._held
+        for match in _GET_LOCK.finditer(sql):
+            if match[1]:
+                held.locks.add(match[1])
+            else:
+                held.unknown.add("user lock")
+        if _CREATES.search(sql):
+            self._note_temporary(sql)
+        if _LOCK.search(sql):
+            held.pins.add("locked tables")
+        for match in _HANDLER.finditer(sql):
+            if match[2].upper() == b"OPEN":
+                held.handlers.add(_bare(match[3] or match[1].rpartition(b".")[2].strip()))
+            elif not is_several:
+                held.handlers.discard(_bare(match[1]))
+        for match in _XA.finditer(sql):
+            if match[1].upper() in (b"COMMIT", b"ROLLBACK"):
+                held.pins.discard("xa")
+            else:
+                held.pins.add("xa")
+        for match in _PREPARE.finditer(sql):
+            if match[2] and not is_several:
+                held.sql_statements[_bare(match[1])] = sql
+            else:
+                held.unknown.add("SQL prepared statement")
+        if is_several:
+            return
+        # What gives something back is believed only where it is the whole text.
+        if _UNLOCK.match(sql):
+            held.pins.discard("locked tables")
+        if _RELEASE_ALL.search(sql):
+            held.unknown.discard("user lock")
+        if (deallocated := _DEALLOCATE.match(sql)) is not None:
+            held.sql_statements.pop(_bare(deallocated[1]), None)
+
+    def _note_temporary(self, sql: bytes) -> None:
+        tables = _TEMPORARY.findall(sql)
+        if not tables or _SEQUENCE.search(sql):
+            # In a procedure's body, perhaps; or of another kind.
+            self._held.unknown.add("temporary table")
+        for table in tables:
+            if b"." in table:
+                self._held.temporary_tables.add(table)
+            elif self.database:
+                self._held.temporary_tables.add(_quoted(self.database) + b"." + table)
+            else:
+                self._held.unknown.add("temporary table")
+
+    # --- what a session holds -------------------------------------------------------------------------------------
+
+    @property
+    def pins(self) -> list[str]:
+        """Reasons for grade D by name."""
+        held = self._held
+        pins = {*self._told, *held.pins, *held.unknown}
+        if held.handlers:
+            pins.add("handler")
+        return sorted(pins)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (
+            self.is_dirty
+            or self.variables
+            or self.user_variables
+            or self.statements
+            or self._held.sql_statements
+            or self.option is not None
+            or self.pins
+            or self.database != raw(self.startup.database)
+        )
+
+    @property
+    def _deprecates_eof(self) -> bool:
+        return bool(self.startup.capabilities & c.CLIENT_DEPRECATE_EOF)
+
+    # --- asking the backend ---------------------------------------------------------------------------------------
+
+    def inspection(self) -> Exchange:
+        """Ask the session's backend what it holds. Names of user variables that only the server knew are asked for
+        by the next inspection: `is_dirty` stays True until all values are known."""
+        names = sorted(self._held.user_variables)
+        locks = sorted(self._held.locks)
+        tables = sorted(self._held.temporary_tables)
+        questions = [
+            _query(b"SELECT HEX(DATABASE()), @@SESSION.sql_log_bin", "database"),
+            _query(
+                b"SELECT HEX(COLLATION_NAME), HEX(CHARACTER_SET_NAME) FROM information_schema.COLLATIONS WHERE ID = %d"
+                % self.startup.character_set,
+                "charset",
+            ),
+            _query(_MARIADB_VARIABLES if self._is_mariadb else _MYSQL_VARIABLES, "session variables"),
+            _query(
+                _MARIADB_USER_VARIABLES if self._is_mariadb else _MYSQL_USER_VARIABLES,
+                "names of user variables",
+                is_optional=not self._is_mariadb,
+            ),
+        ]
+        questions += [
+            _query(b"SELECT COLLATION(@%s), CHARSET(@%s), HEX(@%s), @%s" % ((_quoted(name),) * 4), f"@{text(name)}")
+            for name in names
+        ]
+        questions += [
+            _query(b"SELECT IS_USED_LOCK(%s) = CONNECTION_ID()" % lock, "user lock", is_optional=True) for lock in locks
+        ]
+        questions += [_query(b"SHOW CREATE TABLE " + table, "temporary table", is_optional=True) for table in tables]
+        if not self._is_mariadb:
+            questions.append(_query(_MYSQL_USER_LOCKS, "user locks", is_optional=True))
+        return Exchange(
+            questions,
+            deprecates_eof=self._deprecates_eof,
+            on_complete=lambda answers: self._learn(answers, names, locks, tables),
+        )
+
+    def _learn(self, answers: list[Answer], names: list[bytes], locks: list[bytes], tables: list[bytes]) -> None:
+        try:
+            self._learn_all(answers, names, locks, tables)
+        except (ValueError, IndexError):
+            # character_set_results may be one in which not even digits are what they are in ASCII (utf16, utf32).
+            self.is_dirty = False
+            self._told.append("session state cannot be read")
+
+    def _learn_all(self, answers: list[Answer], names: list[bytes], locks: list[bytes], tables: list[bytes]) -> None:
+        before = (self.database, self.variables, self.user_variables, self.pins)
+        rest = iter(answers)
+        basics, charset, variables, name_list = next(rest), next(rest), next(rest), next(rest)
+        self._told = []
+        if basics.error is not None or variables.error is not None or charset.error is not None:
+            self._told.append("session state cannot be read")
+        else:
+            self.database = _unhex(basics.rows[0][0])
+            self._learn_variables(variables, charset)
+            if basics.rows[0][1] == b"0":
+                self.variables["sql_log_bin"] = b"0"
+        self.is_dirty = self._learn_user_variables(name_list, [next(rest) for _ in names], names)
+        for lock in locks:
+            if next(rest).rows != [[b"1"]]:
+                self._held.locks.discard(lock)
+        if self._held.locks:
+            self._told.append("user lock")
+        for table in tables:
+            answer = next(rest)
+            if answer.error is not None or not (answer.rows[0][1] or b"").startswith(b"CREATE TEMPORARY"):
+                self._held.temporary_tables.discard(table)
+        if self._held.temporary_tables:
+            self._told.append("temporary table")
+        for answer in rest:
+            if answer.error is None:
+                # The server knows its locks better than the texts.
+                self._held.unknown.discard("user lock")
+                if answer.rows:
+                    self._told.append("user lock")
+        if before != (self.database, self.variables, self.user_variables, self.pins):
+            self.version += 1
+
+    def _learn_variables(self, answer: Answer, charset: Answer) -> None:
+        fresh = {
+            _unhex(name).decode("utf-8", "replace").lower(): None if value is None else _unhex(value)
+            for name, _, value in answer.rows
+        }
+        if charset.rows:
+            collation, character_set = (_unhex(value) for value in charset.rows[0])
+            fresh.update(dict.fromkeys(LOGIN_CHARSET_VARIABLES, character_set))
+            fresh["collation_connection"] = collation
+        if self.startup.capabilities & c.CLIENT_INTERACTIVE and "interactive_timeout" in fresh:
+            fresh["wait_timeout"] = fresh["interactive_timeout"]
+        variables: dict[str, bytes | None] = {}
+        for hex_name, value, _ in answer.rows:
+            name = _unhex(hex_name).decode("utf-8", "replace").lower()
+            now = None if value is None else _unhex(value)
+            if name == "sql_mode" and self.startup.capabilities & c.CLIENT_IGNORE_SPACE and now is not None:
+                # The flag adds it at the login.
+                now_modes, fresh_modes = set(now.split(b",")), set((fresh[name] or b"").split(b","))
+                if now_modes == (fresh_modes | {b"IGNORE_SPACE"}) - {b""}:
+                    continue
+            if now != fresh[name] and name not in NOT_CARRIED and not name.startswith("wsrep_"):
+                variables[name] = now
+        if variables.get("character_set_client") is not None or "collation_connection" in variables:
+            # SET of one of them changes another: all or none.
+            everything = {_unhex(n).decode("utf-8", "replace").lower(): v for n, v, _ in answer.rows}
+            for name in (*LOGIN_CHARSET_VARIABLES, "collation_connection"):
+                value = everything.get(name)
+                variables[name] = None if value is None else _unhex(value)
+        self.variables = variables
+
+    def _learn_user_variables(self, name_list: Answer, answers: list[Answer], names: list[bytes]) -> bool:
+        """True if there are names whose values have not been asked for."""
+        values: dict[bytes, bytes] = {}
+        for name, answer in zip(names, answers, strict=True):
+            if answer.error is not None:
+                self._told.append("user variable")
+                continue
+            collation, charset, hex_value, plain = answer.rows[0]
+            if plain is None:
+                continue
+            kind = answer.types[3]
+            if kind in c.NUMERIC_TYPES:
+                values[name] = plain
+            elif kind in c.FLOAT_TYPES:
+                values[name] = plain if b"e" in plain.lower() else plain + b"e0"
+            elif charset == b"binary" or charset is None or collation is None:
+                values[name] = b"x'" + (hex_value or b"") + b"'"
+            else:
+                values[name] = b"_" + charset + b" x'" + (hex_value or b"") + b"' COLLATE " + collation
+        self.user_variables = values
+        if name_list.error is not None:
+            return False
+        told = {_unhex(row[0]).lower() for row in name_list.rows}
+        self._held.user_variables &= told
+        if any(not name.isascii() for name in told):
+            # They would have to be sent in the session's charset of the moment.
+            self._told.append("user variable whose name is not ASCII")
+            told = {name for name in told if name.isascii()}
+        new = told - set(names)
+        self._held.user_variables |= new
+        return bool(new)
+
+    # --- repeating it on another backend --------------------------------------------------------------------------
+
+    def replay(self, *, is_late: bool) -> Exchange | None:
+        """All of it is early: settings and prepared statements work on a read-only replica as well."""
+        if is_late:
+            return None
+        self._adopted = {}
+        questions = self._replay_settings()
+        statements = self._replay_statements()
+        database = raw(self.startup.database)
+        if not (questions or statements or self._held.sql_statements or self.database not in (b"", database)):
+            return None
+        # A statement is bound to the database it was prepared in.
+        for wanted, question in statements:
+            if wanted and wanted != database:
+                questions.append(Question(command(c.COM_INIT_DB, wanted), "database"))
+                database = wanted
+            questions.append(question)
+        if self.database and self.database != database:
+            questions.append(Question(command(c.COM_INIT_DB, self.database), "database"))
+        questions += [
+            _query(sql, f"SQL prepared statement {text(name)}")
+            for name, sql in sorted(self._held.sql_statements.items())
+        ]
+        return Exchange(questions, deprecates_eof=self._deprecates_eof, on_complete=self._note_replayed)
+
+    def _replay_settings(self) -> list[Question]:
+        questions = []
+        if self.option is not None:
+            questions.append(
+                Question(command(c.COM_SET_OPTION, self.option.to_bytes(2, "little")), "multi-statement option")
+            )
+        questions += [
+            _query(b"SET @%s = %s" % (_quoted(name), value), f"@{text(name)}")
+            for name, value in sorted(self.user_variables.items())
+        ]
+        # collation_connection last of its kind: character_set_connection would set it back.
+        ordered = sorted(
+            self.variables.items(), key=lambda item: (item[0] == "autocommit", item[0].startswith("coll"), item[0])
+        )
+        questions += [
+            _query(b"SET SESSION %s = %s" % (name.encode(), _variable_literal(name, value)), name)
+            for name, value in ordered
+        ]
+        return questions
+
+    def _replay_statements(self) -> list[tuple[bytes, Question]]:
+        """(database, question): prepares, with fillers so that the fresh backend's ids become the client's.
+
+        A connection counts its statements from 1, those of SQL PREPARE too (`statement_id_counter` in both servers), so
+        a statement the client has closed meanwhile is replaced by a PREPARE of nothing. Where the guess fails, the ids
+        are mapped.
+        """
+        questions: list[tuple[bytes, Question]] = []
+        following, fillers = 1, 0
+        for client_id in sorted(self.statements):
+            statement = self.statements[client_id]
+            if statement.text is None:
+                continue
+            gap = client_id - following
+            if 0 < gap <= GAPS_MAX - fillers:
+                filler = _query(b"PREPARE turnout_filler FROM 'DO 0'", "statement id", is_optional=True)
+                questions += [(b"", filler)] * gap
+                fillers += gap
+                following += gap
+            prepare = Question(
+                command(c.COM_STMT_PREPARE, statement.text), f"prepared statement {client_id}", statement=client_id
+            )
+            questions.append((statement.database, prepare))
+            following += 1
+        if fillers:
+            questions.append((b"", _query(b"DEALLOCATE PREPARE turnout_filler", "statement id", is_optional=True)))
+        return questions
+
+    def _note_replayed(self, answers: list[Answer]) -> None:
+        self._adopted = {
+            answer.question.statement: answer.statement_id
+            for answer in answers
+            if answer.question.statement is not None and answer.error is None
+        }
+
+    def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
+        """Ids of the last early replay, and which statements must carry their parameter types in the next execute."""
+        notes["statement_ids"] = dict(self._adopted)
+        notes["types_due"] = {
+            client_id
+            for client_id in self._adopted
+            if client_id in self.statements and self.statements[client_id].types is not None
+        }
+        return notes

@@ -1,0 +1,291 @@
+"""Payloads of the packets that are built or read outside of the hot path: lenenc values, OK, ERR, greeting, response.
+
+Each `parse_…` raises ProtocolViolation of the peer it was given, never IndexError; each `build_…` mirrors one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.errors import Peer, ProtocolViolation
+from protocols.mysql import constants as c
+
+NULL: Final = -1
+"""What `Reader.lenenc` returns for 0xFB."""
+
+
+class Reader:
+    """Reads a payload from front to back; everything that is not there is the peer's violation."""
+
+    __slots__ = ("data", "peer", "position")
+
+    def __init__(self, data: bytes, peer: Peer, position: int = 0) -> None:
+        self.data = data
+        self.peer: Peer = peer
+        self.position = position
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.position
+
+    def take(self, size: int) -> bytes:
+        if size < 0 or self.left < size:
+            raise ProtocolViolation(self.peer, "a packet ends in the middle of a value")
+        self.position += size
+        return self.data[self.position - size : self.position]
+
+    def integer(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def lenenc(self) -> int:
+        """A length-encoded integer, or NULL."""
+        first = self.integer(1)
+        if first < 0xFB:
+            return first
+        if first == 0xFB:
+            return NULL
+        if first == 0xFF:
+            raise ProtocolViolation(self.peer, "0xFF is no length")
+        return self.integer({0xFC: 2, 0xFD: 3, 0xFE: 8}[first])
+
+    def lenenc_bytes(self) -> bytes | None:
+        size = self.lenenc()
+        return None if size == NULL else self.take(size)
+
+    def until_nul(self) -> bytes:
+        """Bytes up to a NUL, which is taken too; at the packet's end the NUL may be absent, as some peers do it."""
+        end = self.data.find(b"\0", self.position)
+        if end < 0:
+            return self.rest()
+        value = self.data[self.position : end]
+        self.position = end + 1
+        return value
+
+    def rest(self) -> bytes:
+        return self.take(self.left)
+
+
+def lenenc(value: int) -> bytes:
+    """A length-encoded integer."""
+    if value < 0xFB:
+        return value.to_bytes(1, "little")
+    if value < 0x1_0000:
+        return b"\xfc" + value.to_bytes(2, "little")
+    if value < 0x100_0000:
+        return b"\xfd" + value.to_bytes(3, "little")
+    return b"\xfe" + value.to_bytes(8, "little")
+
+
+def lenenc_bytes(value: bytes) -> bytes:
+    """A length-encoded string."""
+    return lenenc(len(value)) + value
+
+
+def packet(payload: bytes, sequence: int) -> bytes:
+    """`payload` with its header; longer ones are split as the protocol wants it."""
+    if len(payload) < c.PAYLOAD_BYTES_MAX:
+        return len(payload).to_bytes(3, "little") + (sequence & 0xFF).to_bytes(1, "little") + payload
+    parts = []
+    for start in range(0, len(payload) + 1, c.PAYLOAD_BYTES_MAX):
+        part = payload[start : start + c.PAYLOAD_BYTES_MAX]
+        parts.append(len(part).to_bytes(3, "little") + (sequence & 0xFF).to_bytes(1, "little") + part)
+        sequence += 1
+    return b"".join(parts)
+
+
+def command(code: int, body: bytes = b"") -> bytes:
+    """A command of a client, complete."""
+    return packet(bytes([code]) + body, 0)
+
+
+# --- OK and ERR ---------------------------------------------------------------------------------------------------
+
+
+def build_ok(status: int) -> bytes:
+    """Payload of an OK: nothing affected, no warnings."""
+    return b"\x00\x00\x00" + status.to_bytes(2, "little") + b"\x00\x00"
+
+
+def build_err(code: int, sqlstate: str, message: str) -> bytes:
+    """Payload of an ERR. Messages are cut where MySQL cuts them (MYSQL_ERRMSG_SIZE, 512 bytes)."""
+    state = sqlstate.encode("ascii", "replace")[:5].ljust(5, b"0")
+    return b"\xff" + code.to_bytes(2, "little") + b"#" + state + message.encode("utf-8", "replace")[:511]
+
+
+@dataclass(frozen=True, slots=True)
+class Err:
+    code: int
+    sqlstate: str
+    message: str
+
+
+def parse_err(payload: bytes, peer: Peer) -> Err:
+    """An ERR; before the login the SQLSTATE is absent."""
+    reader = Reader(payload, peer, 1)
+    code = reader.integer(2)
+    text = reader.rest()
+    sqlstate = "HY000"
+    if text[:1] == b"#" and len(text) >= 6:
+        sqlstate, text = text[1:6].decode("ascii", "replace"), text[6:]
+    return Err(code, sqlstate, text.decode("utf-8", "replace"))
+
+
+def parse_ok_status(payload: bytes, peer: Peer) -> int:
+    """Status flags of an OK, or of an OK in the place of EOF."""
+    reader = Reader(payload, peer, 1)
+    reader.lenenc()
+    reader.lenenc()
+    return reader.integer(2)
+
+
+# --- login --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    server_version: str
+    connection_id: int
+    scramble: bytes
+    capabilities: int
+    character_set: int
+    status: int
+    auth_plugin: str
+
+
+def build_greeting(greeting: Greeting) -> bytes:
+    """Payload of Protocol::HandshakeV10."""
+    assert len(greeting.scramble) == 20, "a scramble has 20 bytes"
+    flags = greeting.capabilities.to_bytes(4, "little")
+    return b"".join(
+        (
+            b"\x0a",
+            greeting.server_version.encode() + b"\0",
+            (greeting.connection_id & 0xFFFF_FFFF).to_bytes(4, "little"),
+            greeting.scramble[:8] + b"\0",
+            flags[:2],
+            (greeting.character_set & 0xFF).to_bytes(1, "little"),
+            greeting.status.to_bytes(2, "little"),
+            flags[2:],
+            b"\x15",
+            bytes(10),
+            greeting.scramble[8:] + b"\0",
+            greeting.auth_plugin.encode() + b"\0",
+        )
+    )
+
+
+def parse_greeting(payload: bytes) -> Greeting:
+    """Protocol::HandshakeV10. Servers without CLIENT_PLUGIN_AUTH are of before 2010 and refused by the caller."""
+    reader = Reader(payload, "server")
+    if reader.integer(1) != 10:
+        raise ProtocolViolation("server", "the greeting is not of protocol version 10")
+    version = reader.until_nul().decode("utf-8", "replace")
+    connection_id = reader.integer(4)
+    scramble = reader.take(8)
+    reader.take(1)
+    capabilities = reader.integer(2)
+    character_set = reader.integer(1)
+    status = reader.integer(2)
+    capabilities |= reader.integer(2) << 16
+    reader.take(11)
+    scramble += reader.take(12)
+    reader.take(1)
+    plugin = reader.until_nul().decode("ascii", "replace") if capabilities & c.CLIENT_PLUGIN_AUTH else ""
+    return Greeting(version, connection_id, scramble, capabilities, character_set, status, plugin)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A client's answer to the greeting, or its COM_CHANGE_USER."""
+
+    capabilities: int
+    character_set: int
+    user: str
+    auth: bytes
+    database: str
+    auth_plugin: str
+
+
+def text(value: bytes) -> str:
+    """Names are kept byte by byte, whatever their charset is."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def raw(value: str) -> bytes:
+    """The bytes of a name as `text` has it."""
+    return value.encode("utf-8", "surrogateescape")
+
+
+def parse_response(payload: bytes, offered: int) -> Response:
+    """Protocol::HandshakeResponse41; `capabilities` of the result are those that both sides have."""
+    reader = Reader(payload, "client")
+    flags = reader.integer(4)
+    if not flags & c.CLIENT_PROTOCOL_41:
+        raise ProtocolViolation("client", "speaks the protocol of before MySQL 4.1")
+    if flags & c.CLIENT_SSL:
+        raise ProtocolViolation("client", "asks for TLS, which was not offered")
+    if flags & c.CLIENT_COMPRESS & ~offered:
+        raise ProtocolViolation("client", "asks for compression, which was not offered")
+    reader.take(4)
+    character_set = reader.integer(1)
+    reader.take(23)
+    user = text(reader.until_nul())
+    if flags & c.CLIENT_PLUGIN_AUTH_LENENC:
+        auth = reader.lenenc_bytes() or b""
+    elif flags & c.CLIENT_SECURE_CONNECTION:
+        auth = reader.take(reader.integer(1))
+    else:
+        auth = reader.until_nul()
+    database = text(reader.until_nul()) if flags & c.CLIENT_CONNECT_WITH_DB else ""
+    plugin = reader.until_nul().decode("ascii", "replace") if flags & c.CLIENT_PLUGIN_AUTH else ""
+    return Response(flags & offered, character_set, user, auth, database, plugin)
+
+
+def build_response(response: Response, attributes: tuple[tuple[str, str], ...]) -> bytes:
+    """Protocol::HandshakeResponse41 with what `response.capabilities` says."""
+    flags = response.capabilities
+    parts = [
+        flags.to_bytes(4, "little"),
+        (1 << 30).to_bytes(4, "little"),
+        (response.character_set & 0xFF).to_bytes(1, "little"),
+        bytes(23),
+        raw(response.user) + b"\0",
+        lenenc_bytes(response.auth)
+        if flags & c.CLIENT_PLUGIN_AUTH_LENENC
+        else bytes([len(response.auth)]) + response.auth,
+    ]
+    if flags & c.CLIENT_CONNECT_WITH_DB:
+        parts.append(raw(response.database) + b"\0")
+    if flags & c.CLIENT_PLUGIN_AUTH:
+        parts.append(response.auth_plugin.encode() + b"\0")
+    if flags & c.CLIENT_CONNECT_ATTRS:
+        pairs = b"".join(lenenc_bytes(key.encode()) + lenenc_bytes(value.encode()) for key, value in attributes)
+        parts.append(lenenc_bytes(pairs))
+    return b"".join(parts)
+
+
+def parse_change_user(payload: bytes) -> Response:
+    """COM_CHANGE_USER. Its capabilities are those of the login, which the caller knows."""
+    reader = Reader(payload, "client", 1)
+    user = text(reader.until_nul())
+    auth = reader.take(reader.integer(1))
+    database = text(reader.until_nul())
+    character_set = reader.integer(2) if reader.left >= 2 else 0
+    plugin = reader.until_nul().decode("ascii", "replace") if reader.left else ""
+    return Response(0, character_set, user, auth, database, plugin)
+
+
+def build_auth_switch(plugin: str, scramble: bytes) -> bytes:
+    """Payload of an AuthSwitchRequest."""
+    return b"\xfe" + plugin.encode() + b"\0" + scramble + b"\0"
+
+
+def parse_auth_switch(payload: bytes) -> tuple[str, bytes]:
+    """Plugin and scramble. A lone 0xFE asks for the method of before MySQL 4.1."""
+    reader = Reader(payload, "server", 1)
+    if not reader.left:
+        return "mysql_old_password", b""
+    plugin = reader.until_nul().decode("ascii", "replace")
+    scramble = reader.rest()
+    return plugin, scramble[:-1] if scramble.endswith(b"\0") else scramble

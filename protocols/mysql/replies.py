@@ -1,0 +1,29 @@
+"""Whole packets the proxy itself sends: errors to clients, commands to engines."""
+
+from __future__ import annotations
+
+from protocols.mysql import constants as c
+from protocols.mysql.messages import build_err, command, packet
+from protocols.wire import ErrorReply
+
+
+def error_packet(error: ErrorReply, sequence: int) -> bytes:
+    """`error` as the packet with this sequence id. The hint is part of the text: MySQL has no field for it."""
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    return packet(build_err(error.mysql_code, error.mysql_sqlstate, message), sequence)
+
+
+def unknown_command_packet(sequence: int) -> bytes:
+    """What MySQL itself says to a command it does not know."""
+    return packet(build_err(c.ER_UNKNOWN_COM, "08S01", "Unknown command, or one that Turnout does not relay"), sequence)
+
+
+def too_large_execute_packet(sequence: int) -> bytes:
+    """The one execute that cannot be repeated on another backend; see `tracker.py`, parameter types."""
+    message = "Prepared statement needs to be re-prepared: its parameter types were lost with the former server"
+    return packet(build_err(c.ER_NEED_REPREPARE, "HY000", message), sequence)
+
+
+def quit_packet() -> bytes:
+    """COM_QUIT."""
+    return command(c.COM_QUIT)

@@ -1,0 +1,1278 @@
+"""Follows one MySQL session in both directions: which packets pass, what is in flight, when the backend may go.
+
+Theory of operation (the words are those of `protocols/wire.py`)
+----------------------------------------------------------------
+A packet is three bytes of length, one of sequence id, and a payload; a packet of 0xFFFFFF bytes is continued in the
+next. Each side is counted down packet by packet. Commands that are answered go into a queue; the answer to its head is
+followed by the phases of `state.py`. Header and first byte decide; of OK and EOF the status flags are read as well (at
+most 25 bytes: a header that is cut stays with the relay).
+
+The transaction is what the status flags say, never what the text says. An ERR carries no flags: after one that may have
+left a transaction open (autocommit off, CALL) the session counts as in a transaction until the next flags.
+
+What the server holds for the session is known from the wire (prepared statements) or only by the server. Of a COM_QUERY
+the text is scanned for what *might* change it: a first word that is not a plain one, a user variable, a lock word, an
+executable comment. Strings and comments are skipped. The ledger is told when the statement is done, and asks the
+server itself later. Over-marking costs a question, under-marking loses state. What stored functions and triggers do
+inside of plain statements is not seen here; a planned switch asks every session anyway.
+
+Statement ids. The client's ids are our own. As long as they are equal to the backend's, commands pass untouched; after a
+switch they may differ, and then the head of each such packet is FETCHed and rewritten: command and id (9 bytes), or for
+an execute as far as its parameter types reach; the rest of the packet is counted down as usual. So no size of packet
+costs memory.
+
+Parameter types. An execute with new-params-bound 0 uses the types of the last one that had 1. They are remembered (a
+block that repeats itself is compared, not copied), and put into the first execute on another backend. There is one
+case in which that cannot be done: the execute fills a packet to 16 MB, so that the types do not fit; the client then
+gets error 1615 and prepares again.
+
+In transaction mode a session with open prepared statements keeps its backend: its ledger is not empty. Renaming them by
+text as for PostgreSQL would need the id of a fresh COM_STMT_PREPARE before the client's own execute can be sent.
+
+COM_CHANGE_USER is not relayed: `change_user_wanted` has it, and the session logs the client in again. Commands that
+Turnout does not relay (binlog, bulk execution, unknown ones) are dropped and answered here with error 1047, in order.
+
+CLIENT_QUERY_ATTRIBUTES is not offered, so that a COM_QUERY is its text.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import cython
+
+from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
+from protocols.mysql.replies import too_large_execute_packet, unknown_command_packet
+
+if not cython.compiled:
+    from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, SWALLOW
+    from protocols.mysql.constants import (
+        CLIENT_DEPRECATE_EOF,
+        CLIENT_LOCAL_FILES,
+        COM_CHANGE_USER,
+        COM_CREATE_DB,
+        COM_DEBUG,
+        COM_DROP_DB,
+        COM_FIELD_LIST,
+        COM_INIT_DB,
+        COM_INVENTED,
+        COM_PING,
+        COM_PROCESS_INFO,
+        COM_PROCESS_KILL,
+        COM_QUERY,
+        COM_QUIT,
+        COM_REFRESH,
+        COM_RESET_CONNECTION,
+        COM_SET_OPTION,
+        COM_STATISTICS,
+        COM_STMT_CLOSE,
+        COM_STMT_EXECUTE,
+        COM_STMT_FETCH,
+        COM_STMT_PREPARE,
+        COM_STMT_RESET,
+        COM_STMT_SEND_LONG_DATA,
+        EOF,
+        ERR,
+        LOCAL_INFILE,
+        LOGIN_BYTES_MAX,
+        OK,
+        PAYLOAD_BYTES_MAX,
+        SERVER_MORE_RESULTS_EXISTS,
+        SERVER_SESSION_STATE_CHANGED,
+        SERVER_STATUS_AUTOCOMMIT,
+        SERVER_STATUS_CURSOR_EXISTS,
+        SERVER_STATUS_IN_TRANS,
+        SERVER_STATUS_LAST_ROW_SENT,
+        SERVER_STATUS_NO_BACKSLASH_ESCAPES,
+    )
+    from protocols.mysql.state import (
+        ENTRY_NOTED,
+        ENTRY_OPAQUE,
+        ENTRY_REPREPARE,
+        LEX_BLOCK,
+        LEX_BLOCK_M,
+        LEX_BLOCK_START,
+        LEX_ESCAPE,
+        LEX_LINE,
+        LEX_PLAIN,
+        LEX_QUOTE,
+        P_COLUMNS,
+        P_COLUMNS_END,
+        P_FIELDS,
+        P_FIELDS_END,
+        P_FILE,
+        P_FILE_END,
+        P_IDLE,
+        P_LIST,
+        P_PARAMETERS,
+        P_PARAMETERS_END,
+        P_PREPARED,
+        P_RESULT,
+        P_ROWS,
+        P_SIMPLE,
+        P_STATISTICS,
+        QUEUE_MAX,
+        TEXT_DIRTY,
+        TEXT_FETCH_BYTES_MAX,
+        TEXT_HOLDS,
+        TEXT_NAMES,
+        TEXT_OPAQUE,
+        TEXT_SEVERAL,
+    )
+    from protocols.wire import Tracker
+
+if TYPE_CHECKING:
+    from protocols.mysql.ledger import MysqlLedger
+    from protocols.wire import BackendFacts
+
+
+class Statement:
+    """A prepared statement of the client."""
+
+    def __init__(self, client_id: int, text: bytes | None, parameters: int, flags: int) -> None:
+        self.client_id = client_id
+        self.text = text
+        self.parameters = parameters
+        self.types: bytes | None = None
+        self.database = b""
+        self.flags = flags
+
+
+class TextScan:
+    """Looks for words in a statement's text that may change what the session holds on the server.
+
+    Feed it the text in any pieces between `begin` and `finish`. See the module's theory of operation.
+    """
+
+    def __init__(self) -> None:
+        self.begin(True)
+
+    def begin(self, has_escapes: bool) -> None:
+        """A new text. `has_escapes`: a backslash escapes (sql_mode without NO_BACKSLASH_ESCAPES)."""
+        self.found = 0
+        self._lex = LEX_PLAIN
+        self._quote = 0
+        self._has_escapes = has_escapes
+        self._is_lead = True
+        self._has_ended = False
+        self._previous = 0
+        self._at = 0
+        self._word_a = 0
+        self._word_b = 0
+        self._word_size = 0
+
+    def feed(self, data: bytes, start: int, end: int) -> None:
+        """The next piece of the text: `data[start:end]`."""
+        lex = self._lex
+        at = self._at
+        size = self._word_size
+        a = self._word_a
+        b = self._word_b
+        previous = self._previous
+        position = start
+        while position < end:
+            character = data[position]
+            position += 1
+            if lex == LEX_PLAIN:
+                if (
+                    97 <= character <= 122
+                    or 65 <= character <= 90
+                    or 48 <= character <= 57
+                    or character == 95
+                    or character == 36
+                    or character >= 128
+                ):
+                    if size == 0:
+                        previous = 0
+                        if at != 0:
+                            if at == 1:
+                                self.found |= TEXT_NAMES | TEXT_DIRTY
+                            at = 0
+                    if 97 <= character <= 122:
+                        character -= 32
+                    if size < 4:
+                        a = (a << 8) | character
+                    elif size < 8:
+                        b = (b << 8) | character
+                    if size < 64:
+                        size += 1
+                    continue
+                if size:
+                    self._word_a = a
+                    self._word_b = b
+                    self._word_size = size
+                    self._on_word()
+                    a = 0
+                    b = 0
+                    size = 0
+                if character == 64:  # @
+                    at = 2 if at == 1 else 1
+                    continue
+                if at == 1:
+                    self.found |= TEXT_NAMES | TEXT_DIRTY
+                at = 0
+                if character <= 32:
+                    if previous == 45 and self._quote == 45:  # "--" and a space
+                        lex = LEX_LINE
+                        self._quote = 0
+                    previous = 0
+                    continue
+                if character == 45:  # the second "-" in a row is noted in _quote
+                    self._quote = 45 if previous == 45 else 0
+                    previous = 45
+                    continue
+                if character == 39 or character == 34 or character == 96:  # ' " `
+                    if self._is_lead:
+                        self.found |= TEXT_DIRTY | TEXT_OPAQUE
+                        self._is_lead = False
+                    lex = LEX_QUOTE
+                    self._quote = character
+                    previous = 0
+                    continue
+                if character == 35:  # #
+                    lex = LEX_LINE
+                elif character == 42 and previous == 47:  # /*
+                    lex = LEX_BLOCK_START
+                    previous = 0
+                    continue
+                elif character == 59:  # ;
+                    if not self._is_lead:
+                        self._has_ended = True
+                    self._is_lead = True
+                elif character != 40 and character != 47 and self._is_lead:  # not ( nor /
+                    self.found |= TEXT_DIRTY | TEXT_OPAQUE
+                    self._is_lead = False
+                previous = character
+            elif lex == LEX_QUOTE:
+                if character == self._quote:
+                    lex = LEX_PLAIN
+                    character = 0
+                elif character == 92 and self._quote != 96 and self._has_escapes:  # backslash
+                    if previous >= 128:
+                        # In some charsets this backslash is half of a character: both readings have to be safe.
+                        self.found |= TEXT_DIRTY
+                    lex = LEX_ESCAPE
+                previous = character
+            elif lex == LEX_ESCAPE:
+                lex = LEX_QUOTE
+                previous = 0
+            elif lex == LEX_LINE:
+                if character == 10:
+                    lex = LEX_PLAIN
+                    previous = 0
+            elif lex == LEX_BLOCK_START:
+                if character == 33:  # /*! is executed
+                    self.found |= TEXT_DIRTY | TEXT_OPAQUE
+                    self._is_lead = False
+                lex = LEX_BLOCK_M if character == 77 or character == 109 else LEX_BLOCK
+                previous = character
+            elif lex == LEX_BLOCK_M:
+                if character == 33:  # /*M! is executed by MariaDB
+                    self.found |= TEXT_DIRTY | TEXT_OPAQUE
+                    self._is_lead = False
+                lex = LEX_PLAIN if previous == 42 and character == 47 else LEX_BLOCK
+                previous = character
+            else:
+                if previous == 42 and character == 47:  # */
+                    lex = LEX_PLAIN
+                    character = 0
+                previous = character
+        self._lex = lex
+        self._at = at
+        self._word_a = a
+        self._word_b = b
+        self._word_size = size
+        self._previous = previous
+
+    def _on_word(self) -> int:
+        """A word is complete."""
+        a = self._word_a
+        b = self._word_b
+        size = self._word_size
+        if self._is_lead:
+            self._is_lead = False
+            if self._has_ended:
+                self.found |= TEXT_SEVERAL
+            self.found |= self._first_word(a, b, size)
+        elif size == 8 and a == 0x4745545F and b == 0x4C4F434B:  # GET_LOCK
+            self.found |= TEXT_DIRTY | TEXT_HOLDS
+        elif size >= 12 and a == 0x52454C45 and b == 0x4153455F:  # RELEASE_LOCK, RELEASE_ALL_LOCKS
+            self.found |= TEXT_DIRTY | TEXT_HOLDS
+        elif size == 9 and a == 0x54454D50 and b == 0x4F524152:  # TEMPORARY
+            self.found |= TEXT_DIRTY | TEXT_HOLDS
+        elif size == 6 and a == 0x41544F4D and b == 0x4943:  # BEGIN NOT ATOMIC
+            self.found |= TEXT_DIRTY | TEXT_OPAQUE
+        return 0
+
+    def _first_word(self, a: int, b: int, size: int) -> int:
+        """What a statement that begins with this word may do; plain ones nothing."""
+        if (
+            (a == 0x53454C45 and b == 0x4354 and size == 6)  # SELECT
+            or (a == 0x494E5345 and b == 0x5254 and size == 6)  # INSERT
+            or (a == 0x55504441 and b == 0x5445 and size == 6)  # UPDATE
+            or (a == 0x44454C45 and b == 0x5445 and size == 6)  # DELETE
+            or (a == 0x434F4D4D and b == 0x4954 and size == 6)  # COMMIT
+            or (a == 0x42454749 and b == 0x4E and size == 5)  # BEGIN
+            or (a == 0x53544152 and b == 0x54 and size == 5)  # START
+            or (a == 0x524F4C4C and b == 0x4241434B and size == 8)  # ROLLBACK
+            or (a == 0x5245504C and b == 0x414345 and size == 7)  # REPLACE
+            or (a == 0x53484F57 and size == 4)  # SHOW
+            or (a == 0x57495448 and size == 4)  # WITH
+            or (a == 0x4558504C and b == 0x41494E and size == 7)  # EXPLAIN
+            or (a == 0x56414C55 and b == 0x4553 and size == 6)  # VALUES
+            or (a == 0x5441424C and b == 0x45 and size == 5)  # TABLE
+            or (a == 0x44455343 and size == 4)  # DESC
+            or (a == 0x44455343 and b == 0x52494245 and size == 8)  # DESCRIBE
+            or (a == 0x53415645 and b == 0x504F494E and size == 9)  # SAVEPOINT
+            or (a == 0x52454C45 and b == 0x415345 and size == 7)  # RELEASE
+            or (a == 0x54525543 and b == 0x43415445 and size == 8)  # TRUNCATE
+        ):
+            return 0
+        if (
+            (a == 0x4C4F434B and size == 4)  # LOCK
+            or (a == 0x554E4C4F and b == 0x434B and size == 6)  # UNLOCK
+            or (a == 0x48414E44 and b == 0x4C4552 and size == 7)  # HANDLER
+            or (a == 0x5841 and size == 2)  # XA
+            or (a == 0x464C5553 and b == 0x48 and size == 5)  # FLUSH
+            or (a == 0x50524550 and b == 0x415245 and size == 7)  # PREPARE
+            or (a == 0x4445414C and b == 0x4C4F4341 and size == 10)  # DEALLOCATE
+            or (a == 0x44524F50 and size == 4)  # DROP
+        ):
+            return TEXT_DIRTY | TEXT_HOLDS
+        if (
+            (a == 0x534554 and size == 3)  # SET
+            or (a == 0x555345 and size == 3)  # USE
+            or (a == 0x43524541 and b == 0x5445 and size == 6)  # CREATE
+            or (a == 0x414C5445 and b == 0x52 and size == 5)  # ALTER
+        ):
+            return TEXT_DIRTY
+        return TEXT_DIRTY | TEXT_OPAQUE
+
+    def finish(self) -> int:
+        """The text is complete: TEXT_… bits of what was found."""
+        if self._word_size:
+            self._on_word()
+            self._word_size = 0
+        if self._at == 1 or self._lex == LEX_QUOTE or self._lex == LEX_ESCAPE:
+            # A string that does not end was perhaps read wrongly.
+            self.found |= TEXT_DIRTY
+        return self.found
+
+
+def scan_text(text: bytes, *, has_escapes: bool = True) -> int:
+    """TEXT_… bits of a whole text."""
+    scan = TextScan()
+    scan.begin(has_escapes)
+    scan.feed(text, 0, len(text))
+    return scan.finish()
+
+
+# What `_scan_execute` and `_scan_statement` say.
+_TAKEN = 0
+_MORE = 1
+_FETCH = 2
+
+
+class MysqlTracker(Tracker):
+    """See the module's theory of operation."""
+
+    def __init__(self, ledger: MysqlLedger, *, shares_backends: bool) -> None:
+        Tracker.__init__(self)
+        self.ledger = ledger
+        self.change_user_wanted = b""
+        self._capabilities = ledger.startup.capabilities
+        self._deprecates_eof = (self._capabilities & CLIENT_DEPRECATE_EOF) != 0
+        self._is_linked = False
+        self._client_left = 0
+        self._client_continued = False
+        self._client_sequence = 0
+        self._client_is_tail = False
+        self._client_drops = False
+        self._scans_text = False
+        self._text = TextScan()
+        self._ring = bytearray(8 * 16)
+        self._head = 0
+        self._count = 0
+        self._capacity = 16
+        self._server_left = 0
+        self._server_continued = False
+        self._server_sequence = 0
+        self._phase = P_IDLE
+        self._definitions_left = 0
+        self._fields_after = 0
+        self._status = SERVER_STATUS_AUTOCOMMIT
+        self._is_transaction_unknown = False
+        self._statements = ledger.statements
+        self._server_ids: dict[int, int] = {}
+        self._types_due: set[int] = set()
+        self._has_types_due = False
+        self._ids_match = True
+        self._recent: Statement | None = None
+        self._newest: Statement | None = None
+        self._preparing: deque[bytes | None] = deque()
+        self._selecting: deque[bytes] = deque()
+        self._is_one_shot = False
+        self._noted: deque[tuple[int, bytes | None]] = deque()
+        self._cursors: set[int] = set()
+        self._has_cursors = False
+        self._long_data: set[int] = set()
+        self._has_long_data = False
+
+    # --- from the client ------------------------------------------------------------------------------------------
+
+    def scan_client(self, data: bytes, start: int, end: int) -> int:
+        position = start
+        while True:
+            if self._client_left:
+                if self._client_drops:
+                    self.stop = position
+                    self.message_size = self._client_left
+                    self._client_left = 0
+                    return SWALLOW
+                taken = end - position
+                if taken > self._client_left:
+                    taken = self._client_left
+                if self._scans_text:
+                    self._text.feed(data, position, position + taken)
+                position += taken
+                self._client_left -= taken
+                if self._client_left:
+                    self.stop = position
+                    return FORWARD
+            if self._scans_text and not self._client_continued:
+                self._scans_text = False
+                self._note_tail(self._text.finish(), None)
+            if end - position < 4:
+                self.stop = position
+                return FORWARD
+            size = data[position] | data[position + 1] << 8 | data[position + 2] << 16
+            sequence = data[position + 3]
+            if self._client_continued:
+                if sequence != self._client_sequence:
+                    raise ProtocolViolation("client", "packet out of order")
+                self._client_sequence = (sequence + 1) & 0xFF
+                self._client_continued = size == PAYLOAD_BYTES_MAX
+                if self._client_is_tail:
+                    self._set_tail_sequence(self._client_sequence)
+                elif self._phase == P_FILE:
+                    self._server_sequence = self._client_sequence
+                if self._client_drops:
+                    self.stop = position
+                    self.message_size = 4 + size
+                    return SWALLOW
+                self._client_left = size
+                position += 4
+                continue
+            self._client_drops = False
+            if self._phase == P_FILE:
+                if sequence != self._server_sequence:
+                    raise ProtocolViolation("client", "packet of a file out of order")
+                self._client_sequence = (sequence + 1) & 0xFF
+                self._server_sequence = self._client_sequence
+                self._client_is_tail = False
+                if size == 0:
+                    self._phase = P_FILE_END
+                self._client_left = size
+                self._client_continued = size == PAYLOAD_BYTES_MAX
+                position += 4
+                continue
+
+            # A command begins.
+            if sequence != 0:
+                raise ProtocolViolation("client", "a command whose sequence id is not 0")
+            if size == 0:
+                raise ProtocolViolation("client", "an empty packet where a command is due")
+            if end - position < 5:
+                self.stop = position
+                return FORWARD
+            command = data[position + 4]
+            if command == COM_QUIT:
+                if size > 64:
+                    raise ProtocolViolation("client", "a COM_QUIT of more than 64 bytes")
+                self.stop = position
+                self.message_size = 4 + size
+                return FETCH
+            if self.gate == GATE_CLOSED:
+                self.stop = position
+                return GATE
+            if command == COM_CHANGE_USER:
+                if size > LOGIN_BYTES_MAX:
+                    raise ProtocolViolation("client", "a COM_CHANGE_USER of more than 64 KiB")
+                if not self.is_idle():
+                    raise ProtocolViolation("client", "a COM_CHANGE_USER before the answer to the last command")
+                self.stop = position
+                self.message_size = 4 + size
+                return FETCH if self.gate == GATE_OPEN else GATE
+            if not self._is_linked:
+                self.stop = position
+                return GATE
+            if self.gate == GATE_DRAIN and (not self.is_idle() or self.at_boundary()):
+                self.stop = position
+                return GATE
+
+            if command == COM_QUERY:
+                is_whole = size <= end - position - 4 and size < PAYLOAD_BYTES_MAX
+                if is_whole:
+                    self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
+                    self._text.feed(data, position + 5, position + 4 + size)
+                    found = self._text.finish()
+                    self._enqueue(COM_QUERY, 0, 0)
+                    if found:
+                        self._note_tail(found, bytes(data[position + 5 : position + 4 + size]))
+                    position += 4 + size
+                    continue
+                if size <= TEXT_FETCH_BYTES_MAX:
+                    self.stop = position
+                    self.message_size = 4 + size
+                    return FETCH
+                self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
+                self._scans_text = True
+                self._enqueue(COM_QUERY, 0, 0)
+                self._begin_client(size)
+                # The command byte is not text.
+                position += 5
+                self._client_left -= 1
+                continue
+            if command == COM_STMT_EXECUTE:
+                verdict = self._scan_execute(data, position, end, size)
+            elif (
+                command == COM_STMT_CLOSE
+                or command == COM_STMT_SEND_LONG_DATA
+                or command == COM_STMT_RESET
+                or command == COM_STMT_FETCH
+            ):
+                verdict = self._scan_statement(data, position, end, size, command)
+            elif command == COM_STMT_PREPARE:
+                if size == PAYLOAD_BYTES_MAX:
+                    self._preparing.append(None)
+                    self._enqueue(COM_STMT_PREPARE, 0, 0)
+                    self._begin_client(size)
+                    verdict = _TAKEN
+                else:
+                    self.message_size = 4 + size
+                    verdict = _FETCH
+            elif command == COM_SET_OPTION or command == COM_INIT_DB:
+                if size > 1_024 or (command == COM_SET_OPTION and size != 3):
+                    raise ProtocolViolation("client", "a COM_SET_OPTION or COM_INIT_DB of a wrong length")
+                self.message_size = 4 + size
+                verdict = _FETCH
+            elif (
+                command == COM_PING
+                or command == COM_FIELD_LIST
+                or command == COM_CREATE_DB
+                or command == COM_DROP_DB
+                or command == COM_REFRESH
+                or command == COM_STATISTICS
+                or command == COM_PROCESS_INFO
+                or command == COM_PROCESS_KILL
+                or command == COM_DEBUG
+                or command == COM_RESET_CONNECTION
+            ):
+                self._enqueue(command, 0, 0)
+                self._begin_client(size)
+                verdict = _TAKEN
+            else:
+                if size == PAYLOAD_BYTES_MAX:
+                    raise ProtocolViolation("client", "an unknown command of more than 16 MB")
+                self._enqueue(COM_INVENTED, 0, 0)
+                self._find_invented()
+                self.stop = position
+                self.message_size = 4 + size
+                return SWALLOW
+            if verdict == _TAKEN:
+                position += 4
+                continue
+            self.stop = position
+            return FORWARD if verdict == _MORE else FETCH
+
+    def _scan_execute(self, data: bytes, position: int, end: int, size: int) -> int:
+        """A COM_STMT_EXECUTE: command, id (4), flags (1), iterations (4), null bitmap, new-params-bound (1), types."""
+        if size < 10:
+            raise ProtocolViolation("client", "a COM_STMT_EXECUTE of less than 10 bytes")
+        if end - position < 14:
+            return _MORE
+        identifier = data[position + 5] | data[position + 6] << 8 | data[position + 7] << 16 | data[position + 8] << 24
+        statement = self._recent
+        if statement is None or statement.client_id != identifier:
+            statement = self._find(identifier)
+            self._recent = statement
+        need = 14
+        mark = 0
+        if statement is not None and statement.parameters:
+            mark = 14 + (statement.parameters + 7) // 8
+            if mark < 4 + size:
+                need = mark + 1
+                if position + mark >= end or data[position + mark] == 1:
+                    need += 2 * statement.parameters
+                    if need > 4 + size:
+                        need = 4 + size
+        if not self._ids_match or (self._has_types_due and identifier in self._types_due):
+            self.message_size = need
+            return _FETCH
+        if position + need > end:
+            # The relay keeps no more than 64 bytes by itself.
+            if end - position <= 64:
+                return _MORE
+            self.message_size = need
+            return _FETCH
+        if need > 14 and statement is not None and data[position + mark] == 1:
+            is_same = statement.types is not None and len(statement.types) == need - mark - 1
+            index = 0
+            while is_same and index < need - mark - 1:
+                is_same = statement.types[index] == data[position + mark + 1 + index]  # type: ignore[index]
+                index += 1
+            if not is_same:
+                self._remember_types(statement, bytes(data[position + mark + 1 : position + need]))
+        self._begin_execute(identifier, statement)
+        self._begin_client(size)
+        return _TAKEN
+
+    def _scan_statement(self, data: bytes, position: int, end: int, size: int, command: int) -> int:
+        """A command that names a statement in the bytes 1 to 4 of its payload."""
+        if size < 5:
+            raise ProtocolViolation("client", "a command of a prepared statement without its id")
+        if not self._ids_match:
+            self.message_size = 9
+            return _FETCH
+        if end - position < 9:
+            return _MORE
+        identifier = data[position + 5] | data[position + 6] << 8 | data[position + 7] << 16 | data[position + 8] << 24
+        self._note_statement_command(command, identifier)
+        self._begin_client(size)
+        return _TAKEN
+
+    def _begin_client(self, size: int) -> None:
+        """A command's packet of `size` bytes begins to pass; it has been put into the queue if it is answered."""
+        self._client_left = size
+        self._client_continued = size == PAYLOAD_BYTES_MAX
+        self._client_sequence = 1
+
+    def _find(self, identifier: int) -> Statement | None:
+        if identifier == STATEMENT_LAST_PREPARED:
+            return self._newest
+        return self._statements.get(identifier)
+
+    def _remember_types(self, statement: Statement, types: bytes) -> None:
+        # A block that is cut (a malformed packet) must not be repeated elsewhere.
+        statement.types = types if len(types) == 2 * statement.parameters else None
+        self.ledger.version += 1
+
+    def _begin_execute(self, identifier: int, statement: Statement | None) -> None:
+        if self._has_long_data:
+            self._long_data.discard(identifier)
+            self._has_long_data = bool(self._long_data)
+        self._enqueue(COM_STMT_EXECUTE, identifier, 0)
+        if statement is not None and statement.flags:
+            self._note_tail(statement.flags, statement.text)
+
+    def _note_statement_command(self, command: int, identifier: int) -> None:
+        if command == COM_STMT_CLOSE:
+            self._client_is_tail = False
+            self._end_statement(identifier)
+        elif command == COM_STMT_SEND_LONG_DATA:
+            self._client_is_tail = False
+            if identifier in self._statements:
+                self._long_data.add(identifier)
+                self._has_long_data = True
+        else:
+            self._enqueue(command, identifier, 0)
+
+    def _end_statement(self, identifier: int) -> int:
+        """COM_STMT_CLOSE: the statement is gone on both sides."""
+        if self._statements.pop(identifier, None) is None:
+            return 0
+        self.ledger.version += 1
+        self._recent = None
+        self._server_ids.pop(identifier, None)
+        self._types_due.discard(identifier)
+        self._cursors.discard(identifier)
+        self._long_data.discard(identifier)
+        if not self._statements:
+            self._ids_match = True
+        self._has_types_due = bool(self._types_due)
+        self._has_cursors = bool(self._cursors)
+        self._has_long_data = bool(self._long_data)
+        return 0
+
+    def take_client(self, message: bytes) -> bytes:
+        command = message[4]
+        size = int.from_bytes(message[:3], "little")
+        if command == COM_QUIT:
+            self.client_left = True
+            return b""
+        if command == COM_CHANGE_USER:
+            self.change_user_wanted = message
+            return b""
+        if command == COM_QUERY:
+            self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
+            self._text.feed(message, 5, len(message))
+            found = self._text.finish()
+            self._enqueue(COM_QUERY, 0, 0)
+            if found:
+                self._note_tail(found, message[5:])
+            return message
+        if command == COM_STMT_PREPARE:
+            self._preparing.append(message[5:])
+            self._enqueue(COM_STMT_PREPARE, 0, 0)
+            return message
+        if command == COM_SET_OPTION:
+            self._enqueue(COM_SET_OPTION, int.from_bytes(message[5:7], "little"), 0)
+            return message
+        if command == COM_INIT_DB:
+            self._selecting.append(message[5:])
+            self._enqueue(COM_INIT_DB, 0, 0)
+            return message
+        identifier = int.from_bytes(message[5:9], "little")
+        if command == COM_STMT_EXECUTE:
+            return self._take_execute(message, size, identifier)
+        server_id = self._server_id(identifier)
+        self._note_statement_command(command, identifier)
+        self._pass_rest(message, size)
+        return message[:5] + server_id.to_bytes(4, "little") + message[9:]
+
+    def _server_id(self, identifier: int) -> int:
+        """The backend's id of the client's statement; one that no server has, if it does not have it."""
+        if identifier == STATEMENT_LAST_PREPARED:
+            return identifier
+        server_id: int = self._server_ids.get(identifier, STATEMENT_NONE)
+        return server_id
+
+    def _pass_rest(self, message: bytes, size: int) -> None:
+        """What follows the fetched head of a packet of `size` bytes passes as it is."""
+        self._begin_client(size)
+        self._client_left = 4 + size - len(message)
+
+    def _take_execute(self, message: bytes, size: int, identifier: int) -> bytes:
+        """The head of an execute, up to its types: put in the backend's id, and the types if the backend lacks them."""
+        statement = self._find(identifier)
+        server_id = self._server_id(identifier).to_bytes(4, "little")
+        head = message[5:9]
+        added = b""
+        mark = 0
+        if statement is not None and statement.parameters:
+            mark = 14 + (statement.parameters + 7) // 8
+            if len(message) > mark and message[mark] == 1:
+                types = message[mark + 1 : mark + 1 + 2 * statement.parameters]
+                if types != statement.types:
+                    self._remember_types(statement, types)
+            elif len(message) > mark and identifier in self._types_due and statement.types is not None:
+                added = statement.types
+        if added and size + len(added) >= PAYLOAD_BYTES_MAX:
+            self._enqueue(COM_INVENTED, 0, ENTRY_REPREPARE)
+            self._find_invented()
+            self._pass_rest(message, size)
+            self._client_drops = True
+            return b""
+        self._types_due.discard(identifier)
+        self._has_types_due = bool(self._types_due)
+        self._begin_execute(identifier, statement)
+        self._pass_rest(message, size)
+        head = (size + len(added)).to_bytes(3, "little") + message[3:5] + server_id
+        if added:
+            return head + message[9:mark] + b"\x01" + added + message[mark + 1 :]
+        return head + message[9:]
+
+    # --- the queue ------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, command: int, argument: int, flags: int) -> int:
+        """A command that will be answered begins."""
+        if self._count == self._capacity:
+            self._grow()
+        entry = 8 * ((self._head + self._count) % self._capacity)
+        self._ring[entry] = command
+        self._ring[entry + 1] = 1
+        self._ring[entry + 2] = flags
+        self._ring[entry + 4] = argument & 0xFF
+        self._ring[entry + 5] = (argument >> 8) & 0xFF
+        self._ring[entry + 6] = (argument >> 16) & 0xFF
+        self._ring[entry + 7] = (argument >> 24) & 0xFF
+        self._count += 1
+        self._client_is_tail = True
+        if self._phase == P_FILE:
+            raise IllegalUse("a command was taken while a file is due")
+        if self._count == 1:
+            self._begin_head()
+        return 0
+
+    def _grow(self) -> int:
+        if self._capacity >= QUEUE_MAX:
+            raise ProtocolViolation("client", f"more than {QUEUE_MAX} commands await their answers")
+        first = self._ring[8 * self._head :]
+        self._ring = first + self._ring[: 8 * self._head] + bytes(8 * self._capacity)
+        self._head = 0
+        self._capacity *= 2
+        return 0
+
+    def _begin_head(self) -> int:
+        """The command at the queue's head is answered from now on."""
+        command = self._ring[8 * self._head]
+        self._server_sequence = self._ring[8 * self._head + 1]
+        if command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_PROCESS_INFO:
+            self._phase = P_RESULT
+        elif command == COM_STMT_PREPARE:
+            self._phase = P_PREPARED
+        elif command == COM_STMT_FETCH:
+            self._phase = P_ROWS
+        elif command == COM_FIELD_LIST:
+            self._phase = P_LIST
+        elif command == COM_STATISTICS:
+            self._phase = P_STATISTICS
+        else:
+            self._phase = P_SIMPLE
+        return 0
+
+    def _set_tail_sequence(self, sequence: int) -> None:
+        """The command at the tail goes on in another packet: its answer's sequence ids begin later."""
+        self._ring[8 * ((self._head + self._count - 1) % self._capacity) + 1] = sequence
+        if self._count == 1:
+            self._server_sequence = sequence
+
+    def _note_tail(self, found: int, text: bytes | None) -> None:
+        """The ledger is told of the command at the tail when it is done."""
+        if not found:
+            return
+        if not self._client_is_tail:
+            # It was refused before its text was complete.
+            self.ledger.note_text(found, text, True)
+            return
+        entry = 8 * ((self._head + self._count - 1) % self._capacity) + 2
+        self._ring[entry] |= ENTRY_NOTED | (ENTRY_OPAQUE if found & TEXT_OPAQUE else 0)
+        self._noted.append((found, text))
+
+    def _pop(self) -> int:
+        self._head = (self._head + 1) % self._capacity
+        self._count -= 1
+        if self._count:
+            self._begin_head()
+        else:
+            self._phase = P_IDLE
+            self._client_is_tail = False
+        return 0
+
+    def _set_status(self, status: int) -> int:
+        self._status = status
+        self._is_transaction_unknown = False
+        if status & SERVER_SESSION_STATE_CHANGED:
+            self.ledger.is_dirty = True
+        return 0
+
+    def _finish(self, is_error: bool) -> int:
+        """The answer to the head of the queue is complete."""
+        entry = 8 * self._head
+        command = self._ring[entry]
+        if self._ring[entry + 2] & ENTRY_NOTED:
+            found, text = self._noted.popleft()
+            self._is_one_shot = self.ledger.note_text(found, text, is_error)
+        elif self._is_one_shot and (command == COM_QUERY or command == COM_STMT_EXECUTE):
+            self._is_one_shot = False
+        if command == COM_STMT_EXECUTE or command == COM_STMT_FETCH or command == COM_STMT_RESET:
+            if self._has_cursors or self._has_long_data or self._status & SERVER_STATUS_CURSOR_EXISTS:
+                identifier = (
+                    self._ring[entry + 4]
+                    | self._ring[entry + 5] << 8
+                    | self._ring[entry + 6] << 16
+                    | self._ring[entry + 7] << 24
+                )
+                self._note_cursor(command, identifier, is_error)
+        elif command == COM_INIT_DB:
+            database = self._selecting.popleft()
+            if not is_error:
+                self.ledger.note_database(database)
+        elif command == COM_RESET_CONNECTION and not is_error:
+            self._forget_statements()
+            self.ledger.note_reset()
+        elif command == COM_SET_OPTION and not is_error:
+            self.ledger.note_option(self._ring[entry + 4] | self._ring[entry + 5] << 8)
+        elif command == COM_STMT_PREPARE and is_error and self._phase == P_PREPARED:
+            self._preparing.popleft()
+        self.requests += 1
+        if not (self._status & SERVER_STATUS_IN_TRANS):
+            self.transactions += 1
+        self._pop()
+        return 0
+
+    def _fail(self) -> int:
+        """ERR ends the answer to the head of the queue."""
+        self.errors += 1
+        if not (self._status & SERVER_STATUS_AUTOCOMMIT) or self._ring[8 * self._head + 2] & ENTRY_OPAQUE:
+            self._is_transaction_unknown = True
+        self._finish(True)
+        return 0
+
+    def _note_cursor(self, command: int, identifier: int, is_error: bool) -> None:
+        if command == COM_STMT_RESET:
+            self._cursors.discard(identifier)
+            self._long_data.discard(identifier)
+        elif command == COM_STMT_EXECUTE:
+            if self._status & SERVER_STATUS_CURSOR_EXISTS and not is_error:
+                self._cursors.add(identifier)
+            else:
+                self._cursors.discard(identifier)
+        elif is_error or self._status & SERVER_STATUS_LAST_ROW_SENT:
+            self._cursors.discard(identifier)
+        self._has_cursors = bool(self._cursors)
+        self._has_long_data = bool(self._long_data)
+
+    def _forget_statements(self) -> None:
+        """The backend has none any more (COM_RESET_CONNECTION)."""
+        self._statements.clear()
+        self._server_ids.clear()
+        self._types_due.clear()
+        self._cursors.clear()
+        self._long_data.clear()
+        self._has_types_due = False
+        self._has_cursors = False
+        self._has_long_data = False
+        self._ids_match = True
+        self._recent = None
+        self._newest = None
+
+    # --- from the server ------------------------------------------------------------------------------------------
+
+    def scan_server(self, data: bytes, start: int, end: int) -> int:
+        position = start
+        while True:
+            if self._server_left:
+                taken = end - position
+                if taken > self._server_left:
+                    taken = self._server_left
+                position += taken
+                self._server_left -= taken
+                if self._server_left:
+                    self.stop = position
+                    return FORWARD
+            if self._count and not self._server_continued and self._ring[8 * self._head] == COM_INVENTED:
+                # All answers before it are complete. Nothing of the server is due for it.
+                self.has_invented = True
+                self.stop = position
+                return INVENT
+            if end - position < 4:
+                self.stop = position
+                return FORWARD
+            size = data[position] | data[position + 1] << 8 | data[position + 2] << 16
+            sequence = data[position + 3]
+            if self._server_continued:
+                if sequence != self._server_sequence:
+                    raise ProtocolViolation("server", "packet out of order")
+                self._server_sequence = (sequence + 1) & 0xFF
+                self._server_continued = size == PAYLOAD_BYTES_MAX
+                self._server_left = size
+                position += 4
+                continue
+            if size == 0:
+                raise ProtocolViolation("server", "an empty packet")
+            if end - position < 5:
+                self.stop = position
+                return FORWARD
+            first = data[position + 4]
+            phase = self._phase
+            if sequence != self._server_sequence or phase == P_IDLE:
+                # An error is allowed at two more moments: nothing is in flight (the server ends the connection), or
+                # the command is still on its way and too large. Its sequence id is then whatever it is.
+                if first != ERR or not (phase == P_IDLE or (self._client_is_tail and self._client_is_on_its_way())):
+                    raise ProtocolViolation("server", "a packet that nobody asked for, or out of order")
+                if phase == P_IDLE:
+                    self.errors += 1
+                    self._server_left = size
+                    position += 4
+                    continue
+            if size == PAYLOAD_BYTES_MAX and (phase != P_ROWS or first == ERR):
+                raise ProtocolViolation("server", "a packet of 16 MB that is not a row")
+
+            is_end = first == EOF and (size < PAYLOAD_BYTES_MAX if self._deprecates_eof else size < 9)
+            if (
+                first == ERR
+                or phase == P_COLUMNS
+                or phase == P_PARAMETERS
+                or phase == P_FIELDS
+                or phase == P_STATISTICS
+                or ((phase == P_ROWS or phase == P_LIST) and not is_end)
+            ):
+                need = 5
+            else:
+                need = 4 + (size if size < 21 else 21)
+            if end - position < need:
+                self.stop = position
+                return FORWARD
+            if phase == P_PREPARED and first != ERR:
+                if first != OK or size < 12 or size > 64:
+                    raise ProtocolViolation("server", "neither a prepared statement nor ERR")
+                self.stop = position
+                self.message_size = 4 + size
+                return FETCH
+
+            # The packet is judged now; where it ends the answer, the next answer's sequence takes the place of this.
+            self._server_sequence = (sequence + 1) & 0xFF
+            self._server_left = size
+            self._server_continued = size == PAYLOAD_BYTES_MAX
+            if first == ERR:
+                self._fail()
+            elif phase == P_ROWS:
+                if is_end:
+                    status = self._end_status(data, position, size)
+                    self._set_status(status)
+                    if status & SERVER_MORE_RESULTS_EXISTS:
+                        self._phase = P_RESULT
+                    else:
+                        self._finish(False)
+            elif phase == P_COLUMNS or phase == P_PARAMETERS or phase == P_FIELDS:
+                # A definition begins with its catalog, the string "def"; OK and EOF may not come here.
+                if first == OK or first == EOF or first == LOCAL_INFILE:
+                    raise ProtocolViolation("server", "fewer column definitions than announced")
+                self._definitions_left -= 1
+                if self._definitions_left == 0:
+                    self._end_definitions()
+            elif phase == P_RESULT or phase == P_FILE_END:
+                if first == OK:
+                    status = self._ok_status(data, position, size)
+                    self._set_status(status)
+                    if status & SERVER_MORE_RESULTS_EXISTS:
+                        self._phase = P_RESULT
+                    else:
+                        self._finish(False)
+                elif phase == P_FILE_END:
+                    raise ProtocolViolation("server", "neither OK nor ERR after a file")
+                elif first == LOCAL_INFILE:
+                    self._begin_file()
+                else:
+                    self._definitions_left = self._column_count(data, position, size)
+                    self._phase = P_COLUMNS
+            elif phase == P_SIMPLE:
+                if first == OK:
+                    self._set_status(self._ok_status(data, position, size))
+                elif is_end:
+                    self._set_status(self._end_status(data, position, size))
+                else:
+                    raise ProtocolViolation("server", "neither OK nor ERR")
+                self._finish(False)
+            elif phase == P_COLUMNS_END or phase == P_PARAMETERS_END or phase == P_FIELDS_END:
+                if not is_end:
+                    raise ProtocolViolation("server", "no EOF after the column definitions")
+                status = self._eof_status(data, position, size)
+                self._set_status(status)
+                if phase == P_COLUMNS_END and not (status & SERVER_STATUS_CURSOR_EXISTS):
+                    self._phase = P_ROWS
+                elif phase == P_PARAMETERS_END and self._fields_after:
+                    self._definitions_left = self._fields_after
+                    self._phase = P_FIELDS
+                else:
+                    self._finish(False)
+            elif phase == P_LIST:
+                if is_end:
+                    self._set_status(self._end_status(data, position, size))
+                    self._finish(False)
+                elif first == OK or first == LOCAL_INFILE or first == EOF:
+                    raise ProtocolViolation("server", "not a list of fields")
+            elif phase == P_STATISTICS:
+                self._finish(False)
+            else:
+                raise ProtocolViolation("server", "speaks while the client sends a file")
+            position += 4
+
+    def _client_is_on_its_way(self) -> bool:
+        return self._client_left != 0 or self._client_continued
+
+    def _end_status(self, data: bytes, position: int, size: int) -> int:
+        """Status flags of an EOF, or of the OK in its place."""
+        if self._deprecates_eof:
+            return self._ok_status(data, position, size)
+        return self._eof_status(data, position, size)
+
+    def _eof_status(self, data: bytes, position: int, size: int) -> int:
+        if size != 5:
+            raise ProtocolViolation("server", "an EOF that is not 5 bytes long")
+        return data[position + 7] | data[position + 8] << 8
+
+    def _ok_status(self, data: bytes, position: int, size: int) -> int:
+        """Status flags of an OK: after two length-encoded integers. The first 21 bytes of the payload are in `data`."""
+        at = position + 5
+        last = position + 4 + (size if size < 21 else 21)
+        turn = 0
+        while turn < 2:
+            first = data[at] if at < last else 0xFF
+            if first < 0xFB:
+                at += 1
+            elif first == 0xFC:
+                at += 3
+            elif first == 0xFD:
+                at += 4
+            elif first == 0xFE:
+                at += 9
+            else:
+                raise ProtocolViolation("server", "an OK that cannot be read")
+            turn += 1
+        if at + 2 > last:
+            raise ProtocolViolation("server", "an OK without status flags")
+        return data[at] | data[at + 1] << 8
+
+    def _column_count(self, data: bytes, position: int, size: int) -> int:
+        """A length-encoded integer that fills the packet: 1 to 65535."""
+        first = data[position + 4]
+        count = 0
+        if first < 0xFB and size == 1:
+            count = first
+        elif first == 0xFC and size == 3:
+            count = data[position + 5] | data[position + 6] << 8
+        if count == 0:
+            raise ProtocolViolation("server", "neither OK, ERR nor a number of columns")
+        return count
+
+    def _begin_file(self) -> None:
+        """LOAD DATA LOCAL: the server may ask for a file only where the client said it might, for its own query."""
+        if not self._capabilities & CLIENT_LOCAL_FILES:
+            raise ProtocolViolation("server", "asks for a file although the client does not send any")
+        if self._ring[8 * self._head] != COM_QUERY:
+            raise ProtocolViolation("server", "asks for a file without a query")
+        if self._count > 1 or self._client_is_on_its_way():
+            raise ProtocolViolation("client", "sent on where the server asks for a file")
+        self._phase = P_FILE
+
+    def _end_definitions(self) -> int:
+        """The last of the announced definitions is judged."""
+        if self._phase == P_COLUMNS:
+            self._phase = P_ROWS if self._deprecates_eof else P_COLUMNS_END
+        elif not self._deprecates_eof:
+            self._phase = P_PARAMETERS_END if self._phase == P_PARAMETERS else P_FIELDS_END
+        elif self._phase == P_PARAMETERS and self._fields_after:
+            self._definitions_left = self._fields_after
+            self._phase = P_FIELDS
+        else:
+            self._finish(False)
+        return 0
+
+    def _free_id(self) -> int:
+        """A client id that no statement has; never one with a meaning of its own."""
+        client_id = max(self._statements) + 1
+        if client_id < STATEMENT_NONE:
+            return client_id
+        client_id = 1
+        while client_id in self._statements:
+            client_id += 1
+        return client_id
+
+    def take_server(self, message: bytes) -> bytes:
+        """The answer to COM_STMT_PREPARE: OK, id (4), columns (2), parameters (2), filler, warnings (2)."""
+        if self._phase != P_PREPARED or len(message) < 16:
+            raise IllegalUse("a message was fetched that the tracker did not ask for")
+        server_id = int.from_bytes(message[5:9], "little")
+        columns = int.from_bytes(message[9:11], "little")
+        parameters = int.from_bytes(message[11:13], "little")
+        text = self._preparing.popleft()
+        found = TEXT_DIRTY | TEXT_OPAQUE
+        if text is not None:
+            self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
+            self._text.feed(text, 0, len(text))
+            found = self._text.finish()
+        client_id = server_id
+        if server_id >= STATEMENT_NONE or len(self._statements) >= STATEMENTS_MAX:
+            raise ProtocolViolation("server", "more prepared statements than are possible")
+        if client_id in self._statements:
+            # The id is taken by a statement that was prepared on another backend.
+            client_id = self._free_id()
+            self._ids_match = False
+        statement = Statement(client_id, text, parameters, found)
+        self._statements[client_id] = statement
+        self._server_ids[client_id] = server_id
+        self._newest = statement
+        self._recent = None
+        self.ledger.note_statement(statement)
+        self._server_sequence = (message[3] + 1) & 0xFF
+        self._fields_after = columns
+        if parameters:
+            self._definitions_left = parameters
+            self._phase = P_PARAMETERS
+        elif columns:
+            self._definitions_left = columns
+            self._phase = P_FIELDS
+        else:
+            self._finish(False)
+            self._find_invented()
+        return message if client_id == server_id else message[:5] + client_id.to_bytes(4, "little") + message[9:]
+
+    # --- for the relay and the session ----------------------------------------------------------------------------
+
+    def at_boundary(self) -> bool:
+        return (
+            self.is_idle()
+            and not (self._status & SERVER_STATUS_IN_TRANS)
+            and not self._is_transaction_unknown
+            and not self._is_one_shot
+            and not self._has_cursors
+            and not self._has_long_data
+        )
+
+    def is_idle(self) -> bool:
+        return (
+            self._count == 0
+            and self._client_left == 0
+            and not self._client_continued
+            and self._server_left == 0
+            and not self._server_continued
+        )
+
+    def _find_invented(self) -> None:
+        """Our own answer is due now if its turn has come and no message to the client is half sent."""
+        self.has_invented = (
+            self._count != 0
+            and self._ring[8 * self._head] == COM_INVENTED
+            and self._server_left == 0
+            and not self._server_continued
+        )
+
+    def take_invented(self) -> bytes:
+        """The answers to commands at the queue's head that no server is asked to answer."""
+        answers = b""
+        while self._count and self._ring[8 * self._head] == COM_INVENTED:
+            sequence = self._ring[8 * self._head + 1]
+            if self._ring[8 * self._head + 2] & ENTRY_REPREPARE:
+                answers += too_large_execute_packet(sequence)
+            else:
+                answers += unknown_command_packet(sequence)
+            self.errors += 1
+            self.requests += 1
+            self._pop()
+        self.has_invented = False
+        return answers
+
+    def next_sequence(self) -> int:
+        """Sequence id that the next packet to the client must have: of the answer in flight, or 1."""
+        return self._server_sequence if self._count else 1
+
+    def link(self, backend: BackendFacts, notes: dict[str, Any]) -> bytes:
+        """`notes`: `statement_ids` (client id -> this backend's id) and `types_due` (client ids), kept up to date here."""
+        if not self.is_idle():
+            raise IllegalUse("a backend was linked in the middle of a request")
+        self.ledger.note_backend(backend)
+        self._server_ids = notes.setdefault("statement_ids", {})
+        self._types_due = notes.setdefault("types_due", set())
+        self._has_types_due = bool(self._types_due)
+        self._ids_match = all(self._server_ids.get(client_id) == client_id for client_id in self._statements)
+        self._recent = None
+        self._status &= ~SERVER_STATUS_IN_TRANS
+        self._is_transaction_unknown = False
+        self._is_linked = True
+        return b""
+
+    def unlink(self) -> None:
+        self._is_linked = False
+        self._server_ids = {}
+        self._types_due = set()
+        self._has_types_due = False
+        self._head = 0
+        self._count = 0
+        self._phase = P_IDLE
+        self._server_left = 0
+        self._server_continued = False
+        self._client_is_tail = False
+        self._preparing.clear()
+        self._selecting.clear()
+        self._is_one_shot = False
+        self._noted.clear()
+        self._cursors.clear()
+        self._has_cursors = False
+        self._long_data.clear()
+        self._has_long_data = False
+        self._status &= ~SERVER_STATUS_IN_TRANS
+        self._is_transaction_unknown = False

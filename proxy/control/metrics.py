@@ -1,7 +1,8 @@
 """What Prometheus scrapes: `/metrics`. Names have the prefix `turnout_` and end in their unit.
 
 Each scrape asks the workers once and builds its families from the answer; nothing is counted here but the ends of
-switches. Only this module speaks prometheus_client; what is below the control port does not know of it.
+switches. What workers count has the label `worker`: the counters of one that was replaced begin anew, and only in a
+series of its own does Prometheus see that; `sum by (service)` adds them up. Only this module speaks prometheus_client; what is below the control port does not know of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from proxy import VERSION, ipc
-from proxy.control.service import ServiceSums, Supervisor, sum_figures
+from proxy.control.service import Supervisor
 from proxy.switch.state import Phase
 from proxy.switch.views import Event, ServiceView, WorkerView
 
@@ -101,9 +102,8 @@ class _Scrape:
             "turnout_start_time_seconds", "When the supervisor started, seconds since 1970.", value=self._started_at
         )
         yield from self._of_workers()
-        sums = sum_figures(self._figures)
-        yield from self._of_clients(sums)
-        yield from self._of_pools(sums)
+        yield from self._of_clients()
+        yield from self._of_pools()
         yield from self._of_engines()
         yield from self._of_switches()
 
@@ -122,24 +122,27 @@ class _Scrape:
             connected.add_metric(label, float(worker.is_connected))
             configured.add_metric(label, float(worker.is_configured))
             restarts.add_metric(label, worker.restarts)
-        yield from (connected, configured, restarts)
-        yield CounterMetricFamily(
-            "turnout_workers_cpu_seconds",
-            "Processor time of all worker processes.",
-            value=sum(worker.cpu_s for worker in self._figures),
+        cpu = CounterMetricFamily("turnout_worker_cpu_seconds", "Processor time of the process.", labels=["worker"])
+        memory = GaugeMetricFamily(
+            "turnout_worker_resident_memory_bytes", "Resident memory of the process.", labels=["worker"]
         )
-        yield GaugeMetricFamily(
-            "turnout_workers_resident_memory_bytes",
-            "Resident memory of all worker processes.",
-            value=sum(worker.rss_bytes for worker in self._figures),
-        )
+        for answered in self._figures:
+            cpu.add_metric([str(answered.worker)], answered.cpu_s)
+            memory.add_metric([str(answered.worker)], answered.rss_bytes)
+        yield from (connected, configured, restarts, cpu, memory)
 
-    def _of_clients(self, sums: dict[str, ServiceSums]) -> Iterator[Metric]:
-        labels = ["service"]
+    def _of_services(self) -> Iterator[tuple[list[str], ipc.ServiceFigures]]:
+        """What each worker counts of each service, with the labels service and worker."""
+        for answered in self._figures:
+            for figures in answered.services:
+                yield [figures.service, str(answered.worker)], figures
+
+    def _of_clients(self) -> Iterator[Metric]:
+        labels = ["service", "worker"]
         sessions = GaugeMetricFamily("turnout_sessions", "Client connections.", labels=labels)
         held = GaugeMetricFamily("turnout_sessions_held", "Client connections that a switch holds.", labels=labels)
         pinned = GaugeMetricFamily(
-            "turnout_sessions_pinned", "Sessions that cannot be carried, by reason.", labels=["service", "pin"]
+            "turnout_sessions_pinned", "Sessions that cannot be carried, by reason.", labels=[*labels, "pin"]
         )
         counters = {
             field: CounterMetricFamily(f"turnout_{name}", help_text, labels=labels)
@@ -156,25 +159,31 @@ class _Scrape:
         durations = HistogramMetricFamily(
             "turnout_request_duration_seconds", "From a request's arrival to the end of its answer.", labels=labels
         )
-        for name, found in sums.items():
-            sessions.add_metric([name], found.sessions)
-            held.add_metric([name], found.held)
+        for label, found in self._of_services():
+            sessions.add_metric(label, found.sessions)
+            held.add_metric(label, found.held)
             for pin, count in found.pinned.items():
-                pinned.add_metric([name, pin], count)
+                pinned.add_metric([*label, pin], count)
             for field, counter in counters.items():
-                counter.add_metric([name], getattr(found, field))
-            durations.add_metric([name], _buckets(found.latency_buckets), found.request_us_total / 1e6)
+                counter.add_metric(label, getattr(found, field))
+            durations.add_metric(label, _buckets(found.latency_buckets), found.request_us_total / 1e6)
         yield from (sessions, held, pinned, *counters.values(), durations)
 
-    def _of_pools(self, sums: dict[str, ServiceSums]) -> Iterator[Metric]:
-        labels = ["service", "engine", "database", "user"]
+    def _of_pools(self) -> Iterator[Metric]:
+        labels = ["service", "worker", "engine", "database", "user"]
         backends = GaugeMetricFamily("turnout_pool_backends", "Connections to an engine.", labels=[*labels, "state"])
         waiting = GaugeMetricFamily("turnout_pool_waiting", "Clients that wait for a backend.", labels=labels)
-        for name, found in sums.items():
-            for key, (idle, in_use, waiters) in found.pools.items():
-                backends.add_metric([name, *key, "idle"], idle)
-                backends.add_metric([name, *key, "in_use"], in_use)
-                waiting.add_metric([name, *key], waiters)
+        # One pool for each login an engine was opened with; those that differ only in parameters share a label.
+        sums: dict[tuple[str, ...], list[int]] = {}
+        for label, found in self._of_services():
+            for pool in found.pools:
+                counts = sums.setdefault((*label, pool.engine, pool.database, pool.user), [0, 0, 0])
+                for index, count in enumerate((pool.idle, pool.in_use, pool.waiting)):
+                    counts[index] += count
+        for key, (idle, in_use, waiters) in sums.items():
+            backends.add_metric([*key, "idle"], idle)
+            backends.add_metric([*key, "in_use"], in_use)
+            waiting.add_metric(key, waiters)
         yield from (backends, waiting)
 
     def _of_engines(self) -> Iterator[Metric]:

@@ -279,36 +279,13 @@ def _require(who: Caller, role: Role) -> None:
 
 
 class ServiceSums(msgspec.Struct, kw_only=True):
-    """`ipc.ServiceFigures` of one service, added up over the workers."""
+    """What all workers count of one service, as far as `Status` shows it."""
 
     sessions: int = 0
-    sessions_total: int = 0
+    held: int = 0
     requests_total: int = 0
     transactions_total: int = 0
     errors_total: int = 0
-    login_failures_total: int = 0
-    bytes_in_total: int = 0
-    bytes_out_total: int = 0
-    request_us_total: int = 0
-    latency_buckets: list[int] = []
-    held: int = 0
-    pools: dict[tuple[str, str, str], tuple[int, int, int]] = {}
-    """Idle, in use, waiting by (engine, database, user)."""
-    pinned: dict[str, int] = {}
-
-
-_ADDED: Final = (
-    "sessions",
-    "sessions_total",
-    "requests_total",
-    "transactions_total",
-    "errors_total",
-    "login_failures_total",
-    "bytes_in_total",
-    "bytes_out_total",
-    "request_us_total",
-    "held",
-)
 
 
 def sum_figures(workers: list[ipc.WorkerFigures]) -> dict[str, ServiceSums]:
@@ -317,15 +294,6 @@ def sum_figures(workers: list[ipc.WorkerFigures]) -> dict[str, ServiceSums]:
     for worker in workers:
         for figures in worker.services:
             found = sums.setdefault(figures.service, ServiceSums())
-            for name in _ADDED:
+            for name in ServiceSums.__struct_fields__:
                 setattr(found, name, getattr(found, name) + getattr(figures, name))
-            longest = max(len(found.latency_buckets), len(figures.latency_buckets))
-            both = [found.latency_buckets, figures.latency_buckets]
-            found.latency_buckets = [sum(one[i] for one in both if i < len(one)) for i in range(longest)]
-            for pool in figures.pools:
-                key = (pool.engine, pool.database, pool.user)
-                idle, in_use, waiting = found.pools.get(key, (0, 0, 0))
-                found.pools[key] = (idle + pool.idle, in_use + pool.in_use, waiting + pool.waiting)
-            for pin, count in figures.pinned.items():
-                found.pinned[pin] = found.pinned.get(pin, 0) + count
     return sums

@@ -107,7 +107,9 @@ class ScriptedSupervisor:
         ]
 
     async def figures(self) -> list[ipc.WorkerFigures]:
-        return [ipc.WorkerFigures(request=1, cpu_s=1.5, rss_bytes=1_000, services=[figures()]) for _ in range(2)]
+        return [
+            ipc.WorkerFigures(request=1, worker=i, cpu_s=1.5, rss_bytes=1_000, services=[figures()]) for i in range(2)
+        ]
 
     async def sessions(self, service: str | None = None) -> list[ipc.Session]:
         return [
@@ -246,5 +248,5 @@ def figures() -> ipc.ServiceFigures:
     return ipc.ServiceFigures(
         service="shop", sessions=5, sessions_total=50, requests_total=1_000, transactions_total=400, errors_total=3,
         login_failures_total=2, bytes_in_total=10_000, bytes_out_total=20_000, request_us_total=2_000_000,
-        latency_buckets=[0, 900, 90, 10], held=1, pools=[pool], pinned={"advisory lock": 1},
+        latency_buckets=[0, 900, 90, 10], held=1, pools=[pool, pool], pinned={"advisory lock": 1},
     )  # fmt: skip

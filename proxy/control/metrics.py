@@ -41,12 +41,12 @@ class Metrics:
     def _on_event(self, event: Event) -> None:
         if event.kind != "switch.ended":
             return
-        phase = str(event.data.get("phase", ""))
-        self._ended[event.service, phase] = self._ended.get((event.service, phase), 0) + 1
-        figures = event.data.get("figures")
-        if phase == Phase.COMPLETED and isinstance(figures, dict):
-            self._last[event.service] = {
-                name: value / 1e3 for name in SWITCH_FIGURES if (value := _number(figures.get(name))) is not None
+        record = self._supervisor.switch(str(event.data["id"]))
+        key = (record.service, record.phase.value)
+        self._ended[key] = self._ended.get(key, 0) + 1
+        if record.phase is Phase.COMPLETED:
+            self._last[record.service] = {
+                name: value / 1e3 for name in SWITCH_FIGURES if (value := _number(record.figures.get(name))) is not None
             }
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:

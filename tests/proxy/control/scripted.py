@@ -203,14 +203,14 @@ class ScriptedSupervisor:
     def _enter(self, record: SwitchRecord, phase: Phase) -> None:
         record.phase = phase
         record.stamps[phase.value] = len(record.stamps) * 1_000
-        self._tell("switch.phase", record, {"phase": phase.value})
+        self._tell("switch.ended" if phase in ENDED else "switch.phase", record)
 
     def _end(self, record: SwitchRecord, phase: Phase) -> None:
         record.ended_at = time.time()
         self._enter(record, phase)
-        self._tell("switch.ended", record, {"phase": phase.value, "figures": record.figures})
 
-    def _tell(self, kind: str, record: SwitchRecord, data: dict[str, Any]) -> None:
+    def _tell(self, kind: str, record: SwitchRecord) -> None:
+        data = {"id": record.id, "phase": record.phase.value}
         for callback in list(self.subscribers):
             callback(Event(kind=kind, at=time.time(), service=record.service, data=data))
 

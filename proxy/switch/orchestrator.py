@@ -24,6 +24,7 @@ import signal
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -115,6 +116,7 @@ class Orchestrator:
         self._standings: dict[str, Standing] = {}
         # Workers that took part in a switch that `recover` resumed before they were configured.
         self._resumed: set[tuple[int, str]] = set()
+        self._given_up: set[asyncio.Task[None]] = set()
         self._stop_at = os.environ.get(STOP_AT_VARIABLE, "")
         for name, service in services.items():
             known = journal.standing(name)
@@ -265,6 +267,7 @@ class Orchestrator:
             await cancel_and_wait(*waiting)
         for running in list(self._running.values()):
             await self._let_go(running)
+        await cancel_and_wait(*self._given_up)
 
     async def _let_go(self, running: _Running) -> None:
         for timer in running.timers.values():
@@ -488,6 +491,11 @@ class Orchestrator:
         for timer in running.timers.values():
             timer.cancel()
         running.timers.clear()
+        # Nobody waits for what is still asked of the engines (an undo does not wait for the end of a preparation).
+        for call in running.calls:
+            call.cancel()
+            self._given_up.add(call)
+            call.add_done_callback(self._given_up.discard)
         running.ended.set()
         log = _log.info if record.phase is Phase.COMPLETED else _log.warning
         log(
@@ -515,38 +523,40 @@ class Orchestrator:
         now_ns = self._clock.now_ns()
         match order:
             case core.Examine():
-                self._ask(running, None, self._examined(running))
+                self._ask(running, None, partial(self._examined, running))
             case core.PrepareEngines():
-                self._ask(running, Act.PREPARE, self._prepared(source, target))
+                self._ask(running, Act.PREPARE, partial(self._prepared, source, target))
             case core.Fence(pids):
                 evidence.fence = Span(now_ns)
-                self._ask(running, Act.FENCE, self._fenced(source, pids, evidence))
+                self._ask(running, Act.FENCE, partial(self._fenced, source, pids, evidence))
             case core.ReadPosition():
                 evidence.catchup = Span(self._clock.now_ns())
-                self._ask(running, Act.READ_POSITION, self._position_read(source, evidence))
+                self._ask(running, Act.READ_POSITION, partial(self._position_read, source, evidence))
             case core.AwaitPosition(position, timeout_s):
-                self._ask(running, Act.AWAIT_POSITION, self._position_awaited(target, position, timeout_s, evidence))
+                self._ask(
+                    running, Act.AWAIT_POSITION, partial(self._position_awaited, target, position, timeout_s, evidence)
+                )
             case core.Promote(timeout_s):
                 evidence.promotion = Span(now_ns)
-                self._ask(running, Act.PROMOTE, self._promoted(target, timeout_s, evidence))
+                self._ask(running, Act.PROMOTE, partial(self._promoted, target, timeout_s, evidence))
             case core.Look():
-                self._ask(running, None, self._looked(source, target))
+                self._ask(running, None, partial(self._looked, source, target))
             case core.Unfence():
                 # What is being asked of the source must be over before the fence is taken away.
                 pending = list(running.calls)
-                self._ask(running, Act.UNFENCE, self._unfenced(source, pending))
+                self._ask(running, Act.UNFENCE, partial(self._unfenced, source, pending))
             case _:
                 raise AssertionError(f"no such order: {order}")
 
-    def _ask(self, running: _Running, act: Act | None, work: Awaitable[core.Fact]) -> None:
+    def _ask(self, running: _Running, act: Act | None, work: Callable[[], Awaitable[core.Fact]]) -> None:
         task = spawn(self._answer(running, act, work), name=f"switch {running.record.id} {act or 'look'}")
         running.calls.add(task)
         task.add_done_callback(running.calls.discard)
 
-    async def _answer(self, running: _Running, act: Act | None, work: Awaitable[core.Fact]) -> None:
+    async def _answer(self, running: _Running, act: Act | None, work: Callable[[], Awaitable[core.Fact]]) -> None:
         fact: core.Fact
         try:
-            fact = await work
+            fact = await work()
         except EngineError as error:
             fact = _failed(act, f"{error.text}; {error.hint}" if error.hint else error.text)
         except Exception as error:  # noqa: BLE001  (a bug of ours; the clients that are held must not pay for it)

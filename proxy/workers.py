@@ -109,6 +109,7 @@ class Workers:
         self._requests: dict[int, tuple[set[int], list[Any], asyncio.Future[None]]] = {}
         self._request = 0
         self._changed = asyncio.Event()
+        self._may_adopt = False
         self._is_adopting = True
         self._restarts_before = 0
         self._is_stopping = False
@@ -124,6 +125,7 @@ class Workers:
                 hint=f"set runtime_dir to a folder whose path is shorter ({SOCKET_PATH_BYTES_MAX} bytes with the name)",
             )
         # Whoever holds the lock owns the path; what lies there is of an earlier one.
+        self._may_adopt = self._path.exists()
         self._path.unlink(missing_ok=True)
         try:
             self._server = await asyncio.start_unix_server(self._connected, self._path, limit=1 << 20)
@@ -132,8 +134,11 @@ class Workers:
         self._path.chmod(0o600)
 
     async def adopt(self) -> dict[int, ipc.Hello]:
-        """Wait for the workers of an earlier supervisor; what each of them said. None is configured yet."""
-        deadline = time.monotonic() + ADOPT_WAIT_S
+        """Wait for the workers of an earlier supervisor; what each of them said. None is configured yet.
+
+        One that ended in order left no socket behind, and no workers: then there is nobody to wait for.
+        """
+        deadline = time.monotonic() + (ADOPT_WAIT_S if self._may_adopt else 0.0)
         while len(self._alive) < self._wanted and (left := deadline - time.monotonic()) > 0:
             await self._change(left)
         return {worker.index: worker.hello for worker in self._alive.values() if worker.hello is not None}

@@ -46,7 +46,7 @@ bench: .venv/.bench .venv/.built ## processor time per query: direct, Turnout, P
 
 .PHONY: docs
 docs: .venv/.demo .venv/.built ## write the sample config and the reference again from the code
-	$(BIN)/python -m proxy.config_text
+	$(BIN)/python -m docs.generate
 
 .PHONY: image
 image: ## a container image named turnout, with docker or podman

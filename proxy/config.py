@@ -71,6 +71,8 @@ class Secret(_Table, frozen=True, kw_only=True):
 
 
 class ControlConfig(_Table, frozen=True, kw_only=True):
+    """The control port: REST, metrics, health. One for the whole Turnout."""
+
     listen: str = "127.0.0.1:7432"
     """Address and port of the control port."""
     token: Secret | None = None
@@ -78,6 +80,8 @@ class ControlConfig(_Table, frozen=True, kw_only=True):
 
 
 class ListenerConfig(_Table, frozen=True, kw_only=True):
+    """A port for clients. A service is reached on every listener of its protocol, by the database name."""
+
     protocol: Literal["postgresql", "mysql"]
     """Protocol spoken on this port."""
     listen: str
@@ -85,6 +89,8 @@ class ListenerConfig(_Table, frozen=True, kw_only=True):
 
 
 class LogConfig(_Table, frozen=True, kw_only=True):
+    """What is written to stderr."""
+
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(extra=RELOADABLE)] = "info"
     """Lowest level that is logged."""
     format: Literal["text", "json"] = "text"
@@ -92,9 +98,11 @@ class LogConfig(_Table, frozen=True, kw_only=True):
 
 
 class AdminConfig(_Table, frozen=True, kw_only=True):
+    """The account Turnout itself uses on the engines of a service."""
+
     user: str
-    """Account Turnout itself uses on the engines: PostgreSQL superuser or pg_monitor with rights to ALTER SYSTEM,
-    pg_promote and pg_terminate_backend; MySQL with REPLICATION_SLAVE_ADMIN, SYSTEM_VARIABLES_ADMIN, CONNECTION_ADMIN."""
+    """A superuser, or an account with the rights that a switch needs; `turnout check` names those that are missing, each
+    with the statement that gives it."""
     password: Secret | None = None
     """Its password."""
     database: str = ""
@@ -102,6 +110,8 @@ class AdminConfig(_Table, frozen=True, kw_only=True):
 
 
 class AuthConfig(_Table, frozen=True, kw_only=True):
+    """How the clients of a service log in at Turnout."""
+
     method: Literal["trust", "scram-sha-256", "mysql_native_password", "caching_sha2_password"]
     """How clients prove who they are."""
     users: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
@@ -111,11 +121,17 @@ class AuthConfig(_Table, frozen=True, kw_only=True):
 
 
 class EngineLogin(_Table, frozen=True, kw_only=True):
+    """One account for all clients' backends of an engine."""
+
     user: str
+    """Its name."""
     password: Secret | None = None
+    """Its password."""
 
 
 class EngineConfig(_Table, frozen=True, kw_only=True):
+    """One database server. Its name is the key; commands and reports call it so."""
+
     address: str
     """host:port of the server."""
     role: Literal["primary", "standby", "secondary"] = "primary"
@@ -125,6 +141,8 @@ class EngineConfig(_Table, frozen=True, kw_only=True):
 
 
 class SwitchConfig(_Table, frozen=True, kw_only=True):
+    """Limits of a switch; a plan may narrow them."""
+
     hold_ms_max: Annotated[int, Meta(ge=100, le=60_000, extra=RELOADABLE)] = 5_000
     """Longest time one client may wait for a switch, in milliseconds; then new work is refused."""
     drain_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
@@ -142,6 +160,8 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
 
 
 class ServiceConfig(_Table, frozen=True, kw_only=True):
+    """What a client reaches: a set of engines, one of them active. Its name is the key."""
+
     protocol: Literal["postgresql", "mysql"]
     """Protocol of its engines and clients."""
     databases: list[str] = []
@@ -169,7 +189,10 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
 
 
 class Config(_Table, frozen=True, kw_only=True):
+    """The whole file."""
+
     control: ControlConfig = ControlConfig()
+    """The control port."""
     listener: list[ListenerConfig]
     """Ports for clients."""
     service: dict[str, ServiceConfig]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -132,7 +133,7 @@ def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
             if state["replication_error"]:
                 remarks.append(f"{engine['name']}: {state['replication_error']}")
         table.add_row(*cells)
-    out.print(table)
+    out.print(Padding.indent(table, 0 if with_service else 2))
     for remark in remarks:
         out.print(Text(remark, "red"))
 
@@ -159,7 +160,7 @@ def show_sessions(out: Console, rows: list[Json]) -> None:
     for row in sorted(rows, key=lambda one: (one["service"], one["worker"], one["id"])):
         pins = f" {', '.join(row['pins'])}" if row["pins"] else ""
         table.add_row(
-            f"{row['worker']}/{row['id']}",
+            str(row["id"]),
             f"{row['user']}@{row['database']}",
             row["client"],
             row["engine"] or "-",
@@ -240,7 +241,8 @@ def show_outcome(out: Console, record: Json) -> None:
 
 def show_history(out: Console, records: list[Json]) -> None:
     """One line for each switch, newest first."""
-    table = _table("id", "service", "from > to", "began", "phase", "cutover", "hold max", right=("cutover", "hold max"))
+    table = _table("id", "service", "from > to", "phase", "cutover", "hold max", right=("cutover", "hold max"))
+    table.columns[0].no_wrap = True
     for record in records:
         figures = record["figures"] or {}
         waits = figures.get("hold_ms") or {}
@@ -249,7 +251,6 @@ def show_history(out: Console, records: list[Json]) -> None:
             record["id"],
             record["service"],
             f"{record['source']} > {record['target']}",
-            moment(record["began_at"])[5:],
             Text(record["phase"], _PHASE_STYLE.get(record["phase"], "")),
             f"{ms(figures.get('cutover_ms'))} ms" if is_done else "-",
             f"{ms(waits.get('max'))} ms" if is_done else "-",

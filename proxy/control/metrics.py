@@ -251,6 +251,6 @@ def _buckets(counts: list[int]) -> list[tuple[str, float]]:
     total = 0
     for index, count in enumerate(counts):
         total += count
-        bound = "+Inf" if index == len(counts) - 1 else f"{2**index / 1e6:g}"
+        bound = "+Inf" if index == len(counts) - 1 else str(2**index / 1e6)
         out.append((bound, total))
     return out or [("+Inf", 0)]

@@ -96,7 +96,10 @@ _PROBLEMS: Final = {
     401: ResponseSpec(Problem, generate_examples=False, description="The token is missing or wrong."),
     403: ResponseSpec(Problem, generate_examples=False, description="The caller may not do this."),
 }
-_OR_UNKNOWN: Final = _PROBLEMS | {
+_OR_WRONG: Final = _PROBLEMS | {
+    400: ResponseSpec(Problem, generate_examples=False, description="The request is wrong; `errors` says where.")
+}
+_OR_UNKNOWN: Final = _OR_WRONG | {
     404: ResponseSpec(Problem, generate_examples=False, description="There is no such service, engine or switch.")
 }
 _OR_REFUSED: Final = _OR_UNKNOWN | {
@@ -191,7 +194,7 @@ async def switch(
     return Response(record, status_code=202, headers={"Location": f"/v1/switches/{record.id}"})
 
 
-@get("/v1/switches", tags=["switching"], responses=_PROBLEMS)
+@get("/v1/switches", tags=["switching"], responses=_OR_WRONG)
 async def switches(
     request: Request[Any, Any, Any],
     state: State,

@@ -19,6 +19,7 @@ import typer
 
 from proxy import VERSION
 from proxy.control.client import DEFAULT_URL, ClientError, ControlClient
+from proxy.demo import demo
 
 REFUSED: Final = 1
 WRONG_USE: Final = 2
@@ -134,6 +135,8 @@ def _show(answer: Any, as_json: bool, show: Callable[..., None], *args: Any, **o
 
 
 # --- here, without a running Turnout ------------------------------------------------------------------------------
+
+app.command()(demo)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from proxy.switch.orchestrator import Orchestrator
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.state import Phase
 from proxy.switch.views import Event
+from tests.kit.servers import NICENESS
 from tests.proxy.switch.scripted import ScriptedCrew
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
@@ -98,16 +99,26 @@ class Stage:
         self.journal.close()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pair() -> AsyncIterator[PostgresPair]:
+    """One for this module: its tests change the roles."""
+    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def stage(postgres_pair: PostgresPair, tmp_path: Path) -> AsyncIterator[Stage]:
-    """Gives the pair back as it was: one writable primary, one standby."""
-    stage = Stage(postgres_pair, tmp_path)
+async def stage(pair: PostgresPair, tmp_path: Path) -> AsyncIterator[Stage]:
+    """Leaves one writable primary and one standby behind."""
+    stage = Stage(pair, tmp_path)
     try:
         yield stage
     finally:
         await stage.close()
-        if not await postgres_pair.standby.fetchval("select pg_is_in_recovery()"):
-            await postgres_pair.swap()
+        if not await pair.standby.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()
 
 
 pytestmark.append(pytest.mark.asyncio(loop_scope="session"))

@@ -43,9 +43,9 @@ class Door:
         return f"postgresql://{self.user}:{self.password}@{HOST}:{self.port}/{self.database}?{query}"
 
     def mysql(self) -> list[str]:
-        """Arguments of MariaDB's and MySQL's own programs."""
-        return ["--no-defaults", "--protocol=tcp", "-h", HOST, "-P", str(self.port), "-u", self.user,
-                f"-p{self.password}", self.database]  # fmt: skip
+        """First arguments of MariaDB's and MySQL's own programs; the database comes last, after all options."""
+        address = ["--protocol=tcp", f"--host={HOST}", f"--port={self.port}"]
+        return ["--no-defaults", *address, f"--user={self.user}", f"--password={self.password}"]
 
 
 @dataclass(frozen=True, slots=True)

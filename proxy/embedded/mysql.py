@@ -362,6 +362,8 @@ class MariaDBServer(MySqlFamilyServer):
             "--gtid-domain-id=0",
             "--gtid-strict-mode=1",
             "--innodb-log-file-size=32M",
+            # One applier that flushes each commit cannot keep up with a primary that groups them.
+            "--slave-parallel-threads=4",
             # A replica that lost its source asks again after this many seconds.
             "--slave-net-timeout=10",
         ]

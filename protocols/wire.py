@@ -348,8 +348,8 @@ class Wire(Protocol):
     def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
         """`shares_backends`: transaction mode; prepared statements are renamed and shared by text."""
 
-    def reset(self) -> Exchange:
-        """Make a used backend like a fresh one of the same Startup."""
+    def reset(self, startup: Startup) -> Exchange:
+        """Make a used backend of `startup` like a fresh one of it."""
 
     def error(self, error: ErrorReply) -> bytes:
         """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery)."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from protocols.mysql import constants as c
-from protocols.mysql.exchange import Exchange, Question
+from protocols.mysql.exchange import Exchange
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
-from protocols.mysql.ledger import MysqlLedger
-from protocols.mysql.messages import command
+from protocols.mysql.ledger import MysqlLedger, reset
 from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
 from protocols.wire import BackendFacts, ErrorReply, Ledger, ProtocolName, Startup, Tracker, Wire
@@ -19,7 +17,7 @@ class MysqlWire:
 
     name: ProtocolName = "mysql"
     resets_all = False
-    """COM_RESET_CONNECTION leaves the database as it is."""
+    """A default database cannot be taken away from a connection that was opened without one."""
 
     def client_login(
         self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
@@ -56,10 +54,9 @@ class MysqlWire:
         assert isinstance(ledger, MysqlLedger)
         return MysqlTracker(ledger, shares_backends=shares_backends)
 
-    def reset(self) -> Exchange:
-        """COM_RESET_CONNECTION. It leaves the default database and makes the charset the server's, so a used backend
-        is like a fresh one only if its session changed neither: `MysqlLedger.is_empty`, which is when it is reused."""
-        return Exchange([Question(command(c.COM_RESET_CONNECTION), "reset")], deprecates_eof=True)
+    def reset(self, startup: Startup) -> Exchange:
+        """See `ledger.reset`."""
+        return reset(startup)
 
     def error(self, error: ErrorReply) -> bytes:
         """As the first packet of an answer; see `replies.error_packet` for other sequence ids."""

@@ -333,6 +333,8 @@ class MysqlLedger:
         questions += [_query(b"SHOW CREATE TABLE " + table, "temporary table", is_optional=True) for table in tables]
         if not self._is_mariadb:
             questions.append(_query(_MYSQL_USER_LOCKS, "user locks", is_optional=True))
+        # With autocommit off the questions have begun a transaction, whose snapshot would be the client's next one.
+        questions.append(_query(b"ROLLBACK AND NO CHAIN NO RELEASE", "end of the inspection"))
         return Exchange(
             questions,
             deprecates_eof=self._deprecates_eof,
@@ -372,7 +374,7 @@ class MysqlLedger:
         if self._held.temporary_tables:
             self._told.append("temporary table")
         for answer in rest:
-            if answer.error is None:
+            if answer.question.name == "user locks" and answer.error is None:
                 # The server knows its locks better than the texts.
                 self._held.unknown.discard("user lock")
                 if answer.rows:
@@ -466,6 +468,9 @@ class MysqlLedger:
             _query(sql, f"SQL prepared statement {text(name)}")
             for name, sql in sorted(self._held.sql_statements.items())
         ]
+        if (autocommit := self.variables.get("autocommit")) is not None:
+            # The last, so that nothing of ours begins a transaction.
+            questions.append(_query(b"SET SESSION autocommit = " + autocommit, "autocommit"))
         return Exchange(questions, deprecates_eof=self._deprecates_eof, on_complete=self._note_replayed)
 
     def _replay_settings(self) -> list[Question]:
@@ -478,13 +483,12 @@ class MysqlLedger:
             _query(b"SET @%s = %s" % (_quoted(name), value), f"@{text(name)}")
             for name, value in sorted(self.user_variables.items())
         ]
-        # collation_connection last of its kind: character_set_connection would set it back.
-        ordered = sorted(
-            self.variables.items(), key=lambda item: (item[0] == "autocommit", item[0].startswith("coll"), item[0])
-        )
+        # collation_connection after character_set_connection, which sets it.
+        ordered = sorted(self.variables.items(), key=lambda item: (item[0].startswith("coll"), item[0]))
         questions += [
             _query(b"SET SESSION %s = %s" % (name.encode(), _variable_literal(name, value)), name)
             for name, value in ordered
+            if name != "autocommit"
         ]
         return questions
 
@@ -532,3 +536,23 @@ class MysqlLedger:
             if client_id in self.statements and self.statements[client_id].types is not None
         }
         return notes
+
+
+def reset(startup: Startup) -> Exchange:
+    """Make a used backend of `startup` like a fresh one.
+
+    COM_RESET_CONNECTION leaves the default database as it is. What the login had set it forgets: MySQL (not MariaDB) the
+    charset, both what CLIENT_IGNORE_SPACE and CLIENT_INTERACTIVE mean. These are set again; charsets are named by the
+    collation's number, which both servers take in a SET.
+    """
+    questions = [Question(command(c.COM_RESET_CONNECTION), "reset")]
+    if startup.character_set:
+        names = b"SET character_set_client = %d, character_set_results = %d, collation_connection = %d"
+        questions.append(_query(names % ((startup.character_set,) * 3), "charset"))
+    if startup.capabilities & c.CLIENT_IGNORE_SPACE:
+        questions.append(_query(b"SET SESSION sql_mode = CONCAT(@@sql_mode, ',IGNORE_SPACE')", "sql_mode"))
+    if startup.capabilities & c.CLIENT_INTERACTIVE:
+        questions.append(_query(b"SET SESSION wait_timeout = @@GLOBAL.interactive_timeout", "wait_timeout"))
+    if startup.database:
+        questions.append(Question(command(c.COM_INIT_DB, raw(startup.database)), "database"))
+    return Exchange(questions, deprecates_eof=bool(startup.capabilities & c.CLIENT_DEPRECATE_EOF))

@@ -60,7 +60,7 @@ class PostgresWire:
         assert isinstance(ledger, PostgresLedger)
         return PostgresTracker(ledger, shares_backends)
 
-    def reset(self) -> Exchange:
+    def reset(self, startup: Startup) -> Exchange:
         return _ledger.reset()
 
     def error(self, error: ErrorReply) -> bytes:

@@ -225,7 +225,7 @@ class Move:
             notes.backend = await self.runtime.open(self.target, startup)
         elif notes.version >= 0:
             # The replay is not a difference but a whole: begin anew.
-            await notes.backend.run(self.runtime.wire.reset(), EXCHANGE_TIMEOUT_S)
+            await notes.backend.run(self.runtime.wire.reset(notes.backend.startup), EXCHANGE_TIMEOUT_S)
             notes.backend.notes.clear()
         backend = notes.backend
         version = ledger.version

@@ -224,7 +224,7 @@ class Pool:
 
     async def give_back_used(self, backend: Backend) -> None:
         """A lent backend that holds a session's state: make it like new, or close it."""
-        exchange = backend.wire.reset()
+        exchange = backend.wire.reset(backend.startup)
         try:
             await backend.run(exchange, self._reset_timeout_s)
         except EngineError:

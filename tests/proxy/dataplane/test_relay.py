@@ -145,10 +145,10 @@ async def test_a_forwarded_chunk_creates_no_object(scene: Scene) -> None:
 
     def exchange() -> None:
         scene.client.send(QUERY)
-        scene.client_link._on_readable()
+        scene.client_link.serve()
         scene.server.recv_into(sink)
         scene.server.send(ANSWER)
-        scene.server_link._on_readable()
+        scene.server_link.serve()
         scene.client.recv_into(sink)
 
     sink = bytearray(4096)

@@ -43,11 +43,15 @@ from proxy.engines.engine import (
     Position,
     Role,
 )
+from proxy.engines.newcomer import sqlstate_of
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
 
 _POLL_S: Final = 0.001
 _READ_ONLY: Final = "25006"
 """SQLSTATE read_only_sql_transaction."""
+_NO_RIGHT: Final = "42501"
+"""SQLSTATE insufficient_privilege."""
+_NEWCOMER_TIMEOUT_S: Final = 5.0
 
 _WRITE: Final = "delete from pg_catalog.pg_description where false"
 """Changes nothing, and is refused like any write: the read-only check comes before the one of permissions."""
@@ -374,6 +378,8 @@ class PostgresEngine(Engine):
             else:
                 await first.fetchval(_MESSAGE)
                 await first.fetchval(_INSERT_LSN)
+                # Not for its answer: the salted password is remembered.
+                await self._refused_with()
 
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         began_ns = time.monotonic_ns()
@@ -381,7 +387,7 @@ class PostgresEngine(Engine):
             if await first.fetchval(_IN_RECOVERY):
                 raise EngineError(f"engine {self.name} is a standby: there is nothing to fence")
             await self._set_fence(first, second, True)
-            refusal = asyncio.get_running_loop().create_task(self._refused_with(timeout_s), name=f"proof {self.name}")
+            refusal = asyncio.get_running_loop().create_task(self._refused_with(), name=f"proof {self.name}")
             try:
                 ended = await self._end_others(first, own_backend_pids)
                 writers = await first.fetch(_WRITERS)
@@ -470,13 +476,27 @@ class PostgresEngine(Engine):
                 )
             await asyncio.sleep(_POLL_S)
 
-    async def _refused_with(self, timeout_s: float) -> str:
+    async def _refused_with(self) -> str:
         """SQLSTATE with which a new session's write is refused; empty if it is not."""
-        connection = await self._open(timeout_s)
+        try:
+            code = await sqlstate_of(
+                _WRITE,
+                host=self._host,
+                port=self._port,
+                user=self._user,
+                password=self._password,
+                database=self._database,
+            )
+        except AuthRefused:
+            # This server wants TLS or another way of proving who we are: the driver knows them all, and is slower.
+            code = await self._refused_slowly_with()
+        # Without the right to write there it is refused all the same, but only past the read-only check.
+        return "" if code == _NO_RIGHT else code
+
+    async def _refused_slowly_with(self) -> str:
+        connection = await self._open(_NEWCOMER_TIMEOUT_S)
         try:
             await connection.execute(_WRITE)
-        except asyncpg.InsufficientPrivilegeError:
-            return ""  # it got past the read-only check
         except asyncpg.PostgresError as error:
             return str(error.sqlstate)
         finally:

@@ -181,7 +181,8 @@ cdef class MysqlTracker(Tracker):
         Py_ssize_t _server_left
         bint _server_continued
         int _server_sequence
-        int _phase
+        # P_… of state.py.
+        readonly int _phase
         # Column definitions still to come in this phase.
         Py_ssize_t _definitions_left
         # Columns of the statement being prepared.

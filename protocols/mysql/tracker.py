@@ -327,7 +327,7 @@ class TextScan:
             or (a == 0x44455343 and b == 0x52494245 and size == 8)  # DESCRIBE
             or (a == 0x53415645 and b == 0x504F494E and size == 9)  # SAVEPOINT
             or (a == 0x52454C45 and b == 0x415345 and size == 7)  # RELEASE
-            or (a == 0x54525543 and b == 0x43415445 and size == 8)  # TRUNCATE
+            or (a == 0x5452554E and b == 0x43415445 and size == 8)  # TRUNCATE
         ):
             return 0
         if (
@@ -520,7 +520,11 @@ class MysqlTracker(Tracker):
                     found = self._text.finish()
                     self._enqueue(COM_QUERY, 0, 0)
                     if found:
-                        self._note_tail(found, bytes(data[position + 5 : position + 4 + size]))
+                        # A longer text is not kept however it comes, so that the cut makes no difference.
+                        self._note_tail(
+                            found,
+                            bytes(data[position + 5 : position + 4 + size]) if size <= TEXT_FETCH_BYTES_MAX else None,
+                        )
                     position += 4 + size
                     continue
                 if size <= TEXT_FETCH_BYTES_MAX:

@@ -29,7 +29,9 @@ MARIADB_FACTS = BackendFacts("5.5.5-10.11.6-MariaDB", process_id=7, capabilities
 
 def startup(*, deprecates_eof: bool = False, more: int = 0) -> Startup:
     flags = c.CLIENT_MULTI_STATEMENTS | c.CLIENT_MULTI_RESULTS | more
-    return Startup("app", "app", capabilities=flags | (c.CLIENT_DEPRECATE_EOF if deprecates_eof else 0), character_set=45)
+    return Startup(
+        "app", "app", capabilities=flags | (c.CLIENT_DEPRECATE_EOF if deprecates_eof else 0), character_set=45
+    )
 
 
 # --- what clients send ---
@@ -43,7 +45,9 @@ def prepare(text: str) -> bytes:
     return command(c.COM_STMT_PREPARE, text.encode())
 
 
-def execute(statement: int, *, parameters: int = 0, types: bytes | None = None, values: bytes = b"", flags: int = 0) -> bytes:
+def execute(
+    statement: int, *, parameters: int = 0, types: bytes | None = None, values: bytes = b"", flags: int = 0
+) -> bytes:
     """`types` None: new-params-bound is 0."""
     body = statement.to_bytes(4, "little") + bytes([flags]) + b"\1\0\0\0"
     if parameters:

@@ -200,6 +200,13 @@ class Engine(abc.ABC):
         `reached` and `promote` will need, so that each of them is a few round trips. Removes nothing clients see; on
         a standby it clears a fence that a base backup or pg_rewind brought along (a standby is read-only anyway)."""
 
+    async def arm(self, timeout_s: float = 5.0) -> None:  # noqa: B027  (not every server has anything to do here)
+        """Before the hold, while traffic goes on: do the slow, still harmless part of `fence`. Optional.
+
+        PostgreSQL: write the setting to disk (several fsyncs) without putting it in force. From here until `fence` or
+        `unfence` a restart or a reload by somebody else would make the server read-only: who arms must, whatever
+        happens, go on to one of the two, and soon."""
+
     @abc.abstractmethod
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         """Make the server refuse writes, end client sessions that are not in `own_backend_pids`, and verify both.

@@ -53,6 +53,9 @@ _NO_RIGHT: Final = "42501"
 """SQLSTATE insufficient_privilege."""
 _NEWCOMER_TIMEOUT_S: Final = 5.0
 
+_FENCE: Final = "alter system set default_transaction_read_only = on"
+_NO_FENCE: Final = "alter system reset default_transaction_read_only"
+
 _WRITE: Final = "delete from pg_catalog.pg_description where false"
 """Changes nothing, and is refused like any write: the read-only check comes before the one of permissions."""
 
@@ -119,6 +122,7 @@ class PostgresEngine(Engine):
         self._watching: Any = None
         self._watch_lock = asyncio.Lock()
         self._acting: list[Any] = []
+        self._is_armed = False
         self._wal_page_bytes = 8192
         self._wal_segment_bytes = 16 * 1024 * 1024
         self._probes: collections.deque[float | None] = collections.deque(maxlen=1000)
@@ -381,6 +385,13 @@ class PostgresEngine(Engine):
                 # Not for its answer: the salted password is remembered.
                 await self._refused_with()
 
+    async def arm(self, timeout_s: float = 5.0) -> None:
+        async with self._act(timeout_s) as (first, _):
+            if await first.fetchval(_IN_RECOVERY):
+                raise EngineError(f"engine {self.name} is a standby: there is nothing to fence")
+            await first.execute(_FENCE)
+            self._is_armed = True
+
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         began_ns = time.monotonic_ns()
         async with self._act(timeout_s) as (first, second):
@@ -457,13 +468,16 @@ class PostgresEngine(Engine):
 
     async def _set_fence(self, first: Any, second: Any, is_on: bool) -> None:
         """Change the setting and return when `second`, a session like any other, shows it."""
-        if is_on:
-            await first.execute("alter system set default_transaction_read_only = on")
-        else:
-            await first.execute("alter system reset default_transaction_read_only")
+        is_written, self._is_armed = is_on and self._is_armed, False
+        if not is_written:
+            await first.execute(_FENCE if is_on else _NO_FENCE)
         began = time.monotonic()
         await first.execute("select pg_reload_conf()")
         while await second.fetchval(_READ_ONLY_NOW) != is_on:
+            if is_written and time.monotonic() - began > 0.1:
+                # Somebody took back what `arm` wrote.
+                await self._set_fence(first, second, is_on)
+                return
             if time.monotonic() - began > 0.7:
                 source = await second.fetchval(
                     "select coalesce(sourcefile || ' line ' || sourceline, source) from pg_settings"

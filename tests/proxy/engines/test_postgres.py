@@ -117,6 +117,29 @@ async def test_a_fence_and_its_undoing_may_be_repeated(source: PostgresEngine) -
     assert (await source.probe()).is_writable
 
 
+async def test_an_armed_fence_is_not_in_force_until_it_is_ordered(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    await source.prepare()
+    await source.arm()
+    assert (await source.probe()).is_writable
+    await postgres_pair.primary.execute("create table armed (i int); drop table armed")
+    assert (await source.fence()).refused_with == "25006"
+    await source.unfence()
+    await source.arm()
+    await source.unfence()
+    await postgres_pair.primary.fetchval("select pg_reload_conf()")
+    assert (await source.probe()).is_writable
+
+
+async def test_a_fence_holds_although_somebody_took_back_what_arming_wrote(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    await source.arm()
+    await postgres_pair.primary.execute("alter system reset default_transaction_read_only")
+    assert (await source.fence()).refused_with == "25006"
+
+
 async def test_a_fence_fails_if_a_session_of_our_own_still_writes(
     postgres_pair: PostgresPair, source: PostgresEngine
 ) -> None:

@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -96,9 +96,19 @@ class _Worker:
 class Workers:
     """See the module. Fulfils `proxy.switch.orchestrator.Crew`."""
 
-    def __init__(self, socket_path: Path, wanted: int, ears: Ears, *, withheld: frozenset[str] = frozenset()) -> None:
-        """`withheld` are environment variables that workers do not inherit: secrets reach them over the socket."""
+    def __init__(
+        self,
+        socket_path: Path,
+        wanted: int,
+        ears: Ears,
+        *,
+        withheld: frozenset[str] = frozenset(),
+        command: Sequence[str] = (sys.executable, "-m", "proxy.worker"),
+    ) -> None:
+        """`withheld` are environment variables that workers do not inherit: secrets reach them over the socket.
+        `command` starts a worker; it gets `--socket PATH --index N`."""
         self._withheld = withheld
+        self._command = list(command)
         self._path = socket_path
         self._wanted = wanted
         self._ears = ears
@@ -370,7 +380,7 @@ class Workers:
     def _spawn(self, index: int) -> None:
         # A session of its own: neither Ctrl-C nor the supervisor's end reaches it.
         process = subprocess.Popen(
-            [sys.executable, "-m", "proxy.worker", "--socket", str(self._path), "--index", str(index)],
+            [*self._command, "--socket", str(self._path), "--index", str(index)],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name not in self._withheld},
             start_new_session=True,

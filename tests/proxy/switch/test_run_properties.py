@@ -30,7 +30,7 @@ from tests.proxy.switch.playbook import (
 
 WORKERS = (0, 1, 2)
 
-_of_workers = st.sampled_from(WORKERS).flatmap(
+_of_workers: st.SearchStrategy[core.Fact] = st.sampled_from(WORKERS).flatmap(
     lambda worker: st.sampled_from(
         [
             prepared(worker), prepared(worker, "no"), draining(worker), all_held(worker), all_held(worker, "older"),
@@ -40,7 +40,7 @@ _of_workers = st.sampled_from(WORKERS).flatmap(
         ]
     )
 )  # fmt: skip
-_of_engines = st.sampled_from(
+_of_engines: st.SearchStrategy[core.Fact] = st.sampled_from(
     [
         core.Examined([PASSED]), core.EnginesPrepared(), core.Fenced(PROOF), core.PositionRead(POSITION),
         core.PositionAwaited(True), core.PositionAwaited(False), core.Promoted(), core.Unfenced(),
@@ -60,12 +60,13 @@ _usual: list[core.Fact] = [
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[core.Fact]:
+    anything: st.SearchStrategy[core.Fact] = st.one_of(_of_workers, _of_engines)
     facts: list[core.Fact] = []
     for usual in _usual:
-        facts += draw(st.lists(_of_workers | _of_engines, max_size=2))
+        facts += draw(st.lists(anything, max_size=2))
         if draw(st.integers(0, 19)):
             facts.append(usual)
-    return facts + draw(st.lists(_of_workers | _of_engines, max_size=6))
+    return facts + draw(st.lists(anything, max_size=6))
 
 
 class World:

@@ -1,0 +1,66 @@
+"""A worker process that speaks `proxy.ipc` and serves nobody. Options in the environment:
+
+SCRIPTED_FAILS   what Configured.failed says
+SCRIPTED_EXIT    end with this code at once
+SCRIPTED_MUTE    connect, say hello, never read
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+
+from proxy import ipc
+
+
+async def talk(path: str, index: int) -> None:
+    """Connect again and again, until told to quit or alone for ten seconds."""
+    epochs: dict[str, int] = {}
+    alone_since = time.monotonic()
+    while time.monotonic() - alone_since < 10.0:
+        try:
+            reader, writer = await asyncio.open_unix_connection(path)
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        hello = ipc.Hello(version=ipc.PROTOCOL_VERSION, index=index, pid=os.getpid(), epochs=epochs, active={})
+        writer.write(ipc.encode(hello))
+        if os.environ.get("SCRIPTED_MUTE"):
+            await asyncio.sleep(60)
+        async for body in ipc.frames(reader):
+            order = ipc.decode_order(body)
+            match order:
+                case ipc.Configure():
+                    epochs = order.epochs
+                    fails = os.environ.get("SCRIPTED_FAILS", "")
+                    writer.write(ipc.encode(ipc.Configured(failed=[fails] if fails else [])))
+                case ipc.CollectFigures():
+                    figures = ipc.WorkerFigures(request=order.request, cpu_s=0.0, rss_bytes=index, services=[])
+                    writer.write(ipc.encode(figures))
+                case ipc.CancelQuery():
+                    writer.write(ipc.encode(ipc.CancelWanted(process_id=order.process_id, secret=order.secret)))
+                case ipc.Quit():
+                    return
+                case _:
+                    pass
+        writer.close()
+        alone_since = time.monotonic()
+
+
+def main() -> int:
+    """Entry of the process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--index", type=int, required=True)
+    arguments = parser.parse_args()
+    if code := os.environ.get("SCRIPTED_EXIT"):
+        return int(code)
+    asyncio.run(talk(arguments.socket, arguments.index))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -70,12 +70,18 @@ class Journal:
                 self._db.close()
                 raise
         except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
+                raise StateFileError(
+                    f"state file {path} is locked", hint="another Turnout uses it: stop that one, or set state_file"
+                ) from error
             raise StateFileError(
                 f"state file {path} cannot be read: {error}",
                 hint="restore it from a copy, or move it away: Turnout then begins with `active` of the config",
             ) from error
 
     def _open(self) -> None:
+        # Ours alone: a second supervisor on the same file is told so. Readers may copy the file when we are gone.
+        self._db.execute("pragma locking_mode = exclusive")
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
         # Checkpoints sync; they are made when a switch begins and ends, not when a page count says so.

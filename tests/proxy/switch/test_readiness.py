@@ -1,0 +1,123 @@
+"""One check at a time: what passes, what fails, what `force` may override."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.config import SwitchConfig
+from proxy.engines.engine import Capacity, EngineState, MissingRight, OutsideSession, Role
+from proxy.switch.readiness import Check, Findings, failures, judge
+
+SOURCE = EngineState(
+    name="blue", is_reachable=True, version="PostgreSQL 16.14", version_num=160014, server_id="77",
+    role=Role.PRIMARY, is_writable=True,
+)  # fmt: skip
+TARGET = EngineState(
+    name="green", is_reachable=True, version="PostgreSQL 16.14", version_num=160014, server_id="77",
+    role=Role.STANDBY, is_replicating=True, upstream="10.0.0.11:5432", lag_bytes=0, lag_ms=0.0,
+)  # fmt: skip
+
+
+def _found(source: dict[str, Any] | None = None, target: dict[str, Any] | None = None, **changes: Any) -> Findings:
+    given: dict[str, Any] = {
+        "source": msgspec.structs.replace(SOURCE, **(source or {})),
+        "target": msgspec.structs.replace(TARGET, **(target or {})),
+        "source_address": "10.0.0.11:5432",
+        "target_capacity": Capacity(100, 10),
+        "backends": 20,
+        "workers": 2,
+        "workers_wanted": 2,
+        **changes,
+    }
+    return Findings(**given)
+
+
+def _judged(findings: Findings) -> dict[str, Check]:
+    return {check.name: check for check in judge(findings, SwitchConfig())}
+
+
+def test_a_good_pair_passes_every_check() -> None:
+    assert {check.verdict for check in _judged(_found()).values()} == {"pass"}
+
+
+OUTSIDE = OutsideSession(
+    pid=1,
+    user="cron",
+    database="app",
+    client="10.9.9.9:1",
+    application="psql",
+    state="idle",
+    is_writing=False,
+    age_s=1.0,
+)
+MARIADB = {"flavour": "mariadb", "version": "MariaDB 10.11.14", "version_num": 101114, "lag_bytes": None}
+MYSQL = {"flavour": "mysql", "version": "MySQL 9.7.1", "version_num": 90701, "lag_bytes": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "findings", "verdict", "is_overridable"),
+    [
+        ("source_reachable", _found(source={"is_reachable": False, "why": "refused"}), "fail", False),
+        ("target_reachable", _found(target={"is_reachable": False, "why": "refused"}), "fail", False),
+        ("source_role", _found(source={"is_writable": False, "is_fenced": True}), "fail", False),
+        ("source_role", _found(source={"role": Role.STANDBY, "is_writable": False}), "fail", False),
+        ("target_role", _found(target={"role": Role.PRIMARY, "is_writable": True}), "fail", False),
+        ("target_role", _found(target={"server_id": "88"}), "fail", False),
+        ("target_role", _found(target={"is_replicating": False, "replication_error": "no WAL"}), "fail", False),
+        ("target_role", _found(target={"upstream": "10.0.0.12:5432"}), "warn", False),
+        ("version", _found(target={"version_num": 150010}), "fail", False),
+        ("version", _found(target={"version_num": 180004}), "pass", False),
+        ("version", _found(target={"version_num": 160001}), "pass", False),
+        ("version", _found(source=MARIADB, target=MYSQL), "fail", False),
+        ("version", _found(source=MARIADB, target={**MARIADB, "version_num": 101001}), "fail", False),
+        ("version", _found(source=MARIADB, target={**MARIADB, "version_num": 110400}), "pass", False),
+        ("version", _found(target=MYSQL), "fail", False),
+        ("lag", _found(target={"lag_bytes": 1 << 30}), "fail", True),
+        ("lag", _found(source=MARIADB, target={**MARIADB, "lag_ms": 6000.0}), "fail", True),
+        ("lag", _found(source=MARIADB, target={**MARIADB, "lag_ms": 5000.0}), "pass", False),
+        ("lag", _found(target={"lag_bytes": None, "lag_ms": None}), "warn", False),
+        ("rights", _found(source_rights=[MissingRight("fence", "GRANT this TO that")]), "fail", False),
+        ("rights", _found(target_rights=[MissingRight("promote", "GRANT this TO that")]), "fail", False),
+        ("capacity", _found(backends=91), "fail", True),
+        ("capacity", _found(backends=90), "pass", False),
+        ("capacity", _found(target_capacity=None), "warn", False),
+        ("prepared_transactions", _found(in_doubt=[f"tx{n}" for n in range(9)]), "fail", True),
+        ("clients_outside", _found(outside=[OUTSIDE]), "warn", False),
+        ("portability", _found(pinned={"temp table": 2, "lock": 0}), "warn", False),
+        ("workers", _found(workers=1), "fail", False),
+        ("questions", _found(unanswered="blue: timeout"), "warn", False),
+    ],
+)
+def test_each_check_says_what_was_found_and_what_to_do(
+    name: str, findings: Findings, verdict: str, is_overridable: bool
+) -> None:
+    check = _judged(findings)[name]
+    assert check.verdict == verdict
+    assert check.found
+    assert check.is_overridable is is_overridable
+    if verdict == "fail":
+        assert check.remedy
+
+
+def test_an_address_of_this_machine_has_many_names() -> None:
+    found = _found(target={"upstream": "localhost:5432"}, source_address="127.0.0.1:5432")
+    assert _judged(found)["target_role"].verdict == "pass"
+
+
+def test_nothing_more_is_asked_of_engines_that_are_down() -> None:
+    checks = _judged(_found(target={"is_reachable": False, "role": None}))
+    assert set(checks) == {"source_reachable", "target_reachable", "workers"}
+
+
+def test_names_are_listed_up_to_a_few() -> None:
+    found = _judged(_found(in_doubt=[f"tx{n}" for n in range(9)]))["prepared_transactions"].found
+    assert found == "9 in doubt: tx0, tx1, tx2, tx3, tx4 and 4 more"
+
+
+def test_force_overrides_only_what_may_be_overridden() -> None:
+    checks = judge(_found(workers=1, backends=500), SwitchConfig())
+    assert [check.name for check in failures(checks, force=False)] == ["capacity", "workers"]
+    assert [check.name for check in failures(checks, force=True)] == ["workers"]

@@ -454,8 +454,6 @@ class MysqlLedger:
         questions = self._replay_settings()
         statements = self._replay_statements()
         database = raw(self.startup.database)
-        if not (questions or statements or self._held.sql_statements or self.database not in (b"", database)):
-            return None
         # A statement is bound to the database it was prepared in.
         for wanted, question in statements:
             if wanted and wanted != database:
@@ -471,6 +469,8 @@ class MysqlLedger:
         if (autocommit := self.variables.get("autocommit")) is not None:
             # The last, so that nothing of ours begins a transaction.
             questions.append(_query(b"SET SESSION autocommit = " + autocommit, "autocommit"))
+        if not questions:
+            return None
         return Exchange(questions, deprecates_eof=self._deprecates_eof, on_complete=self._note_replayed)
 
     def _replay_settings(self) -> list[Question]:
@@ -495,9 +495,9 @@ class MysqlLedger:
     def _replay_statements(self) -> list[tuple[bytes, Question]]:
         """(database, question): prepares, with fillers so that the fresh backend's ids become the client's.
 
-        A connection counts its statements from 1, those of SQL PREPARE too (`statement_id_counter` in both servers), so
-        a statement the client has closed meanwhile is replaced by a PREPARE of nothing. Where the guess fails, the ids
-        are mapped.
+        A connection counts its statements, those of SQL PREPARE too (`statement_id_counter` in both servers), so a
+        statement the client has closed meanwhile is replaced by a PREPARE of nothing. MySQL counts from 1; MariaDB goes
+        on from where the thread's former connection stopped (seen in 10.11), and then the ids have to be mapped.
         """
         questions: list[tuple[bytes, Question]] = []
         following, fillers = 1, 0

@@ -161,13 +161,15 @@ class Relay:
         shares: bool = False,
         is_linked: bool = True,
         facts: BackendFacts = FACTS,
+        ledger: MysqlLedger | None = None,
     ) -> None:
-        self.ledger = WIRE.ledger(startup(deprecates_eof=deprecates_eof, more=more))
-        assert isinstance(self.ledger, MysqlLedger)
-        tracker: Tracker = WIRE.tracker(self.ledger, shares_backends=shares)
+        if ledger is None:
+            ledger = MysqlLedger(startup(deprecates_eof=deprecates_eof, more=more))
+        self.ledger = ledger
+        tracker: Tracker = WIRE.tracker(ledger, shares_backends=shares)
         assert isinstance(tracker, MysqlTracker)
         self.tracker: MysqlTracker = tracker
-        self.speech = Speech(deprecates_eof=deprecates_eof)
+        self.speech = Speech(deprecates_eof=bool(ledger.startup.capabilities & c.CLIENT_DEPRECATE_EOF))
         self.to_server = bytearray()
         self.to_client = bytearray()
         self.notes: dict[str, Any] = {}

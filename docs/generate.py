@@ -72,7 +72,9 @@ role = "standby"
 
 MYSQL: Final = """\
 # --- a service on MySQL or MariaDB ---------------------------------------------------------------
-# The same keys; only protocol, ports and methods differ. Take the "#" away to have both.
+# The same keys; only protocol, ports and methods differ. Take the "#" away to have both. MySQL's
+# clients from version 9 on know caching_sha2_password only; most of MariaDB's want
+# mysql_native_password. The engines' own method does not matter here.
 
 #[[listener]]
 #protocol = "mysql"

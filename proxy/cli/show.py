@@ -75,6 +75,11 @@ def amount(size: float | None) -> str:
     return f"{size:.1f} TB"
 
 
+def counted(number: int, thing: str) -> str:
+    """1 session, 2,000 sessions."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def ms(value: float | None) -> str:
     """Milliseconds with one decimal."""
     return "-" if value is None else f"{value:.1f}"
@@ -89,7 +94,11 @@ def show_status(out: Console, status: Json) -> None:
     good = sum(1 for worker in workers if worker["is_configured"])
     state = Text("ready", "green") if status["is_ready"] else Text("not ready", "bold red")
     up = span(max(0.0, time.time() - status["started_at"]))
-    out.print(Text.assemble(f"Turnout {status['version']}: ", state, f", up {up}, {good} of {len(workers)} workers"))
+    out.print(
+        Text.assemble(
+            f"Turnout {status['version']}: ", state, f", up {up}, {good} of {counted(len(workers), 'worker')}"
+        )
+    )
     for service in status["services"]:
         show_service(out, service)
 
@@ -104,8 +113,9 @@ def show_service(out: Console, service: Json) -> None:
     )
     held = f" ({service['held']} held)" if service["held"] else ""
     out.print(
-        f"  {service['sessions']} sessions{held}, {service['requests_total']} requests, "
-        f"{service['transactions_total']} transactions, {service['errors_total']} errors, epoch {view['epoch']}"
+        f"  {counted(service['sessions'], 'session')}{held}, {counted(service['requests_total'], 'request')}, "
+        f"{counted(service['transactions_total'], 'transaction')}, {counted(service['errors_total'], 'error')}, "
+        f"epoch {view['epoch']}"
     )
     running = view["running"]
     if running is not None:
@@ -130,8 +140,10 @@ def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
             remarks.append(f"{engine['name']}: {state['why']}")
         else:
             cells += [_role(state), state["version"], _lag(state), f"{state['response_time_ms']:.1f} ms"]
-            if state["replication_error"]:
-                remarks.append(f"{engine['name']}: {state['replication_error']}")
+            if state["role"] == "standby" and not state["is_replicating"]:
+                remarks.append(
+                    f"{engine['name']} does not replicate: {state['replication_error'] or 'no reason given'}"
+                )
         table.add_row(*cells)
     out.print(Padding.indent(table, 0 if with_service else 2))
     for remark in remarks:
@@ -139,11 +151,12 @@ def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
 
 
 def _role(state: Json) -> Text:
+    """One word; what is wrong with a standby stands below the table."""
     if state["role"] == "standby":
-        return Text("standby") if state["is_replicating"] else Text("standby, not replicating", "yellow")
-    if state["is_fenced"]:
-        return Text("primary, fenced", "yellow")
-    return Text("primary") if state["is_writable"] else Text("primary, read-only", "yellow")
+        return Text("standby", "" if state["is_replicating"] else "yellow")
+    if state["is_writable"]:
+        return Text("primary")
+    return Text("fenced" if state["is_fenced"] else "read-only", "yellow")
 
 
 def _lag(state: Json) -> str:
@@ -170,7 +183,11 @@ def show_sessions(out: Console, rows: list[Json]) -> None:
             span(row["idle_s"]),
         )
     out.print(table)
-    out.print(Text(f"{len(rows)} sessions. Grades: A nothing to carry, B carried, C at a boundary, D pinned", "dim"))
+    out.print(
+        Text(
+            f"{counted(len(rows), 'session')}. Grades: A nothing to carry, B carried, C at a boundary, D pinned", "dim"
+        )
+    )
 
 
 # --- switching ----------------------------------------------------------------------------------------------------
@@ -217,8 +234,8 @@ def show_figures(out: Console, figures: Json) -> None:
         table.add_row("hold_ms", ms(waits["max"]), Text(meaning, "dim"))
     out.print(table)
     out.print(
-        f"{figures.get('affected_transactions', 0)} requests waited, "
-        f"{figures.get('errors_visible', 0)} errors seen by clients"
+        f"{counted(figures.get('affected_transactions', 0), 'request')} waited, "
+        f"{counted(figures.get('errors_visible', 0), 'error')} seen by clients"
     )
 
 
@@ -277,7 +294,7 @@ def show_report(out: Console, report: Json) -> None:
         out.print()
         show_figures(out, report["figures"])
         _show_waits(out, report["waits"])
-        out.print(f"{report['sessions']} sessions moved, epoch {report['epoch']}")
+        out.print(f"{counted(report['sessions'], 'session')} moved, epoch {report['epoch']}")
     _show_proof(out, report)
     if report["interrupted_count"]:
         out.print(Text(f"{report['interrupted_count']} sessions did not come through:", "bold"))

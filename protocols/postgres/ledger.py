@@ -27,6 +27,7 @@ from protocols.postgres.constants import CHANNEL_BYTES_MAX
 from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.messages import (
     build_bind,
+    build_close,
     build_execute,
     build_parse,
     build_query,
@@ -73,6 +74,7 @@ _CUSTOM: Final = rb"""UNION ALL SELECT 'custom', name, pg_catalog.current_settin
  FROM pg_catalog.unnest(ARRAY[%s]::pg_catalog.text[]) AS name
 """
 
+_SETTER: Final = b"turnout_set_config"
 _SET_CONFIG: Final = b"SELECT pg_catalog.set_config($1, $2, false)"
 
 _PREPARE: Final = re.compile(rb'prepare\s+(?:"((?:[^"]|"")+)"|([^\s("]+))', re.IGNORECASE)
@@ -197,7 +199,9 @@ class PostgresLedger:
         ]
         groups += [_set(name, value) for name, value in last]
         if first or last:
-            groups.insert(0, Group("settings", build_parse(b"", _SET_CONFIG) + build_sync()))
+            # By a name, for the session's unnamed statement may be among those that are replayed.
+            groups.insert(0, Group("settings", build_parse(_SETTER, _SET_CONFIG) + build_sync()))
+            groups.append(Group("settings", build_close(b"S", _SETTER) + build_sync()))
         return groups
 
     def _late_groups(self) -> list[Group]:
@@ -275,7 +279,9 @@ def _rank(name: bytes) -> int:
 
 
 def _set(name: bytes, value: bytes) -> Group:
-    return Group(f"setting {readable(name)}", build_bind(b"", b"", [name, value]) + build_execute(b"") + build_sync())
+    return Group(
+        f"setting {readable(name)}", build_bind(b"", _SETTER, [name, value]) + build_execute(b"") + build_sync()
+    )
 
 
 def own_prepare(text: bytes, name: bytes) -> bytes | None:

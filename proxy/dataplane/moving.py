@@ -45,6 +45,9 @@ CLOSE_BATCH: Final = 8
 CLOSE_PAUSE_S: Final = 0.005
 """Left-over backends closed at a time, and the pause between: a server process that ends costs processor time."""
 
+_NEVER: Final = -1
+"""A version that no ledger has."""
+
 PROGRESS_INTERVAL_NS: Final = 50_000_000
 
 
@@ -53,10 +56,13 @@ class Prepared:
     """A session's place on the target."""
 
     backend: Backend | None = None
-    version: int = -1
-    """The ledger's version that was replayed on it."""
+    version: int | None = None
+    """The ledger's version that was replayed on it; None: the backend is as fresh as opened."""
     paused: asyncio.Future[None] | None = None
     """Resolved at the session's next boundary, for the preparation."""
+    is_refused_in_part: bool = False
+    """The target refused some of the replay, perhaps because it is still in recovery (no serializable transactions
+    there, say): it is done again after the promotion."""
     catching_up: asyncio.Task[None] | None = None
     """Preparing in the hold."""
 
@@ -79,7 +85,7 @@ class Move:
         self.switch = switch
         self.target: str | None = None
         self.phase = "preparing"
-        """preparing, holding, retargeted: what a Hello tells."""
+        """preparing, holding, retargeting, retargeted, releasing; a Hello tells the first, second and fourth."""
         self._emit = emit
         self._answer = _Answer()
         self._task: asyncio.Task[None] | None = None
@@ -223,7 +229,7 @@ class Move:
             return
         if notes.backend is None:
             notes.backend = await self.runtime.open(self.target, startup)
-        elif notes.version >= 0:
+        elif notes.version is not None:
             # The replay is not a difference but a whole: begin anew.
             await notes.backend.run(self.runtime.wire.reset(notes.backend.startup), EXCHANGE_TIMEOUT_S)
             notes.backend.notes.clear()
@@ -232,8 +238,10 @@ class Move:
         replay = ledger.replay(is_late=False)
         if replay is not None:
             await backend.run(replay, EXCHANGE_TIMEOUT_S)
+            notes.is_refused_in_part = bool(replay.errors)
             if replay.errors:
-                _log.warning("replay refused in part", session=session.id, errors=replay.errors[:5])
+                log = _log.warning if self.phase == "retargeting" else _log.info
+                log("replay refused in part", session=session.id, errors=replay.errors[:5])
         backend.notes = ledger.adopt(backend.notes)
         notes.version = version
         if session.has_ended:
@@ -244,11 +252,7 @@ class Move:
 
     def hold(self) -> None:
         """Hold every session at its next boundary."""
-        if self.phase == "retargeted":
-            if self._answer.all_held is not None:
-                self._emit(self._answer.all_held)
-            return
-        if self.phase == "holding":
+        if self.phase != "preparing":
             if self._answer.all_held is not None:
                 self._emit(self._answer.all_held)
             return
@@ -378,7 +382,7 @@ class Move:
             return
         if self.phase == "preparing":
             self.hold()
-        if self._task is not None and not self._task.done() and self.phase == "retargeted":
+        if self.phase == "retargeting":
             return
         self.target = target
         self._task = spawn(self._retarget(target, epoch), name=f"retarget {self.switch}")
@@ -386,6 +390,7 @@ class Move:
     async def _retarget(self, target: str, epoch: int) -> None:
         runtime = self.runtime
         source = runtime.active
+        self.phase = "retargeting"
         slow: list[Session] = []
         for session in runtime.registry.members(Standing.HELD):
             if self._needs_backend(session) and not self._swap(session):
@@ -415,7 +420,7 @@ class Move:
         notes, ledger = self._notes(session), session.ledger
         assert ledger is not None
         backend = notes.backend
-        if backend is None or backend.is_lost or notes.version != ledger.version:
+        if backend is None or backend.is_lost or notes.version != ledger.version or notes.is_refused_in_part:
             return False
         if ledger.replay(is_late=True) is not None:
             return False
@@ -426,6 +431,9 @@ class Move:
         notes, ledger = self._notes(session), session.ledger
         if ledger is None or session.standing is not Standing.HELD:
             return
+        if notes.is_refused_in_part:
+            # A version that no ledger has: everything is done anew.
+            notes.version = _NEVER
         try:
             await self._replay(session, notes)
             backend = notes.backend
@@ -586,7 +594,7 @@ class Move:
 
     def tick(self, now_ns: int) -> None:
         """Report progress; refuse work that has waited longer than `hold_ms_max`."""
-        if self.phase not in ("holding", "retargeted"):
+        if self.phase not in ("holding", "retargeting", "retargeted"):
             return
         if self.phase == "holding" and self._answer.all_held is None:
             self._report_progress(now_ns)

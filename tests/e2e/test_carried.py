@@ -1,0 +1,295 @@
+"""What a session holds is there after a switch: on real servers, with real drivers, in both pool modes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Literal
+
+import psycopg
+import pymysql
+import pytest
+
+from proxy.embedded import MariaDBPair, MySQLPair, PostgresPair, Setup, Turnout
+from tests.kit.turnouts import StartTurnout
+from tests.kit.waiting import until
+
+PoolMode = Literal["session", "transaction"]
+both_pool_modes = pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+class Postgres:
+    """A pair behind a Turnout, and switches back and forth."""
+
+    def __init__(self, pair: PostgresPair, turnout: Turnout) -> None:
+        self.pair = pair
+        self.turnout = turnout
+
+    async def connect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(
+            f"host=127.0.0.1 port={self.turnout.setup.client_port} dbname=app user=app password=secret",
+            autocommit=True,
+            **options,
+        )
+
+    async def switch(self) -> dict[str, Any]:
+        ended = await self.turnout.switch(self.pair.standby.name)
+        assert ended["phase"] == "completed", ended
+        await self.pair.swap()
+        return ended
+
+
+@pytest.fixture
+async def postgres(
+    pool_mode: PoolMode, postgres_pair: PostgresPair, start_turnout: StartTurnout
+) -> AsyncIterator[Postgres]:
+    engines = {server.name: server.address for server in postgres_pair.servers()}
+    setup = Setup(
+        protocol="postgresql",
+        engines=engines,
+        admin_user="postgres",
+        admin_password="secret",
+        users={"app": "secret"},
+        pool_mode=pool_mode,
+        workers=2,
+    )
+    yield Postgres(postgres_pair, await start_turnout(setup))
+
+
+async def one(connection: psycopg.AsyncConnection[Any], query: str) -> Any:
+    row = await (await connection.execute(query)).fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    return row[0]
+
+
+@both_pool_modes
+async def test_settings_of_every_kind_are_carried(postgres: Postgres) -> None:
+    connection = await postgres.connect(options="-c statement_timeout=77s")
+    await connection.execute("set search_path to pg_catalog, public")
+    await connection.execute("set timezone to 'Asia/Tokyo'")
+    await connection.execute("select set_config('app.tenant', 'O''Brien; \"x\"', false)")
+    await connection.execute("set application_name to 'carried'")
+    await connection.execute("set session characteristics as transaction isolation level serializable")
+    await connection.execute("begin; set local work_mem = '7MB'; set lock_timeout = '9s'; commit")
+    await connection.execute("begin; set enable_seqscan = off; rollback")
+    await postgres.switch()
+    assert await one(connection, "show search_path") == "pg_catalog, public"
+    assert await one(connection, "show timezone") == "Asia/Tokyo"
+    assert await one(connection, "show app.tenant") == 'O\'Brien; "x"'
+    assert await one(connection, "show application_name") == "carried"
+    assert await one(connection, "show transaction_isolation") == "serializable"
+    assert await one(connection, "show statement_timeout") == "77s"
+    assert await one(connection, "show lock_timeout") == "9s"
+    assert await one(connection, "show work_mem") == "4MB", "SET LOCAL ended with its transaction"
+    assert await one(connection, "show enable_seqscan") == "on", "a SET that was rolled back is none"
+    assert connection.info.parameter_status("TimeZone") == "Asia/Tokyo"
+    await connection.close()
+
+
+@both_pool_modes
+async def test_a_setting_that_was_reset_stays_reset(postgres: Postgres) -> None:
+    connection = await postgres.connect()
+    await connection.execute("set work_mem = '9MB'")
+    await postgres.switch()
+    assert await one(connection, "show work_mem") == "9MB"
+    await connection.execute("reset all")
+    await postgres.switch()
+    assert await one(connection, "show work_mem") == "4MB"
+    await connection.close()
+
+
+@both_pool_modes
+async def test_prepared_statements_of_both_kinds_are_carried(postgres: Postgres) -> None:
+    connection = await postgres.connect()
+    connection.prepare_threshold = 0
+    await connection.execute("prepare by_name (int) as select $1 + 1")
+    assert (await (await connection.execute("select %s::int * 2", [21])).fetchone()) == (42,)
+    await postgres.switch()
+    assert await one(connection, "execute by_name (41)") == 42
+    assert (await (await connection.execute("select %s::int * 2", [21])).fetchone()) == (42,)
+    await postgres.switch()
+    assert await one(connection, "execute by_name (1)") == 2
+    await connection.execute("deallocate by_name")
+    with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+        await connection.execute("execute by_name (1)")
+    await connection.close()
+
+
+@both_pool_modes
+async def test_a_listener_hears_what_is_notified_after_the_switch(postgres: Postgres) -> None:
+    listener = await postgres.connect()
+    await listener.execute('listen "Mixed Case"')
+    await postgres.switch()
+    sender = await postgres.connect()
+    await sender.execute("select pg_notify('Mixed Case', 'moved')")
+    async with asyncio.timeout(10):
+        async for notice in listener.notifies():
+            assert (notice.channel, notice.payload) == ("Mixed Case", "moved")
+            break
+    await sender.close()
+    await listener.close()
+
+
+@both_pool_modes
+async def test_an_open_transaction_is_never_cut(postgres: Postgres) -> None:
+    connection = await postgres.connect()
+    await connection.execute("create table if not exists kept (id int)")
+    await connection.execute("begin")
+    await connection.execute("insert into kept values (1)")
+    started = asyncio.create_task(postgres.switch())
+    await until(lambda: _is_waiting_for_drain(postgres.turnout), "the switch waits for the transaction")
+    assert not started.done()
+    await connection.execute("insert into kept values (2)")
+    await connection.execute("commit")
+    ended = await started
+    assert ended["figures"]["errors_visible"] == 0
+    assert await one(connection, "select count(*) from kept") == 2
+    await connection.execute("drop table kept")
+    await connection.close()
+
+
+async def _is_waiting_for_drain(turnout: Turnout) -> bool:
+    newest = (await turnout.get("/v1/switches"))[:1]
+    return bool(newest) and newest[0]["phase"] == "draining"
+
+
+@both_pool_modes
+async def test_a_client_that_comes_during_the_switch_waits_and_is_served(postgres: Postgres) -> None:
+    holder = await postgres.connect()
+    await holder.execute("begin")
+    await holder.execute("select 1")
+    started = asyncio.create_task(postgres.switch())
+    await until(lambda: _is_waiting_for_drain(postgres.turnout), "the switch waits for the transaction")
+    arriving = asyncio.create_task(postgres.connect())
+    await asyncio.wait([arriving], timeout=0.2)
+    assert not arriving.done()
+    await holder.execute("commit")
+    await started
+    late = await arriving
+    assert await one(late, "select pg_is_in_recovery()") is False
+    await late.close()
+    await holder.close()
+
+
+@both_pool_modes
+async def test_the_role_is_carried(postgres: Postgres) -> None:
+    await postgres.pair.primary.execute("drop role if exists reader")
+    await postgres.pair.primary.execute("create role reader")
+    await postgres.pair.primary.execute("grant reader to app")
+    connection = await postgres.connect()
+    await connection.execute("set role reader")
+    await postgres.switch()
+    assert await one(connection, "select current_user") == "reader"
+    await connection.close()
+
+
+# --- MySQL and MariaDB --------------------------------------------------------------------------------------------
+
+
+class MySQL:
+    """The same for MySQL and MariaDB; PyMySQL blocks, so its calls run in a thread."""
+
+    def __init__(self, pair: MariaDBPair | MySQLPair, turnout: Turnout) -> None:
+        self.pair = pair
+        self.turnout = turnout
+
+    def connect(self, **options: Any) -> pymysql.Connection[Any]:
+        return pymysql.connect(
+            host="127.0.0.1",
+            port=self.turnout.setup.client_port,
+            user="app",
+            password="secret",
+            database="app",
+            autocommit=True,
+            **options,
+        )
+
+    async def switch(self) -> dict[str, Any]:
+        ended = await self.turnout.switch(self.pair.standby.name)
+        assert ended["phase"] == "completed", ended
+        await self.pair.swap()
+        return ended
+
+
+@pytest.fixture(params=["mariadb", "mysql"])
+def mysql_servers(request: pytest.FixtureRequest) -> Iterator[MariaDBPair | MySQLPair]:
+    yield request.getfixturevalue(f"{request.param}_pair")
+
+
+@pytest.fixture
+async def mysql(
+    pool_mode: PoolMode, mysql_servers: MariaDBPair | MySQLPair, start_turnout: StartTurnout
+) -> AsyncIterator[MySQL]:
+    is_mariadb = isinstance(mysql_servers, MariaDBPair) and not isinstance(mysql_servers, MySQLPair)
+    setup = Setup(
+        protocol="mysql",
+        engines={server.name: server.address for server in mysql_servers.servers()},
+        admin_user="turnout",
+        admin_password="secret",
+        users={"app": "secret"},
+        auth_method="mysql_native_password" if is_mariadb else "caching_sha2_password",
+        pool_mode=pool_mode,
+    )
+    yield MySQL(mysql_servers, await start_turnout(setup))
+
+
+def ask(connection: pymysql.Connection[Any], query: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        row = cursor.fetchone()
+        return row[0] if row else None
+
+
+@both_pool_modes
+async def test_variables_database_and_charset_are_carried(mysql: MySQL) -> None:
+    connection = await asyncio.to_thread(mysql.connect, charset="utf8mb4")
+    for statement in (
+        "set @number = 42, @word = 'O\\'Brien', @nothing = null, @exact = 1.50",
+        "set session sql_mode = 'ANSI_QUOTES'",
+        "set session group_concat_max_len = 4321",
+        "set time_zone = '+09:00'",
+        "set names latin1",
+    ):
+        await asyncio.to_thread(ask, connection, statement)
+    await mysql.switch()
+    assert await asyncio.to_thread(ask, connection, "select @number") == 42
+    assert await asyncio.to_thread(ask, connection, "select @word") == "O'Brien"
+    assert await asyncio.to_thread(ask, connection, "select @nothing") is None
+    assert str(await asyncio.to_thread(ask, connection, "select @exact")) == "1.50"
+    assert await asyncio.to_thread(ask, connection, "select @@sql_mode") == "ANSI_QUOTES"
+    assert await asyncio.to_thread(ask, connection, "select @@group_concat_max_len") == 4321
+    assert await asyncio.to_thread(ask, connection, "select @@time_zone") == "+09:00"
+    assert await asyncio.to_thread(ask, connection, "select @@character_set_client") == "latin1"
+    assert await asyncio.to_thread(ask, connection, "select database()") == "app"
+    connection.close()
+
+
+@both_pool_modes
+async def test_sql_prepared_statements_are_carried(mysql: MySQL) -> None:
+    connection = await asyncio.to_thread(mysql.connect)
+    await asyncio.to_thread(ask, connection, "prepare doubled from 'select 2 * ?'")
+    await asyncio.to_thread(ask, connection, "set @n = 21")
+    assert await asyncio.to_thread(ask, connection, "execute doubled using @n") == 42
+    await mysql.switch()
+    assert await asyncio.to_thread(ask, connection, "execute doubled using @n") == 42
+    connection.close()
+
+
+@both_pool_modes
+async def test_an_open_mysql_transaction_is_never_cut(mysql: MySQL) -> None:
+    connection = await asyncio.to_thread(mysql.connect)
+    await asyncio.to_thread(ask, connection, "create table if not exists kept (id int)")
+    await asyncio.to_thread(ask, connection, "begin")
+    await asyncio.to_thread(ask, connection, "insert into kept values (1)")
+    started = asyncio.create_task(mysql.switch())
+    await until(lambda: _is_waiting_for_drain(mysql.turnout), "the switch waits for the transaction")
+    await asyncio.to_thread(ask, connection, "insert into kept values (2)")
+    await asyncio.to_thread(ask, connection, "commit")
+    ended = await started
+    assert ended["figures"]["errors_visible"] == 0
+    assert await asyncio.to_thread(ask, connection, "select count(*) from kept") == 2
+    await asyncio.to_thread(ask, connection, "drop table kept")
+    connection.close()

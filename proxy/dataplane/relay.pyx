@@ -279,16 +279,18 @@ cdef class Link:
     cdef int _readable(self) except -1:
         cdef Relay relay = self._relay
         cdef Py_ssize_t size
+        cdef object owner
         if relay is not None:
+            owner = relay.owner  # what goes wrong may be found after it has closed the relay
             try:
                 if self._is_client:
                     relay._client_readable()
                 else:
                     relay._server_readable()
             except ProtocolViolation as error:
-                relay.owner.on_violation(error)
+                owner.on_violation(error)
             except Exception as error:
-                relay.owner.on_failure(error)
+                owner.on_failure(error)
             return 0
         size = c_recv(self.fd, SCRATCH, CHUNK_BYTES, 0)
         if size < 0:
@@ -614,20 +616,35 @@ cdef class Relay:
         if self._stash:
             stash = self._stash
             self._stash = b""
-            self._feed_client(<unsigned char*> PyBytes_AS_STRING(stash), PyBytes_GET_SIZE(stash))
-        if not self._stash:
+            self._feed(stash, True)
+        if not self._stash and self.owner is not None:
             if self.waiting_since_ns and not self.is_held:
                 self.waiting_since_ns = 0
             self.client._resume(PAUSED_BY_GATE)
         return 0
 
+    cdef int _feed(self, bytes data, bint is_client) except -1:
+        """Bytes that do not come from a descriptor now. Whoever opens a gate is not the one to be told of a violation:
+        the owner is."""
+        cdef object owner = self.owner
+        try:
+            if is_client:
+                self._feed_client(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            else:
+                self._feed_server(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        except ProtocolViolation as error:
+            owner.on_violation(error)
+        except Exception as error:
+            owner.on_failure(error)
+        return 0
+
     def feed_client(self, bytes data):
         """Bytes of the client that came before the relay was there."""
-        self._feed_client(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self._feed(data, True)
 
     def feed_server(self, bytes data):
         """Bytes of the server that came before it was attached."""
-        self._feed_server(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self._feed(data, False)
 
     def go_on(self):
         """Scan again what the gate kept back, after something changed."""
@@ -695,7 +712,7 @@ cdef class Relay:
             int verdict
             Tracker tracker = self.tracker
             Link corked = None
-            object message, instead
+            object message
         try:
             while at < size:
                 if self._client_skip:
@@ -851,7 +868,7 @@ cdef class Relay:
             Tracker tracker = self.tracker
             Link client = self.client
             bint is_corked = False
-            object message, instead
+            object message
         try:
             while at < size:
                 if self._server_skip:

@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from docs.generate import ROOT, Docs, produced, sample
 from proxy import config
+from proxy.cli import app
 from proxy.config import Config, load
+from proxy.control.metrics import Metrics
+from tests.proxy.control.scripted import ScriptedSupervisor
 
 
 @pytest.mark.parametrize("path", produced(), ids=lambda path: path.name)
@@ -45,3 +49,33 @@ def test_what_the_sample_shows_as_default_is_the_default(tmp_path: Path) -> None
     for field in ("workers", "max_client_conn", "client_login_timeout_s", "log"):
         assert getattr(shown, field) == getattr(default, field)
     assert shown.service["shop"].switch == shown.service["blog"].switch
+
+
+def test_the_config_of_the_readme_is_a_config(tmp_path: Path) -> None:
+    [block] = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "turnout.toml").write_text(block)
+    (tmp_path / "users.txt").write_text('"app" "x"\n')
+    assert load(tmp_path / "turnout.toml", environ={"TURNOUT_ADMIN_PASSWORD": "x"}).service["shop"].active == "blue"
+
+
+async def test_every_metric_is_described_in_the_docs() -> None:
+    supervisor = ScriptedSupervisor()
+    text, _ = await Metrics(supervisor).scrape("")
+    page = (ROOT / "docs/metrics.md").read_text()
+    families = set(re.findall(r"^# TYPE (\S+)", text.decode(), re.MULTILINE))
+    grouped = re.compile(r"turnout_last_switch_\w+_seconds")
+    assert len(families) > 30
+    assert [name for name in families if f"`{name}`" not in page and not grouped.fullmatch(name)] == []
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_command_is_described_in_the_docs() -> None:
+    page = (ROOT / "docs/operation.md").read_text()
+    for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert re.search(rf"`(?:turnout )?{command}\b", page), command

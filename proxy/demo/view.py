@@ -21,14 +21,16 @@ from rich.text import Text
 from proxy.demo.load import Sample
 from proxy.demo.options import DemoOptions, DemoResult, SwitchResult
 
-STRIP_COLUMNS: Final = 100
-"""Of a tenth of a second each."""
+STRIP_COLUMNS_MAX: Final = 200
+"""Of a tenth of a second each; as many as the terminal is wide."""
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _STRIP_ROWS: Final = 3
 _LOWEST_MS: Final = 1.0
 _HIGHEST_MS: Final = 200.0
 """The strip is logarithmic between the two."""
+
+_IDLE: Final = "no switch runs"
 
 _FRAMES_PER_S: Final = 4
 """Drawing costs processor time that the servers want as well."""
@@ -90,16 +92,17 @@ class LiveView:
 
     def __init__(self, options: DemoOptions) -> None:
         self._options = options
-        self._samples: collections.deque[tuple[Sample, bool]] = collections.deque(maxlen=STRIP_COLUMNS)
+        self._samples: collections.deque[tuple[Sample, bool]] = collections.deque(maxlen=STRIP_COLUMNS_MAX)
         self._text = ""
-        self._phase = Text("—")
+        self._phase = Text(_IDLE, style="dim")
         self._is_switching = False
         self._switches: list[SwitchResult] = []
         self._transactions = self._errors = 0
         self._last_error = ""
         # On stderr, like the plain lines: stdout is for the result.
+        self._console = Console(stderr=True)
         self._live = Live(
-            console=Console(stderr=True), refresh_per_second=_FRAMES_PER_S, get_renderable=self._draw, transient=True
+            console=self._console, refresh_per_second=_FRAMES_PER_S, get_renderable=self._draw, transient=True
         )
 
     def says(self, text: str) -> None:
@@ -107,7 +110,7 @@ class LiveView:
 
     def sampled(self, sample: Sample) -> None:
         self._samples.append((sample, self._is_switching))
-        self._is_switching = self._is_switching and bool(self._phase.plain != "—")
+        self._is_switching = self._is_switching and self._phase.plain != _IDLE
         self._transactions += sample.transactions
         self._errors += sample.errors
         self._last_error = sample.last_error or self._last_error
@@ -117,7 +120,7 @@ class LiveView:
             self._is_switching = True
             self._phase = Text(f"switch {number}  {source} → {target}  {phase}", style="bold yellow")
         else:
-            self._phase = Text("—")
+            self._phase = Text(_IDLE, style="dim")
 
     def switched(self, result: SwitchResult) -> None:
         self._switches.append(result)
@@ -160,7 +163,8 @@ class LiveView:
         """Longest latency of each tenth of a second; yellow where a switch ran."""
         rows = [Text() for _ in range(_STRIP_ROWS)]
         steps = _STRIP_ROWS * (len(_BARS) - 1)
-        for sample, is_switching in self._samples:
+        columns = max(10, self._console.width - 4)
+        for sample, is_switching in list(self._samples)[-columns:]:
             height = round(_height(sample.max_ms) * steps)
             style = "bold yellow" if is_switching else "green"
             for row, line in enumerate(rows):

@@ -20,6 +20,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import JSONBody, PathParameter, QueryParameter
+from litestar.types import Message, Scope
 from msgspec import Meta
 
 from proxy import VERSION, ipc
@@ -352,6 +353,21 @@ def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHan
         raise HTTPException(status_code=415)
 
 
+_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+)
+"""No answer is kept, guessed at, framed or allowed to load anything."""
+
+
+async def _harden(message: Message, _scope: Scope) -> None:
+    """Add `_HEADERS` to every answer, errors among them."""
+    if message["type"] == "http.response.start":
+        message["headers"] = [*message["headers"], *_HEADERS]
+
+
 def build_app(door: ControlService, config_in_force: Config) -> Litestar:
     """The ASGI application. Does nothing until it is served."""
     return Litestar(
@@ -378,6 +394,7 @@ def build_app(door: ControlService, config_in_force: Config) -> Litestar:
             Exception: _on_bug,
         },
         request_max_body_size=BODY_BYTES_MAX,
+        before_send=[_harden],
         openapi_config=OpenAPIConfig(
             title="Turnout",
             version=VERSION,

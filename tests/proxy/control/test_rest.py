@@ -317,6 +317,14 @@ def test_probes_need_no_token(guarded: TestClient[Litestar]) -> None:
     assert guarded.get("/healthz").status_code == guarded.get("/readyz").status_code == 200
 
 
+def test_no_answer_may_be_kept_framed_or_load_anything(client: TestClient[Litestar]) -> None:
+    for path in ("/docs", "/v1/status", "/v1/nothing"):
+        headers = client.get(path).headers
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
 # --- metrics and docs ---------------------------------------------------------------------------------------------
 
 

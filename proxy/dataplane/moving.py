@@ -8,6 +8,8 @@ Cases, in the order of a session's life in a switch:
 - its ledger changed after the preparation: inspected and replayed again at its boundary, before it counts as held.
 - without a backend (transaction mode, or still arriving): nothing to swap; it takes one of the target later.
 - came after the preparation: prepared at its boundary, like a changed one.
+- pinned: it works on in spite of the hold, and is asked again whenever it may have let go of what cannot be carried;
+  at the drain deadline the supervisor decides.
 - its backend was lost while held: it gets a target backend like the others; after an abort, a fresh one of the source.
 """
 
@@ -75,6 +77,14 @@ class _Answer:
     all_held: ipc.AllHeld | None = None
     retargeted: ipc.Retargeted | None = None
     interrupted: list[ipc.Interrupted] = field(default_factory=list)
+
+
+def _what_it_waits_for(session: Session) -> str:
+    if session.is_asking:
+        return "a question of the proxy's own"
+    if session.ledger is not None and session.ledger.pins:
+        return "pinned by " + ", ".join(session.ledger.pins)
+    return "its transaction or answer"
 
 
 class Move:
@@ -175,7 +185,8 @@ class Move:
             if session.is_draining:
                 self.reached(session)
                 return
-        await self._replay(session, notes)
+        if not ledger.pins:
+            await self._replay(session, notes)
 
     async def _inspect(self, session: Session) -> None:
         """Ask the session's own backend. An abort must not cut this short: the answer would stay in the way."""
@@ -286,11 +297,21 @@ class Move:
         notes = self._notes(session)
         if notes.catching_up is not None and not notes.catching_up.done():
             return
+        if ledger.pins and not ledger.is_dirty:
+            self._let_work_on(session)
+            return
         relay.set_gate(GATE_CLOSED)
         if self._needs_catching_up(session, notes):
             notes.catching_up = spawn(self._catch_up(session, notes), name=f"session {session.id} catches up")
             return
         self._held(session)
+
+    @staticmethod
+    def _let_work_on(session: Session) -> None:
+        """Pinned: only the client can change that, so it must not be stopped."""
+        assert session.relay is not None
+        session.relay.notifies = True
+        session.relay.set_gate(GATE_OPEN)
 
     def _needs_catching_up(self, session: Session, notes: Prepared) -> bool:
         ledger = session.ledger
@@ -307,11 +328,17 @@ class Move:
         try:
             if ledger.is_dirty and session.backend is not None and not session.is_asking:
                 await self._inspect(session)
-            await self._replay(session, notes)
+            if not ledger.pins:
+                await self._replay(session, notes)
         except EngineError as error:
             # Tried again at the cutover; only then it is the session's fate.
             _log.warning("session not prepared", session=session.id, why=error.text)
-        if session.standing is Standing.DRAINING:
+        if session.standing is not Standing.DRAINING:
+            return
+        if ledger.pins and session.backend is not None:
+            notes.catching_up = None
+            self._let_work_on(session)
+        else:
             self._held(session)
 
     def _held(self, session: Session) -> None:
@@ -631,7 +658,7 @@ class Move:
                 draining=len(draining),
                 waiting_for=[
                     f"session {s.id} of {s.startup.user if s.startup else '?'} from {s.client}: "
-                    + ("a question of the proxy's own" if s.is_asking else "its transaction or answer")
+                    + _what_it_waits_for(s)
                     for s in draining[:10]
                 ],
             )

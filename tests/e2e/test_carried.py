@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 import psycopg
@@ -43,9 +42,7 @@ class Postgres:
 
 
 @pytest.fixture
-async def postgres(
-    pool_mode: PoolMode, postgres_pair: PostgresPair, start_turnout: StartTurnout
-) -> AsyncIterator[Postgres]:
+async def postgres(pool_mode: PoolMode, postgres_pair: PostgresPair, start_turnout: StartTurnout) -> Postgres:
     engines = {server.name: server.address for server in postgres_pair.servers()}
     setup = Setup(
         protocol="postgresql",
@@ -56,7 +53,7 @@ async def postgres(
         pool_mode=pool_mode,
         workers=2,
     )
-    yield Postgres(postgres_pair, await start_turnout(setup))
+    return Postgres(postgres_pair, await start_turnout(setup))
 
 
 async def one(connection: psycopg.AsyncConnection[Any], query: str) -> Any:
@@ -186,6 +183,52 @@ async def test_the_role_is_carried(postgres: Postgres) -> None:
     await connection.close()
 
 
+@both_pool_modes
+async def test_a_session_with_a_temp_table_is_not_moved_and_the_switch_is_undone(postgres: Postgres) -> None:
+    connection = await postgres.connect()
+    await connection.execute("create temp table notes as select 'mine' as text")
+    ended = await postgres.turnout.switch(postgres.pair.standby.name, drain_timeout_seconds=1)
+    assert ended["phase"] == "aborted", ended
+    assert await one(connection, "select text from notes") == "mine"
+    await connection.execute("create table if not exists writable (id int); drop table writable")
+    await connection.execute("drop table notes")
+    await postgres.switch()
+    assert await one(connection, "select to_regclass('pg_temp.notes')") is None
+    await connection.close()
+
+
+@both_pool_modes
+async def test_a_session_that_lets_go_of_its_pin_during_the_drain_is_moved(postgres: Postgres) -> None:
+    connection = await postgres.connect()
+    await connection.execute("select pg_advisory_lock(42)")
+    started = asyncio.create_task(postgres.switch())
+    await until(lambda: _is_waiting_for_drain(postgres.turnout), "the switch waits for the pinned session")
+    assert await one(connection, "select 1") == 1, "a pinned session works on"
+    await connection.execute("select pg_advisory_unlock(42)")
+    await started
+    assert await one(connection, "select count(*) from pg_locks where locktype = 'advisory'") == 0
+    await connection.close()
+
+
+@both_pool_modes
+async def test_a_pinned_session_may_be_ended_by_the_plan(postgres: Postgres) -> None:
+    pinned = await postgres.connect()
+    other = await postgres.connect()
+    await pinned.execute("create temp table notes (text text)")
+    ended = await postgres.turnout.switch(
+        postgres.pair.standby.name, drain_timeout_seconds=1, on_drain_expired="terminate"
+    )
+    assert ended["phase"] == "completed", ended
+    await postgres.pair.swap()
+    with pytest.raises(psycopg.OperationalError) as raised:
+        await pinned.execute("select 1")
+    assert raised.value.sqlstate in ("57P01", None)
+    assert await one(other, "select 1") == 1
+    assert [i["code_sent"] for i in ended["report"]["interrupted"]] == ["57P01"]
+    await other.close()
+    await pinned.close()
+
+
 # --- MySQL and MariaDB --------------------------------------------------------------------------------------------
 
 
@@ -215,14 +258,12 @@ class MySQL:
 
 
 @pytest.fixture(params=["mariadb", "mysql"])
-def mysql_servers(request: pytest.FixtureRequest) -> Iterator[MariaDBPair | MySQLPair]:
-    yield request.getfixturevalue(f"{request.param}_pair")
+def mysql_servers(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(f"{request.param}_pair")
 
 
 @pytest.fixture
-async def mysql(
-    pool_mode: PoolMode, mysql_servers: MariaDBPair | MySQLPair, start_turnout: StartTurnout
-) -> AsyncIterator[MySQL]:
+async def mysql(pool_mode: PoolMode, mysql_servers: MariaDBPair | MySQLPair, start_turnout: StartTurnout) -> MySQL:
     is_mariadb = isinstance(mysql_servers, MariaDBPair) and not isinstance(mysql_servers, MySQLPair)
     setup = Setup(
         protocol="mysql",
@@ -233,7 +274,7 @@ async def mysql(
         auth_method="mysql_native_password" if is_mariadb else "caching_sha2_password",
         pool_mode=pool_mode,
     )
-    yield MySQL(mysql_servers, await start_turnout(setup))
+    return MySQL(mysql_servers, await start_turnout(setup))
 
 
 def ask(connection: pymysql.Connection[Any], query: str) -> Any:

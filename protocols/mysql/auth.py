@@ -1,6 +1,6 @@
 """How a password is proven: mysql_native_password and caching_sha2_password, from both sides.
 
-mysql_clear_password and the plugins that need TLS or other parties are not offered and not answered.
+Towards engines also sha256_password, which is the full form of the latter. mysql_clear_password and the plugins that need TLS or other parties are not offered and not answered.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from protocols.errors import ProtocolViolation
 NATIVE: Final = "mysql_native_password"
 SHA2: Final = "caching_sha2_password"
 PLUGINS: Final = frozenset({NATIVE, SHA2})
+SHA256: Final = "sha256_password"
+"""Towards engines only. MySQL also names it at random to users it does not have, before it refuses them."""
 
 SCRAMBLE_BYTES: Final = 20
 PASSWORD_BYTES_MAX: Final = 4_096

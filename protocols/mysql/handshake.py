@@ -384,7 +384,7 @@ class MysqlServerLogin:
             return self._ready()
         if self._phase is ServerPhase.PROOF and payload[0] == c.EOF:
             return self._switched(*parse_auth_switch(payload))
-        if payload[0] == c.MORE_AUTH_DATA and self._plugin == auth.SHA2:
+        if payload[0] == c.MORE_AUTH_DATA and self._plugin != auth.NATIVE:
             return self._more(payload[1:])
         raise ProtocolViolation("server", f"an unexpected packet (0x{payload[0]:02x}) while {self._phase.value}")
 
@@ -420,7 +420,7 @@ class MysqlServerLogin:
         return []
 
     def _switched(self, plugin: str, scramble: bytes) -> list[LoginFact]:
-        if plugin not in auth.PLUGINS:
+        if plugin not in auth.PLUGINS and plugin != auth.SHA256:
             return self._refused(
                 "2059",
                 "HY000",
@@ -430,9 +430,13 @@ class MysqlServerLogin:
         if len(scramble) < auth.SCRAMBLE_BYTES:
             raise ProtocolViolation("server", "a scramble of less than 20 bytes")
         self._plugin, self._scramble = plugin, scramble
-        # An empty password is one NUL here for caching_sha2_password, and an empty packet for the native method.
-        first = auth.proof(plugin, self._password, scramble)
-        self._send(first or (b"\0" if plugin == auth.SHA2 else b""))
+        if plugin == auth.SHA256 and self._password:
+            self._send(b"\1")
+            self._phase = ServerPhase.KEY
+            return []
+        # An empty password is one NUL here for the SHA-256 methods, and an empty packet for the native one.
+        first = auth.proof(plugin, self._password, scramble) if self._password else b""
+        self._send(first or (b"" if plugin == auth.NATIVE else b"\0"))
         return []
 
     def _more(self, data: bytes) -> list[LoginFact]:

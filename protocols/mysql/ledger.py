@@ -533,7 +533,7 @@ class MysqlLedger:
         notes["types_due"] = {
             client_id
             for client_id in self._adopted
-            if client_id in self.statements and self.statements[client_id].types is not None
+            if client_id in self.statements and self.statements[client_id].parameters
         }
         return notes
 

@@ -213,6 +213,13 @@ ENTRY_NOTED: Final = 2
 ENTRY_REPREPARE: Final = 4
 """The proxy answers it: the statement's parameter types cannot be repeated."""
 
+T_TAKEN: Final = 0
+"""A command that names a statement: its header was judged, the rest of its packet passes."""
+T_MORE: Final = 1
+"""More of it has to come first."""
+T_FETCH: Final = 2
+"""Its head is fetched."""
+
 LEX_PLAIN: Final = 0
 LEX_QUOTE: Final = 1
 LEX_ESCAPE: Final = 2

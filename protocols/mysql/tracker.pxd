@@ -84,6 +84,11 @@ cdef enum:
     ENTRY_REPREPARE = 4
 
 cdef enum:
+    T_TAKEN = 0
+    T_MORE = 1
+    T_FETCH = 2
+
+cdef enum:
     LEX_PLAIN = 0
     LEX_QUOTE = 1
     LEX_ESCAPE = 2
@@ -135,7 +140,7 @@ cdef class TextScan:
     cpdef begin(self, bint has_escapes)
     @cython.locals(
         position=Py_ssize_t, character="unsigned char", lex=int, at=int, size=int, a="unsigned int", b="unsigned int",
-        previous="unsigned char",
+        previous="unsigned char", quote="unsigned char",
     )
     cpdef feed(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end)
     @cython.locals(a="unsigned int", b="unsigned int", size=int)

@@ -114,6 +114,9 @@ if not cython.compiled:
         P_SIMPLE,
         P_STATISTICS,
         QUEUE_MAX,
+        T_FETCH,
+        T_MORE,
+        T_TAKEN,
         TEXT_DIRTY,
         TEXT_FETCH_BYTES_MAX,
         TEXT_HOLDS,
@@ -171,6 +174,7 @@ class TextScan:
         a = self._word_a
         b = self._word_b
         previous = self._previous
+        quote = self._quote
         position = start
         while position < end:
             character = data[position]
@@ -214,13 +218,13 @@ class TextScan:
                     self.found |= TEXT_NAMES | TEXT_DIRTY
                 at = 0
                 if character <= 32:
-                    if previous == 45 and self._quote == 45:  # "--" and a space
+                    if previous == 45 and quote == 45:  # "--" and a space
                         lex = LEX_LINE
-                        self._quote = 0
+                        quote = 0
                     previous = 0
                     continue
                 if character == 45:  # the second "-" in a row is noted in _quote
-                    self._quote = 45 if previous == 45 else 0
+                    quote = 45 if previous == 45 else 0
                     previous = 45
                     continue
                 if character == 39 or character == 34 or character == 96:  # ' " `
@@ -228,7 +232,7 @@ class TextScan:
                         self.found |= TEXT_DIRTY | TEXT_OPAQUE
                         self._is_lead = False
                     lex = LEX_QUOTE
-                    self._quote = character
+                    quote = character
                     previous = 0
                     continue
                 if character == 35:  # #
@@ -246,10 +250,14 @@ class TextScan:
                     self._is_lead = False
                 previous = character
             elif lex == LEX_QUOTE:
-                if character == self._quote:
+                while character != quote and character != 92 and position < end:
+                    previous = character
+                    character = data[position]
+                    position += 1
+                if character == quote:
                     lex = LEX_PLAIN
                     character = 0
-                elif character == 92 and self._quote != 96 and self._has_escapes:  # backslash
+                elif character == 92 and quote != 96 and self._has_escapes:  # backslash
                     if previous >= 128:
                         # In some charsets this backslash is half of a character: both readings have to be safe.
                         self.found |= TEXT_DIRTY
@@ -280,6 +288,7 @@ class TextScan:
                     character = 0
                 previous = character
         self._lex = lex
+        self._quote = quote
         self._at = at
         self._word_a = a
         self._word_b = b
@@ -367,12 +376,6 @@ def scan_text(text: bytes, *, has_escapes: bool = True) -> int:
     scan.begin(has_escapes)
     scan.feed(text, 0, len(text))
     return scan.finish()
-
-
-# What `_scan_execute` and `_scan_statement` say.
-_TAKEN = 0
-_MORE = 1
-_FETCH = 2
 
 
 class MysqlTracker(Tracker):
@@ -553,15 +556,15 @@ class MysqlTracker(Tracker):
                     self._preparing.append(None)
                     self._enqueue(COM_STMT_PREPARE, 0, 0)
                     self._begin_client(size)
-                    verdict = _TAKEN
+                    verdict = T_TAKEN
                 else:
                     self.message_size = 4 + size
-                    verdict = _FETCH
+                    verdict = T_FETCH
             elif command == COM_SET_OPTION or command == COM_INIT_DB:
                 if size > 1_024 or (command == COM_SET_OPTION and size != 3):
                     raise ProtocolViolation("client", "a COM_SET_OPTION or COM_INIT_DB of a wrong length")
                 self.message_size = 4 + size
-                verdict = _FETCH
+                verdict = T_FETCH
             elif (
                 command == COM_PING
                 or command == COM_FIELD_LIST
@@ -576,7 +579,7 @@ class MysqlTracker(Tracker):
             ):
                 self._enqueue(command, 0, 0)
                 self._begin_client(size)
-                verdict = _TAKEN
+                verdict = T_TAKEN
             else:
                 if size == PAYLOAD_BYTES_MAX:
                     raise ProtocolViolation("client", "an unknown command of more than 16 MB")
@@ -585,18 +588,18 @@ class MysqlTracker(Tracker):
                 self.stop = position
                 self.message_size = 4 + size
                 return SWALLOW
-            if verdict == _TAKEN:
+            if verdict == T_TAKEN:
                 position += 4
                 continue
             self.stop = position
-            return FORWARD if verdict == _MORE else FETCH
+            return FORWARD if verdict == T_MORE else FETCH
 
     def _scan_execute(self, data: bytes, position: int, end: int, size: int) -> int:
         """A COM_STMT_EXECUTE: command, id (4), flags (1), iterations (4), null bitmap, new-params-bound (1), types."""
         if size < 10:
             raise ProtocolViolation("client", "a COM_STMT_EXECUTE of less than 10 bytes")
         if end - position < 14:
-            return _MORE
+            return T_MORE
         identifier = data[position + 5] | data[position + 6] << 8 | data[position + 7] << 16 | data[position + 8] << 24
         statement = self._recent
         if statement is None or statement.client_id != identifier:
@@ -614,13 +617,13 @@ class MysqlTracker(Tracker):
                         need = 4 + size
         if not self._ids_match or (self._has_types_due and identifier in self._types_due):
             self.message_size = need
-            return _FETCH
+            return T_FETCH
         if position + need > end:
             # The relay keeps no more than 64 bytes by itself.
             if end - position <= 64:
-                return _MORE
+                return T_MORE
             self.message_size = need
-            return _FETCH
+            return T_FETCH
         if need > 14 and statement is not None and data[position + mark] == 1:
             is_same = statement.types is not None and len(statement.types) == need - mark - 1
             index = 0
@@ -631,7 +634,7 @@ class MysqlTracker(Tracker):
                 self._remember_types(statement, bytes(data[position + mark + 1 : position + need]))
         self._begin_execute(identifier, statement)
         self._begin_client(size)
-        return _TAKEN
+        return T_TAKEN
 
     def _scan_statement(self, data: bytes, position: int, end: int, size: int, command: int) -> int:
         """A command that names a statement in the bytes 1 to 4 of its payload."""
@@ -639,13 +642,13 @@ class MysqlTracker(Tracker):
             raise ProtocolViolation("client", "a command of a prepared statement without its id")
         if not self._ids_match:
             self.message_size = 9
-            return _FETCH
+            return T_FETCH
         if end - position < 9:
-            return _MORE
+            return T_MORE
         identifier = data[position + 5] | data[position + 6] << 8 | data[position + 7] << 16 | data[position + 8] << 24
         self._note_statement_command(command, identifier)
         self._begin_client(size)
-        return _TAKEN
+        return T_TAKEN
 
     def _begin_client(self, size: int) -> None:
         """A command's packet of `size` bytes begins to pass; it has been put into the queue if it is answered."""
@@ -654,14 +657,15 @@ class MysqlTracker(Tracker):
         self._client_sequence = 1
 
     def _find(self, identifier: int) -> Statement | None:
-        if identifier == STATEMENT_LAST_PREPARED:
+        # STATEMENT_LAST_PREPARED, compared without a Python object.
+        if identifier & 0xFFFF == 0xFFFF and identifier >> 16 == 0xFFFF:
             return self._newest
         return self._statements.get(identifier)
 
     def _remember_types(self, statement: Statement, types: bytes) -> None:
-        # A block that is cut (a malformed packet) must not be repeated elsewhere.
+        # A block that is cut (a malformed packet) must not be repeated elsewhere. No replay becomes stale by it: the
+        # types are put into the client's own execute when it comes.
         statement.types = types if len(types) == 2 * statement.parameters else None
-        self.ledger.version += 1
 
     def _begin_execute(self, identifier: int, statement: Statement | None) -> None:
         if self._has_long_data:
@@ -982,6 +986,15 @@ class MysqlTracker(Tracker):
                     self._server_left = size
                     position += 4
                     continue
+            if phase == P_ROWS and first < EOF and size < PAYLOAD_BYTES_MAX:
+                # A row that is no more than that: what most packets are.
+                self._server_sequence = (sequence + 1) & 0xFF
+                if size <= end - position - 4:
+                    position += 4 + size
+                else:
+                    self._server_left = size
+                    position += 4
+                continue
             if size == PAYLOAD_BYTES_MAX and (phase != P_ROWS or first == ERR):
                 raise ProtocolViolation("server", "a packet of 16 MB that is not a row")
 

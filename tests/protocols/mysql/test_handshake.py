@@ -350,6 +350,18 @@ def test_an_engine_may_ask_to_switch(method: str) -> None:
     assert login.take_output() == packet(auth.proof(method, SECRET, SCRAMBLE[::-1]), 3)
 
 
+def test_an_engine_may_want_sha256_password() -> None:
+    login = MysqlServerLogin(STARTUP, "secret")
+    login.receive(greeting_of(auth.SHA2))
+    login.take_output()
+    login.receive(packet(build_auth_switch(auth.SHA256, SCRAMBLE[::-1]), 2))
+    assert login.take_output() == packet(b"\1", 3)
+    login.receive(packet(b"\1" + auth.own_public_key(), 4))
+    (answer,) = split(login.take_output())
+    assert auth.decrypt_password(answer[4:], SCRAMBLE[::-1]) == SECRET
+    assert isinstance(login.receive(packet(build_ok(2), 6))[0], BackendReady)
+
+
 def test_a_plugin_turnout_does_not_speak_is_named() -> None:
     login = MysqlServerLogin(STARTUP, "secret")
     login.receive(greeting_of(auth.NATIVE))

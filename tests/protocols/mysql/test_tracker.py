@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from protocols import IS_READABLE
@@ -512,7 +514,7 @@ def switched(relay: Relay, ids: dict[int, int]) -> None:
     """To another backend, on which the statements were prepared again under other ids."""
     assert relay.tracker.at_boundary()
     relay.unlink()
-    due = {client_id for client_id in ids if relay.ledger.statements[client_id].types is not None}
+    due = {client_id for client_id in ids if relay.ledger.statements[client_id].parameters}
     relay.link(notes={"statement_ids": dict(ids), "types_due": due})
 
 
@@ -773,3 +775,39 @@ def test_a_server_may_say_why_it_ends_an_idle_session() -> None:
     farewell = packet(err_payload(4031), 0)
     assert relay.server(farewell) == farewell
     assert relay.tracker.errors == 1
+
+
+@pytest.mark.skipif(IS_READABLE, reason="the compiled tracker's promise")
+def test_a_scan_in_the_steady_state_creates_no_object() -> None:
+    relay = Relay()
+    tracker = relay.tracker
+    relay.ask(prepare("select c from t where id = ?"), relay.speech.prepared(1, columns=1, parameters=1))
+    types = b"\x08\0"
+    relay.ask(execute(1, parameters=1, types=types, values=b"v" * 8), relay.speech.result())
+    answer = numbered(relay.speech.result(rows=20))
+    turns = [
+        (query("select c from t where id = 123456"), answer),
+        (execute(1, parameters=1, values=b"v" * 8), answer),
+        (execute(1, parameters=1, types=types, values=b"v" * 8), answer),
+        (query("begin"), numbered([ok_payload(IN_TRANS)])),
+        (query("update t set c = 'x@y; z' where id = 1"), numbered([ok_payload(IN_TRANS, affected=1)])),
+        (query("commit"), numbered([ok_payload()])),
+    ]
+
+    def peak_of(turns: list[tuple[bytes, int, bytes, int]]) -> int:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for request, request_size, reply, reply_size in turns:
+            tracker.scan_client(request, 0, request_size)
+            tracker.scan_server(reply, 0, reply_size)
+        return tracemalloc.get_traced_memory()[1] - before
+
+    sizes = [(request, len(request), reply, len(reply)) for request, reply in turns]
+    tracemalloc.start()
+    try:
+        peak_of(sizes)
+        # The measuring itself needs a little.
+        assert peak_of(sizes * 10) == peak_of([])
+    finally:
+        tracemalloc.stop()
+    assert tracker.at_boundary()

@@ -346,12 +346,14 @@ class PostgresServerLogin:
                 raise ProtocolViolation("server", "SCRAM: the server did not prove that it knows the password")
             self._is_authenticated = True
             return None
-        if kind == AUTH_SASL_CONTINUE and self._scram is not None:
-            self._output += build_sasl_response(self._scram.last(data))
-            return None
-        if kind == AUTH_SASL_FINAL and self._scram is not None:
-            self._scram.check(data)
-            self._is_scram_checked = True
+        if kind in (AUTH_SASL_CONTINUE, AUTH_SASL_FINAL):
+            if self._scram is None:
+                raise ProtocolViolation("server", "SCRAM: a continuation without a beginning")
+            if kind == AUTH_SASL_CONTINUE:
+                self._output += build_sasl_response(self._scram.last(data))
+            else:
+                self._scram.check(data)
+                self._is_scram_checked = True
             return None
         if kind not in (AUTH_CLEARTEXT, AUTH_MD5, AUTH_SASL):
             text = f"the server asks for an authentication (kind {kind}) that Turnout does not know"

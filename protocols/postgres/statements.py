@@ -25,6 +25,12 @@ NOWHERE: Final = b"turnout_none"
 PER_BACKEND_MAX: Final = 200
 """Most statements kept on one backend; the one not used for longest is closed then."""
 
+PER_SESSION_MAX: Final = 10_000
+"""Most names of one session in transaction mode."""
+
+PER_SESSION_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Most bytes of statements one session in transaction mode may have names for."""
+
 PARSE_COMPLETE: Final = b"1\x00\x00\x00\x04"
 CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 
@@ -67,14 +73,19 @@ def unshared(body: bytes) -> Statement:
 class Naming:
     """A session's name for a statement. Restores the former one if the request turns out to be skipped."""
 
-    __slots__ = ("is_settled", "is_void", "previous", "statement")
+    __slots__ = ("is_own", "is_settled", "is_void", "previous", "statement")
 
     def __init__(self, statement: Statement | None, previous: Naming | None) -> None:
         self.statement = statement
         """None: the name was closed."""
         self.previous = previous
         self.is_settled = False
+        """The server agreed."""
         self.is_void = False
+        """The server refused or skipped it."""
+        self.is_own = False
+        """Its Parse went to the backend: if it is not settled, neither is the statement there, and for the same
+        reason."""
 
 
 class Names:
@@ -82,17 +93,31 @@ class Names:
 
     def __init__(self) -> None:
         self._namings: dict[bytes, Naming] = {}
+        self._bytes_at_most = 0
 
     def __len__(self) -> int:
         return len(self._namings)
+
+    def has_room(self, size: int) -> bool:
+        """For one more statement of `size` bytes."""
+        if self._bytes_at_most + size > PER_SESSION_BYTES_MAX:
+            held = [naming.statement for naming in self._namings.values() if naming.statement is not None]
+            self._bytes_at_most = sum(len(statement.body) for statement in held)
+        return self._bytes_at_most + size <= PER_SESSION_BYTES_MAX and len(self) < PER_SESSION_MAX
 
     def find(self, name: bytes) -> Statement | None:
         naming = self._namings.get(name)
         return None if naming is None else naming.statement
 
+    def naming(self, name: bytes) -> Naming | None:
+        """What the name stands for now, be it settled or not."""
+        return self._namings.get(name)
+
     def give(self, name: bytes, statement: Statement | None) -> Naming:
         naming = Naming(statement, self._namings.get(name))
         self._namings[name] = naming
+        if statement is not None:
+            self._bytes_at_most += len(statement.body)
         return naming
 
     def settle(self, name: bytes, naming: Naming) -> None:
@@ -114,51 +139,93 @@ class Names:
     def forget_settled(self) -> None:
         """DEALLOCATE ALL was executed: what was named before it is gone, what was sent after it is not."""
         self._namings = {name: naming for name, naming in self._namings.items() if not naming.is_settled}
+        for naming in self._namings.values():
+            # Nothing settled is left to be restored, should this be dropped.
+            oldest = naming
+            while oldest.previous is not None and not oldest.previous.is_settled:
+                oldest = oldest.previous
+            oldest.previous = None
+
+
+class _Holding:
+    """One statement on one backend."""
+
+    __slots__ = ("is_there", "pending", "sync", "will_be")
+
+    def __init__(self) -> None:
+        self.is_there = False
+        """The server said so."""
+        self.will_be = False
+        """It is there once the requests under way went well."""
+        self.pending = 0
+        """Parse and Close requests under way."""
+        self.sync = 0
+        """Number of Syncs the session had sent before the last of them."""
 
 
 class OnBackend:
-    """Statements one backend holds; lives in the backend's notes."""
+    """Statements one backend holds; lives in the backend's notes.
+
+    A request may rely on one that is under way only if no Sync is between them: then an error that drops the first
+    drops the second too.
+    """
 
     def __init__(self) -> None:
-        self._used: OrderedDict[bytes, None] = OrderedDict()
-        self._settled: set[bytes] = set()
+        self._holdings: OrderedDict[bytes, _Holding] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._used)
+        return len(self._holdings)
 
     def __contains__(self, name: bytes) -> bool:
-        return name in self._used
+        holding = self._holdings.get(name)
+        return holding is not None and holding.will_be
 
-    def use(self, name: bytes) -> bool:
-        """True if the backend holds it."""
-        if name not in self._used:
+    def has(self, name: bytes, sync: int) -> bool | None:
+        """Whether a request sent behind `sync` Syncs will find it. None: that depends on what is under way."""
+        holding = self._holdings.get(name)
+        if holding is None:
             return False
-        self._used.move_to_end(name)
-        return True
-
-    def add(self, name: bytes) -> None:
-        self._used[name] = None
-
-    def settle(self, name: bytes) -> None:
-        if name in self._used:
-            self._settled.add(name)
-
-    def remove(self, name: bytes) -> None:
-        self._used.pop(name, None)
-        self._settled.discard(name)
-
-    def take_oldest_beyond(self, bound: int) -> bytes | None:
-        """The name to close before one more is added; None while there is room."""
-        if len(self._used) < bound:
+        if holding.pending and holding.sync != sync:
             return None
-        name, _ = self._used.popitem(last=False)
-        self._settled.discard(name)
-        return name
+        self._holdings.move_to_end(name)
+        return holding.will_be
+
+    def plan(self, name: bytes, will_be: bool, sync: int) -> None:
+        """A Parse or Close is on its way."""
+        holding = self._holdings.setdefault(name, _Holding())
+        holding.will_be = will_be
+        holding.pending += 1
+        holding.sync = sync
+
+    def settle(self, name: bytes, is_there: bool) -> None:
+        """The server did it."""
+        holding = self._holdings[name]
+        holding.is_there = is_there
+        self._end_one(name, holding)
+
+    def drop(self, name: bytes) -> None:
+        """The server refused or skipped it."""
+        holding = self._holdings[name]
+        holding.will_be = holding.is_there
+        self._end_one(name, holding)
+
+    def _end_one(self, name: bytes, holding: _Holding) -> None:
+        holding.pending -= 1
+        if not holding.pending and not holding.is_there:
+            del self._holdings[name]
+
+    def oldest_beyond(self, bound: int) -> bytes | None:
+        """The name to close before one more is added; None while there is room."""
+        if len(self._holdings) < bound:
+            return None
+        return next((name for name, holding in self._holdings.items() if not holding.pending), None)
 
     def forget_settled(self) -> None:
-        for name in self._settled:
-            self._used.pop(name, None)
-        self._settled.clear()
+        """DEALLOCATE ALL was executed: what was there is gone, what is under way was sent after it."""
+        for name, holding in list(self._holdings.items()):
+            holding.is_there = False
+            if not holding.pending:
+                del self._holdings[name]
 
 
 class Watched(Protocol):
@@ -169,7 +236,8 @@ class Watched(Protocol):
 
     def on_done(self) -> None: ...
 
-    def on_dropped(self) -> None: ...
+    def on_dropped(self, is_refused: bool) -> None:
+        """The server refused it, or skipped it because of an earlier error."""
 
 
 class SentToBackend:
@@ -177,15 +245,16 @@ class SentToBackend:
 
     answer = PARSE_COMPLETE
 
-    def __init__(self, backend: OnBackend, statement: Statement) -> None:
+    def __init__(self, backend: OnBackend, name: bytes, sync: int) -> None:
+        backend.plan(name, True, sync)
         self._backend = backend
-        self._statement = statement
+        self._name = name
 
     def on_done(self) -> None:
-        self._backend.settle(self._statement.name)
+        self._backend.settle(self._name, True)
 
-    def on_dropped(self) -> None:
-        self._backend.remove(self._statement.name)
+    def on_dropped(self, is_refused: bool) -> None:
+        self._backend.drop(self._name)
 
 
 class Evicted:
@@ -193,16 +262,16 @@ class Evicted:
 
     answer = CLOSE_COMPLETE
 
-    def __init__(self, backend: OnBackend, name: bytes) -> None:
+    def __init__(self, backend: OnBackend, name: bytes, sync: int) -> None:
+        backend.plan(name, False, sync)
         self._backend = backend
         self._name = name
 
     def on_done(self) -> None:
-        pass
+        self._backend.settle(self._name, False)
 
-    def on_dropped(self) -> None:
-        self._backend.add(self._name)
-        self._backend.settle(self._name)
+    def on_dropped(self, is_refused: bool) -> None:
+        self._backend.drop(self._name)
 
 
 class Named:
@@ -220,7 +289,7 @@ class Named:
         if self._sent is not None:
             self._sent.on_done()
 
-    def on_dropped(self) -> None:
+    def on_dropped(self, is_refused: bool) -> None:
         self._names.take_back(self._name, self._naming)
         if self._sent is not None:
-            self._sent.on_dropped()
+            self._sent.on_dropped(is_refused)

@@ -55,9 +55,12 @@ PLAIN_WORDS: Final = (
 NAMES_BYTES_MAX: Final = 1024 * 1024
 """Longest text that is searched for names of custom settings."""
 
+THOROUGH_BYTES_MAX: Final = 4096
+"""Longest text that is looked at a second time, with patterns whose time grows with the square of its length."""
+
 _LOCAL_SET_CONFIG: Final = re.compile(rb"set_config\s*\([^()]*,\s*(?:true|'t'|'on')\s*\)", re.IGNORECASE)
 _CURSOR: Final = re.compile(rb"\bdeclare\b(?![^;]*\bhold\b)", re.IGNORECASE)
-_CUSTOM_NAME: Final = re.compile(rb"[A-Za-z_][\w$]*(?:\.[A-Za-z_][\w$]*)+")
+_CUSTOM_NAME: Final = re.compile(rb"(?<![\w$.])[A-Za-z_][\w$]*+(?:\.[A-Za-z_][\w$]*+)++")
 _TOKEN: Final = re.compile(
     rb"""--[^\n\r]*            # comment to the line's end
     | /\*                      # nested comment: its end is counted
@@ -78,12 +81,15 @@ def changes_nothing(text: bytes) -> bool:
     transaction, and so does a cursor without HOLD."""
     if is_plain(text, 0, len(text)):
         return True
+    if len(text) > THOROUGH_BYTES_MAX:
+        return False
     reduced = _CURSOR.sub(b"select", _LOCAL_SET_CONFIG.sub(b"x", text))
     return is_plain(reduced, 0, len(reduced))
 
 
 def custom_names(text: bytes) -> set[bytes]:
-    """What may be names of custom settings (`app.tenant`), which no view lists. Most are names of other things."""
+    """What may be names of custom settings (`app.tenant`), which no view lists. Most are names of other things. Time
+    grows with the text's length only."""
     if len(text) > NAMES_BYTES_MAX:
         return set()
     return {name.lower() for name in _CUSTOM_NAME.findall(text.replace(b'"', b""))}

@@ -65,6 +65,9 @@ cdef class PostgresTracker(Tracker):
         # A fetched message has been announced and not yet been given to take_client, take_server.
         bint _client_fetching
         bint _server_fetching
+        # Whole sizes of those messages, or of their fetched parts.
+        Py_ssize_t _client_fetch_size
+        Py_ssize_t _server_fetch_size
         # Answers that are due: a ring of bytes, its size less one, and the counts of entries ever taken and put.
         bytearray _ring
         Py_ssize_t _mask
@@ -72,6 +75,8 @@ cdef class PostgresTracker(Tracker):
         Py_ssize_t _tail
         # Entries of the ring that a ReadyForQuery answers.
         Py_ssize_t _units
+        # Syncs the client has sent that count.
+        Py_ssize_t _syncs_sent
         # Entries of the ring with LASTING.
         Py_ssize_t _lasting_in_flight
         # Status byte of the last ReadyForQuery: I, T or E.
@@ -92,15 +97,20 @@ cdef class PostgresTracker(Tracker):
         bint _bound_lasting
         # The head of the ring has no answer from the server: take_invented is due.
         bint _invent_due
-        # The backend's unnamed statement is this session's.
+        # The backend's unnamed statement is this session's, or there is none.
         bint _unnamed_here
+        # Requests under way that make or end the unnamed statement, and the Syncs sent before the last of them.
+        Py_ssize_t _unnamed_pending
+        Py_ssize_t _unnamed_sync
         # Sessions share backends: transaction mode.
         bint _shares
         # Legal moves: see state.py.
         bytearray _client_table
         bytearray _server_table
-        # The last Parse of the unnamed statement, if the client may still use it.
+        # The last Parse of the unnamed statement that the server accepted, if the client may still use it.
         object _unnamed
+        # What the last of those under way makes it.
+        object _unnamed_planned
         # The unnamed statement may change lasting state.
         bint _unnamed_lasting
         # Names of the client's statements that may change lasting state (session mode).
@@ -128,12 +138,13 @@ cdef class PostgresTracker(Tracker):
 
     cdef int _at_gate(self, unsigned char tag) noexcept
     cdef int _fetch_client(self, Py_ssize_t position, Py_ssize_t size, Py_ssize_t whole=*) except -1
+    cdef int _fetch_server(self, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _push(self, int entry) except -1
     @cython.locals(entry=int)
     cdef int _pop(self) except -1
     @cython.locals(entry=int)
     cdef int _uncover(self) except -1
-    @cython.locals(entry=int)
+    @cython.locals(entry=int, is_refused=bint)
     cdef int _fail(self) except -1
     @cython.locals(dropped=Py_ssize_t, entry=int)
     cdef int _begin_copy_in(self) except -1

@@ -45,7 +45,7 @@ import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.postgres.ledger import PostgresLedger
-from protocols.postgres.messages import build_parameter_status, parse_parameter_status
+from protocols.postgres.messages import build_close, build_parameter_status, parse_parameter_status
 from protocols.postgres.state import client_table, server_table
 from protocols.postgres.statements import (
     CLOSE_COMPLETE,
@@ -56,6 +56,7 @@ from protocols.postgres.statements import (
     Evicted,
     Named,
     Names,
+    Naming,
     OnBackend,
     SentToBackend,
     Statement,
@@ -127,7 +128,7 @@ class _Closed:
         self._ledger.forget_statement(self._name)
         self._lasting_names.discard(self._name)
 
-    def on_dropped(self) -> None:
+    def on_dropped(self, is_refused: bool) -> None:
         """The server did not look at it."""
 
 
@@ -144,8 +145,39 @@ class _Parsed:
     def on_done(self) -> None:
         self._ledger.note_statement(self._name, self._message)
 
-    def on_dropped(self) -> None:
+    def on_dropped(self, is_refused: bool) -> None:
         """The server refused it or did not look at it."""
+
+
+class _UnnamedParsed:
+    """A Parse of the unnamed statement, the client's or ours."""
+
+    answer = PARSE_COMPLETE
+
+    def __init__(self, tracker: PostgresTracker, message: bytes) -> None:
+        self._tracker = tracker
+        self._message = message if len(message) <= UNNAMED_BYTES_MAX else None
+
+    def on_done(self) -> None:
+        self._tracker.settle_unnamed(self._message)
+
+    def on_dropped(self, is_refused: bool) -> None:
+        self._tracker.drop_unnamed(is_refused)
+
+
+class _UnnamedEnded:
+    """A Close of the unnamed statement, or a Query, which ends it too."""
+
+    answer = CLOSE_COMPLETE
+
+    def __init__(self, tracker: PostgresTracker) -> None:
+        self._tracker = tracker
+
+    def on_done(self) -> None:
+        self._tracker.settle_unnamed(None)
+
+    def on_dropped(self, is_refused: bool) -> None:
+        self._tracker.drop_unnamed(False)
 
 
 class PostgresTracker(Tracker):
@@ -158,11 +190,14 @@ class PostgresTracker(Tracker):
         self._left_behind_fetched = 0
         self._client_fetching = False
         self._server_fetching = False
+        self._client_fetch_size = 0
+        self._server_fetch_size = 0
         self._ring = bytearray(32)
         self._mask = 31
         self._head = 0
         self._tail = 0
         self._units = 0
+        self._syncs_sent = 0
         self._lasting_in_flight = 0
         self._tx = 0x49  # I
         self._skipping = False
@@ -174,10 +209,13 @@ class PostgresTracker(Tracker):
         self._bound_lasting = False
         self._invent_due = False
         self._unnamed_here = False
+        self._unnamed_pending = 0
+        self._unnamed_sync = 0
         self._shares = shares_backends
         self._client_table = _CLIENT_TABLE
         self._server_table = _SERVER_TABLE
         self._unnamed: bytes | None = None
+        self._unnamed_planned: bytes | None = None
         self._unnamed_lasting = False
         self._lasting_names: set[bytes] = set()
         self._names = Names()
@@ -228,6 +266,7 @@ class PostgresTracker(Tracker):
                 else:
                     self._skipping = False
                     self._unsynced = False
+                    self._syncs_sent += 1
                     self._push(SYNC)
             elif sent == QUERY:
                 if size > QUERY_BYTES_MAX:
@@ -235,7 +274,12 @@ class PostgresTracker(Tracker):
                     if not self._skipping:
                         self._unsynced = False
                         self._push(QUERY | LASTING)
-                elif end - position <= size or not is_plain(data, position + 5, position + size):
+                elif (
+                    end - position <= size
+                    or not is_plain(data, position + 5, position + size)
+                    or self._unnamed_pending > 0
+                    or (self._unsynced and self._unnamed is not None)
+                ):
                     return self._fetch_client(position, size + 1)
                 elif not self._skipping:
                     self._unnamed = None
@@ -342,10 +386,7 @@ class PostgresTracker(Tracker):
                     self._lasting_ran = status != 0x49
             elif move == MOVE_COMPLETE:
                 if entry & LASTING and size <= COMMAND_TAG_BYTES_MAX:
-                    self._server_fetching = True
-                    self.stop = position
-                    self.message_size = size + 1
-                    return FETCH
+                    return self._fetch_server(position, size + 1)
                 if self._copying != 0:
                     self._end_copy_in()
                 if entry & KIND == EXECUTE:
@@ -356,10 +397,7 @@ class PostgresTracker(Tracker):
             elif move == MOVE_NOTE:
                 if size > SMALL_BYTES_MAX:
                     raise ProtocolViolation("server", f"ParameterStatus of {size} bytes")
-                self._server_fetching = True
-                self.stop = position
-                self.message_size = size + 1
-                return FETCH
+                return self._fetch_server(position, size + 1)
             elif move == MOVE_COPY_IN:
                 self._begin_copy_in()
             elif move == MOVE_REFUSE:
@@ -405,7 +443,16 @@ class PostgresTracker(Tracker):
     def _fetch_client(self, position: int, size: int, whole: int = 0) -> int:
         """Announce the first `size` bytes of the message at `position`; the rest up to `whole` passes as it is."""
         self._client_fetching = True
+        self._client_fetch_size = size
         self._left_behind_fetched = whole - size if whole > 0 else 0
+        self.stop = position
+        self.message_size = size
+        return FETCH
+
+    def _fetch_server(self, position: int, size: int) -> int:
+        """Announce the message at `position`."""
+        self._server_fetching = True
+        self._server_fetch_size = size
         self.stop = position
         self.message_size = size
         return FETCH
@@ -464,6 +511,7 @@ class PostgresTracker(Tracker):
         entry = self._ring[self._head & self._mask]
         if entry & KIND >= SYNC:
             return 0
+        is_refused = True
         while self._head != self._tail:
             entry = self._ring[self._head & self._mask]
             if entry & KIND == SYNC:
@@ -475,7 +523,8 @@ class PostgresTracker(Tracker):
                 self._lasting_in_flight -= 1
                 self._lasting_ran = True
             if entry & WATCHED:
-                self._watched.popleft().on_dropped()
+                self._watched.popleft().on_dropped(is_refused)
+            is_refused = False
         self._skipping = True
         self._unsynced = True
         return self._uncover()
@@ -512,7 +561,7 @@ class PostgresTracker(Tracker):
     # --- fetched messages of the client ---------------------------------------------------------------------------
 
     def take_client(self, message: bytes) -> bytes:
-        if not self._client_fetching or len(message) != self.message_size:
+        if not self._client_fetching or len(message) != self._client_fetch_size:
             raise IllegalUse("take_client without a FETCH, or with something else than the message")
         self._client_fetching = False
         self._client_left = self._left_behind_fetched
@@ -546,9 +595,15 @@ class PostgresTracker(Tracker):
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self._ledger.suspect(custom_names(text))
-        self._unnamed = None
+        entry = QUERY | LASTING if is_lasting else QUERY
+        if self._unnamed_pending > 0 or (self._unsynced and self._unnamed is not None):
+            # It may be skipped, and then the unnamed statement lives on.
+            self._watch_unnamed(_UnnamedEnded(self), None)
+            entry |= WATCHED
+        else:
+            self._unnamed = None
         self._unsynced = False
-        self._push(QUERY | LASTING if is_lasting else QUERY)
+        self._push(entry)
 
     def _take_parse(self, message: bytes) -> bytes:
         self._unsynced = True
@@ -560,10 +615,8 @@ class PostgresTracker(Tracker):
         if is_lasting:
             self._ledger.suspect(custom_names(text))
         if not name:
-            self._unnamed = message if len(message) <= UNNAMED_BYTES_MAX else None
-            self._unnamed_here = True
             self._unnamed_lasting = is_lasting
-            self._push(PARSE)
+            self._push_unnamed(message, PARSE | WATCHED)
         elif self._shares:
             message = self._take_shared_parse(name, message[6 + len(name) :])
         else:
@@ -576,23 +629,31 @@ class PostgresTracker(Tracker):
 
     def _take_shared_parse(self, name: bytes, body: bytes) -> bytes:
         """A named Parse in transaction mode."""
-        held = self._names.find(name)
-        if held is not None:
+        held = self._names.naming(name)
+        if held is not None and held.is_settled and held.statement is not None and self._lasting_in_flight == 0:
             # The server refuses a second Parse of a name (42P05), and shall do so here too.
-            before = self._provide(held)
+            before, called = self._provide(held.statement, held)
             self._push(PARSE)
-            return before + held.parse_message()
-        # While DEALLOCATE ALL may be on its way, what the backend holds now proves nothing.
-        statement = unshared(body) if self._lasting_in_flight > 0 else shared(body)
+            return before + _parse_message(called, body)
+        if not self._names.has_room(len(body)):
+            raise ProtocolViolation("client", "more prepared statements than one session may have")
+        # While DEALLOCATE ALL may be on its way, what the backend holds now proves nothing. And while the name may
+        # still be another's (the client did not wait), it gets a meaning that does not depend on how that ends; a
+        # server alone would refuse it if the other Parse went well.
+        statement = unshared(body) if held is not None or self._lasting_in_flight > 0 else shared(body)
         backend = self._on_backend()
+        has = backend.has(statement.name, self._syncs_sent)
+        if has is None:
+            statement = unshared(body)
         naming = self._names.give(name, statement)
-        if backend.use(statement.name):
+        if has:
             self._watched.append(Named(self._names, name, naming, None))
             self._push(PARSE | WATCHED | INVENTED)
             return b""
         before = self._make_room(backend)
-        backend.add(statement.name)
-        self._watched.append(Named(self._names, name, naming, SentToBackend(backend, statement)))
+        naming.is_own = True
+        sent = SentToBackend(backend, statement.name, self._syncs_sent)
+        self._watched.append(Named(self._names, name, naming, sent))
         self._push(PARSE | WATCHED)
         return before + statement.parse_message()
 
@@ -638,8 +699,8 @@ class PostgresTracker(Tracker):
             return message
         name = _text_at(message, 6, "Close")
         if not name:
-            self._unnamed = None
-            self._push(CLOSE)
+            self._watch_unnamed(_UnnamedEnded(self), None)
+            self._push(CLOSE | WATCHED)
         elif not self._shares:
             self._watched.append(_Closed(self._ledger, self._lasting_names, name))
             self._push(CLOSE | WATCHED)
@@ -658,40 +719,79 @@ class PostgresTracker(Tracker):
         """The statement a client calls `name`: what has to be sent first, its name on the backend, whether it may
         change lasting state."""
         if not name:
-            if self._unnamed is None:
-                # Whoever used the backend before may have left one.
-                return b"", name if self._unnamed_here or not self._shares else NOWHERE, self._unnamed_lasting
-            if self._unnamed_here:
-                return b"", name, self._unnamed_lasting
-            self._unnamed_here = True
-            self._push(PARSE | SWALLOWED)
-            return self._unnamed, name, self._unnamed_lasting
+            before, called = self._provide_unnamed()
+            return before, called, self._unnamed_lasting
         if not self._shares:
             return b"", name, name in self._lasting_names
-        statement = self._names.find(name)
-        if statement is None:
+        naming = self._names.naming(name)
+        if naming is None or naming.statement is None:
             # Made by SQL's PREPARE, or a mistake. One of our names would reach another session's statement.
             return b"", NOWHERE if name.startswith(OWN_PREFIX) else name, False
-        return self._provide(statement), statement.name, statement.is_lasting
+        before, called = self._provide(naming.statement, naming)
+        return before, called, naming.statement.is_lasting
 
-    def _provide(self, statement: Statement) -> bytes:
-        """What to send so that the backend has the statement."""
+    def _provide(self, statement: Statement, naming: Naming) -> tuple[bytes, bytes]:
+        """What to send so that the backend has the statement that `naming` stands for, and its name there."""
         backend = self._on_backend()
-        if backend.use(statement.name):
-            return b""
+        has = backend.has(statement.name, self._syncs_sent)
+        if has or (has is None and naming.is_own and not naming.is_settled):
+            return b"", statement.name
+        if has is None:
+            # Whether it is there depends on what is under way, so it comes again by another name.
+            statement = unshared(statement.body)
         before = self._make_room(backend)
-        backend.add(statement.name)
-        self._watched.append(SentToBackend(backend, statement))
+        self._watched.append(SentToBackend(backend, statement.name, self._syncs_sent))
         self._push(PARSE | WATCHED | SWALLOWED)
-        return before + statement.parse_message()
+        return before + statement.parse_message(), statement.name
+
+    def _provide_unnamed(self) -> tuple[bytes, bytes]:
+        """The same for the unnamed statement."""
+        if self._unnamed_here or (self._unnamed_pending > 0 and self._unnamed_sync == self._syncs_sent):
+            return b"", b""
+        message = self._unnamed_planned if self._unnamed_pending > 0 else self._unnamed
+        if message is None:
+            # Whoever used the backend before may have left one.
+            return b"", NOWHERE if self._shares else b""
+        self._push_unnamed(message, PARSE | WATCHED | SWALLOWED)
+        return message, b""
+
+    def _push_unnamed(self, message: bytes, entry: int) -> None:
+        self._watch_unnamed(_UnnamedParsed(self, message), message if len(message) <= UNNAMED_BYTES_MAX else None)
+        self._push(entry)
+
+    def _watch_unnamed(self, watched: Watched, planned: bytes | None) -> None:
+        """Something is under way that makes `planned` the unnamed statement."""
+        self._watched.append(watched)
+        self._unnamed_planned = planned
+        self._unnamed_pending += 1
+        self._unnamed_sync = self._syncs_sent
+
+    def settle_unnamed(self, message: bytes | None) -> None:
+        """The server did it: `message` made the unnamed statement; None: there is none, or it is too long to keep."""
+        self._unnamed_here = True
+        self._unnamed = message
+        self._end_unnamed_request()
+
+    def drop_unnamed(self, is_refused: bool) -> None:
+        """The server refused a Parse, and forgot the former statement; or it skipped the request."""
+        if is_refused:
+            self._unnamed_here = True
+            self._unnamed = None
+        self._end_unnamed_request()
+
+    def _end_unnamed_request(self) -> None:
+        self._unnamed_pending -= 1
+        if self._unnamed_pending == 0:
+            self._unnamed_planned = None
+        self._decide_fetching()
 
     def _make_room(self, backend: OnBackend) -> bytes:
-        name = backend.take_oldest_beyond(PER_BACKEND_MAX)
+        name = backend.oldest_beyond(PER_BACKEND_MAX)
         if name is None:
             return b""
-        self._watched.append(Evicted(backend, name))
+        self._watched.append(Evicted(backend, name, self._syncs_sent))
         self._push(CLOSE | WATCHED | SWALLOWED)
-        return b"C" + (6 + len(name)).to_bytes(4, "big") + b"S" + name + b"\0"
+        return build_close(b"S", name)
 
     def _on_backend(self) -> OnBackend:
         held = self._notes.get("statements")
@@ -706,7 +806,7 @@ class PostgresTracker(Tracker):
             self._shares
             or len(self._lasting_names) > 0
             or self._unnamed_lasting
-            or (self._unnamed is not None and not self._unnamed_here)
+            or ((self._unnamed is not None or self._unnamed_pending > 0) and not self._unnamed_here)
         )
         if not self._fetches_names:
             self._bound_lasting = False
@@ -714,7 +814,7 @@ class PostgresTracker(Tracker):
     # --- fetched messages of the server ---------------------------------------------------------------------------
 
     def take_server(self, message: bytes) -> bytes:
-        if not self._server_fetching or len(message) != self.message_size:
+        if not self._server_fetching or len(message) != self._server_fetch_size:
             raise IllegalUse("take_server without a FETCH, or with something else than the message")
         self._server_fetching = False
         if message[0] == 0x53:  # S
@@ -764,7 +864,8 @@ class PostgresTracker(Tracker):
             raise IllegalUse("link() with a request in flight")
         self._notes = notes
         self._tx = 0x49
-        self._unnamed_here = False
+        # A session's own first backend is fresh, or was reset by a Query: it has no unnamed statement.
+        self._unnamed_here = self._client_view is None and not self._shares
         self._decide_fetching()
         if self._client_view is None:
             # The login told the client what the backend said at its own.
@@ -781,7 +882,7 @@ class PostgresTracker(Tracker):
             entry = self._ring[self._head & self._mask]
             self._head += 1
             if entry & WATCHED:
-                self._watched.popleft().on_dropped()
+                self._watched.popleft().on_dropped(False)
         self._units = 0
         self._lasting_in_flight = 0
         self._server_left = 0
@@ -803,6 +904,11 @@ def _text_at(message: bytes, begin: int, kind: str) -> bytes:
     if end < 0:
         raise ProtocolViolation("client", f"{kind} with a name or text that does not end")
     return message[begin:end]
+
+
+def _parse_message(name: bytes, body: bytes) -> bytes:
+    """`body`: from behind the name to the end."""
+    return b"P" + (5 + len(name) + len(body)).to_bytes(4, "big") + name + b"\0" + body
 
 
 def _renamed(message: bytes, begin: int, name: bytes, called: bytes) -> bytes:

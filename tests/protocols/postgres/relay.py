@@ -6,9 +6,12 @@ not there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
+from protocols.errors import Peer, ProtocolViolation
 from protocols.postgres import WIRE
 from protocols.postgres.ledger import PostgresLedger
 from protocols.postgres.messages import build, build_bind, build_execute, build_parse, build_query
@@ -80,6 +83,16 @@ def close(name: str, kind: str = "S") -> bytes:
 
 def execute(portal: str = "") -> bytes:
     return build_execute(portal.encode())
+
+
+@contextmanager
+def may_violate(peer: Peer) -> Iterator[None]:
+    """What a stranger sends may be refused, but blames nobody else and breaks nothing."""
+    try:
+        yield
+    except ProtocolViolation as violation:
+        if violation.peer != peer:
+            raise
 
 
 def split(stream: bytes) -> list[bytes]:

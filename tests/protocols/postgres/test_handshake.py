@@ -1,0 +1,457 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.postgres import WIRE
+from protocols.postgres.auth import MECHANISM, ScramClient, ScramServer, build_verifier
+from protocols.postgres.constants import PROTOCOL_3_0, PROTOCOL_3_2, STARTUP_BYTES_MAX
+from protocols.postgres.handshake import PostgresClientLogin, PostgresServerLogin
+from protocols.postgres.messages import (
+    build,
+    build_authentication,
+    build_backend_key,
+    build_cancel_request,
+    build_error,
+    build_gssenc_request,
+    build_negotiate_protocol_version,
+    build_parameter_status,
+    build_ready,
+    build_sasl_initial,
+    build_sasl_response,
+    build_ssl_request,
+    build_startup,
+    build_untagged,
+    parse_error,
+    parse_negotiate_protocol_version,
+)
+from protocols.wire import (
+    BackendFacts,
+    BackendReady,
+    BackendRefused,
+    CancelRequested,
+    ClientLogin,
+    CredentialWanted,
+    ErrorReply,
+    LoginFact,
+    LoginProven,
+    LoginRefused,
+    Startup,
+)
+from tests.protocols.postgres.relay import may_violate, query, split, tags
+
+FACTS = BackendFacts("15.1", process_id=2**32 - 1, secret=b"abcd", parameters={"server_version": "15.1", "a": "ü"})
+
+
+def startup_packet(version: int = PROTOCOL_3_0, **parameters: str) -> bytes:
+    body = b"".join(f"{name}\0{value}\0".encode() for name, value in parameters.items())
+    return build_untagged(version, body + b"\0")
+
+
+def login(method: str = "trust") -> ClientLogin:
+    return WIRE.client_login(method=method, facts=None, connection_id=1, databases=[])
+
+
+def refusal(output: bytes) -> tuple[str, str]:
+    last = split(output)[-1]
+    assert last[:1] == b"E"
+    fields = parse_error(last)
+    assert fields.severity == "FATAL"
+    return fields.sqlstate, fields.message
+
+
+# --- first packets ------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_names_itself_is_looked_up() -> None:
+    client = login()
+    assert client.receive(build_startup("ann", "shop", [("options", "-c a=b")])) == [CredentialWanted("ann", "shop")]
+    assert client.give_credential("") == [LoginProven(Startup("ann", "shop", (("options", "-c a=b"),)))]
+    assert client.take_output() == b""
+
+
+def test_the_database_is_the_users_by_default() -> None:
+    assert login().receive(startup_packet(user="ann")) == [CredentialWanted("ann", "ann")]
+    assert login().receive(startup_packet(user="ann", database="")) == [CredentialWanted("ann", "ann")]
+
+
+def test_all_startup_parameters_are_kept_and_sorted() -> None:
+    client = login()
+    client.receive(startup_packet(user="u", timezone="UTC", DateStyle="ISO", application_name="ü", options="-c x=y"))
+    assert client.give_credential("") == [
+        LoginProven(
+            Startup(
+                "u", "u", (("DateStyle", "ISO"), ("application_name", "ü"), ("options", "-c x=y"), ("timezone", "UTC"))
+            )
+        )
+    ]
+
+
+def test_startup_bytes_that_are_no_utf8_reach_the_backend_unchanged() -> None:
+    client = login()
+    packet = build_untagged(PROTOCOL_3_0, b"user\0\xff\xfe\0database\0\xe4\0application_name\0\xfc\0\0")
+    client.receive(packet)
+    (fact,) = client.give_credential("")
+    assert isinstance(fact, LoginProven)
+    assert WIRE.server_login(fact.startup, None).take_output() == packet
+
+
+@pytest.mark.parametrize("order", [[0], [1], [0, 1], [1, 0], []])
+def test_encryption_is_refused_once_each_and_the_login_goes_on(order: list[int]) -> None:
+    client = login()
+    for index in order:
+        assert client.receive([build_ssl_request(), build_gssenc_request()][index]) == []
+        assert client.take_output() == b"N"
+    assert client.receive(startup_packet(user="a")) == [CredentialWanted("a", "a")]
+    assert client.take_output() == b""
+
+
+@pytest.mark.parametrize("first", [build_ssl_request(), build_gssenc_request()])
+@pytest.mark.parametrize("behind", [b"\0", startup_packet(user="a"), b"\x16\x03\x01"])
+def test_bytes_behind_a_request_for_encryption_are_a_violation(first: bytes, behind: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="before its answer"):
+        login().receive(first + behind)
+
+
+def test_encryption_is_not_asked_for_twice() -> None:
+    client = login()
+    client.receive(build_ssl_request())
+    with pytest.raises(ProtocolViolation, match="twice"):
+        client.receive(build_ssl_request())
+
+
+@pytest.mark.parametrize("secret", [b"abcd", bytes(256)])
+def test_a_cancel_request_is_a_fact_and_gets_no_answer(secret: bytes) -> None:
+    client = login()
+    client.receive(build_ssl_request())
+    client.take_output()
+    assert client.receive(build_cancel_request(2**32 - 1, secret)) == [CancelRequested(2**32 - 1, secret)]
+    assert client.take_output() == b""
+
+
+@pytest.mark.parametrize("secret", [b"", b"abc", bytes(257)])
+def test_a_cancel_key_has_4_to_256_bytes(secret: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="CancelRequest"):
+        login().receive(build_cancel_request(1, secret))
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "negotiated"),
+    [
+        (PROTOCOL_3_0, [], False),
+        (PROTOCOL_3_0, ["_pq_.a", "_pq_.b"], True),
+        (PROTOCOL_3_2, [], True),
+        (0x0003_0001, [], True),
+        (3 << 16 | 9999, ["_pq_.test_protocol_negotiation"], True),
+    ],
+)
+def test_newer_versions_are_negotiated_down_once(version: int, options: list[str], negotiated: bool) -> None:
+    client = login()
+    packet = startup_packet(version, user="a", **dict.fromkeys(options, "x"))
+    assert client.receive(packet) == [CredentialWanted("a", "a")]
+    output = client.take_output()
+    assert bool(output) == negotiated
+    if negotiated:
+        assert tags(output) == "v"
+        assert int.from_bytes(output[5:9], "big") == PROTOCOL_3_0, "the whole number, as PostgreSQL sends it"
+        assert parse_negotiate_protocol_version(output) == (0, options)
+    (fact,) = client.give_credential("")
+    assert fact == LoginProven(Startup("a", "a")), "options of the protocol are not the backend's"
+
+
+@pytest.mark.parametrize("version", [0, 0x0002_0000, 0x0004_0000, 1234 << 16 | 1])
+def test_other_versions_are_refused(version: int) -> None:
+    client = login()
+    (fact,) = client.receive(startup_packet(version, user="a"))
+    assert isinstance(fact, LoginRefused)
+    assert refusal(client.take_output())[0] == "0A000"
+
+
+@pytest.mark.parametrize("value", ["true", "database", "1", "on", "yes"])
+def test_replication_is_refused_by_name(value: str) -> None:
+    client = login()
+    (fact,) = client.receive(startup_packet(user="a", replication=value))
+    assert isinstance(fact, LoginRefused)
+    sqlstate, text = refusal(client.take_output())
+    assert sqlstate == "0A000"
+    assert "replication" in text
+
+
+def test_no_replication_is_no_reason() -> None:
+    assert login().receive(startup_packet(user="a", replication="off")) == [CredentialWanted("a", "a")]
+
+
+def test_a_user_is_required() -> None:
+    client = login()
+    (fact,) = client.receive(startup_packet(database="a"))
+    assert isinstance(fact, LoginRefused)
+    assert refusal(client.take_output())[0] == "28000"
+
+
+@pytest.mark.parametrize("size", [0, 4, 7, STARTUP_BYTES_MAX + 5, 2**31, 2**32 - 1])
+def test_the_first_packet_is_bounded(size: int) -> None:
+    with pytest.raises(ProtocolViolation, match="invalid length"):
+        login().receive(size.to_bytes(4, "big"))
+
+
+def test_the_longest_first_packet_is_taken() -> None:
+    fixed = len(startup_packet(user="a", options=""))
+    packet = startup_packet(user="a", options="x" * (STARTUP_BYTES_MAX + 4 - fixed))
+    assert len(packet) == STARTUP_BYTES_MAX + 4
+    assert login().receive(packet)
+    with pytest.raises(ProtocolViolation):
+        login().receive(startup_packet(user="a", options="x" * (STARTUP_BYTES_MAX + 5 - fixed)))
+
+
+@pytest.mark.parametrize("body", [b"", b"user\0", b"user\0a", b"user\0a\0", b"user\0a\0\0x"])
+def test_a_cut_startup_packet_is_a_violation(body: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="StartupMessage"):
+        login().receive(build_untagged(PROTOCOL_3_0, body))
+
+
+# --- proofs -------------------------------------------------------------------------------------------------------
+
+
+def prove(client: ClientLogin, password: str) -> Sequence[LoginFact]:
+    """The client's part of SCRAM."""
+    question = client.take_output()
+    assert question == build_authentication(10, MECHANISM.encode() + b"\0\0")
+    scram = ScramClient(password)
+    assert client.receive(build_sasl_initial(MECHANISM, scram.first())) == []
+    facts = client.receive(build_sasl_response(scram.last(client.take_output()[9:])))
+    if facts and isinstance(facts[0], LoginProven):
+        scram.check(client.take_output()[9:])
+    return facts
+
+
+@pytest.mark.parametrize("password", ["secret", "p\N{NO-BREAK SPACE}w"])
+def test_the_right_password_is_proven(password: str) -> None:
+    client = login("scram-sha-256")
+    client.receive(startup_packet(user="a"))
+    assert client.give_credential(password) == []
+    assert prove(client, password) == [LoginProven(Startup("a", "a"))]
+    output = client.accept(FACTS)
+    assert tags(output) == "RSSKZ"
+    assert output.startswith(build_authentication(0))
+
+
+@pytest.mark.parametrize("password", ["wrong", None, ""])
+def test_wrong_unknown_and_empty_are_refused_alike(password: str | None) -> None:
+    client = login("scram-sha-256")
+    client.receive(startup_packet(user="a"))
+    assert client.give_credential(password) == []
+    (fact,) = prove(client, "secret" if password else "")
+    assert isinstance(fact, LoginRefused)
+    assert refusal(client.take_output()) == ("28P01", 'password authentication failed for user "a"')
+    assert client.receive(build_ready()) == []
+
+
+def test_an_unknown_user_of_a_trusting_service_is_refused() -> None:
+    client = login("trust")
+    client.receive(startup_packet(user="a"))
+    (fact,) = client.give_credential(None)
+    assert isinstance(fact, LoginRefused)
+    assert refusal(client.take_output())[0] == "28000"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        query("select 1"),
+        build(b"p"),
+        build(b"p", b"SCRAM-SHA-256-PLUS\0\0\0\0\0"),
+        build_sasl_initial(MECHANISM, b"p=tls-server-end-point,,n=,r=x"),
+        build(b"p", MECHANISM.encode() + b"\0\x7f\xff\xff\xff"),
+        build(b"p", MECHANISM.encode() + b"\0\xff\xff\xff\xff"),
+        build(b"p", b"no end"),
+    ],
+)
+def test_a_malformed_proof_ends_the_login(message: bytes) -> None:
+    client = login("scram-sha-256")
+    client.receive(startup_packet(user="a"))
+    client.give_credential("secret")
+    client.take_output()
+    (fact,) = client.receive(message)
+    assert isinstance(fact, LoginRefused)
+    assert refusal(client.take_output())[0] == "08P01"
+
+
+def test_a_long_proof_is_a_violation_before_it_is_there() -> None:
+    client = login("scram-sha-256")
+    client.receive(startup_packet(user="a"))
+    client.give_credential("secret")
+    with pytest.raises(ProtocolViolation, match="invalid length"):
+        client.receive(b"p" + (2**24).to_bytes(4, "big"))
+
+
+def test_what_a_client_pipelines_behind_its_login_is_the_sessions() -> None:
+    client = login()
+    client.receive(startup_packet(user="a") + query("select 1"))
+    client.give_credential("")
+    client.accept(FACTS)
+    assert client.take_unread() == query("select 1")
+
+
+def test_a_key_of_another_length_is_our_own_mistake() -> None:
+    client = login()
+    client.receive(startup_packet(user="a"))
+    client.give_credential("")
+    with pytest.raises(IllegalUse):
+        client.accept(replace(FACTS, secret=b"abcde"))
+
+
+def test_steps_out_of_order_are_our_own_mistakes() -> None:
+    with pytest.raises(IllegalUse):
+        login().give_credential("")
+    with pytest.raises(IllegalUse):
+        login().accept(FACTS)
+    with pytest.raises(IllegalUse):
+        login("md5")
+
+
+def test_a_login_can_be_refused_in_any_phase() -> None:
+    error = ErrorReply("no room", "53300", 1040, "08004", hint="come back")
+    for packets in ([], [startup_packet(user="a")]):
+        client = login()
+        for packet in packets:
+            client.receive(packet)
+        assert refusal(client.refuse(error)) == ("53300", "no room")
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 30), max_size=30))
+def test_any_cut_of_a_login_gives_the_same_facts(sizes: list[int]) -> None:
+    client = PostgresClientLogin(method="trust")
+    stream = startup_packet(PROTOCOL_3_2, user="a", database="b", DateStyle="ISO") + query("select 1")
+    facts: list[LoginFact] = []
+    for size in [*sizes, len(stream)]:
+        facts += client.receive(stream[:size])
+        stream = stream[size:]
+    assert facts == [CredentialWanted("a", "b")]
+    assert tags(client.take_output()) == "v"
+    client.give_credential("")
+    client.accept(FACTS)
+    assert client.take_unread() == query("select 1")
+
+
+@given(st.binary(max_size=100))
+def test_garbage_is_at_worst_a_violation(garbage: bytes) -> None:
+    for method in ("trust", "scram-sha-256"):
+        for start in (b"", startup_packet(user="a")):
+            client = login(method)
+            if client.receive(start) and client.give_credential("x"):
+                continue
+            with may_violate("client"):
+                client.receive(garbage)
+
+
+# --- at an engine -------------------------------------------------------------------------------------------------
+
+GREETING = [
+    build_authentication(0),
+    build_parameter_status("server_version", "15.1"),
+    build(b"N", b"SNOTICE\0\0"),
+    build_backend_key(2**32 - 1, b"abcd"),
+    build_parameter_status("TimeZone", "UTC"),
+    build_ready(),
+]
+READY = BackendReady(BackendFacts("15.1", 2**32 - 1, b"abcd", {"server_version": "15.1", "TimeZone": "UTC"}))
+
+
+def engine_login(password: str | None = "secret") -> PostgresServerLogin:
+    made = PostgresServerLogin(Startup("a", "b"), password)
+    assert made.take_output() == build_startup("a", "b")
+    return made
+
+
+def test_a_login_yields_what_the_engine_told() -> None:
+    for size in (1, 3, 1000):
+        made = engine_login()
+        stream = b"".join(GREETING) + b"N...."
+        facts = [fact for at in range(0, len(stream), size) for fact in made.receive(stream[at : at + size])]
+        assert facts == [READY]
+        assert made.take_unread() == b"N...."
+
+
+def test_a_key_of_any_lawful_length_is_kept() -> None:
+    made = engine_login()
+    (fact,) = made.receive(build_authentication(0) + build_backend_key(1, bytes(256)) + build_ready())
+    assert isinstance(fact, BackendReady)
+    assert len(fact.facts.secret) == 256
+
+
+def test_a_negotiated_version_is_no_answer_yet() -> None:
+    made = engine_login()
+    assert made.receive(build_negotiate_protocol_version(PROTOCOL_3_0, ["_pq_.x"])) == []
+    assert made.receive(b"".join(GREETING)) == [READY]
+
+
+@pytest.mark.parametrize("kind", [3, 5, 10])
+def test_a_verifier_cannot_prove_anything_to_an_engine(kind: int) -> None:
+    for password in (None, "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA"):
+        made = engine_login(password)
+        (fact,) = made.receive(build_authentication(kind, b"SCRAM-SHA-256\0\0" if kind == 10 else b"salt"))
+        assert isinstance(fact, BackendRefused)
+        assert fact.sqlstate == "28P01"
+        assert made.take_output() == b""
+
+
+@pytest.mark.parametrize(("kind", "data"), [(2, b""), (7, b""), (9, b""), (10, b"OTHER\0\0"), (99, b"")])
+def test_an_unknown_authentication_is_refused_by_its_number(kind: int, data: bytes) -> None:
+    (fact,) = engine_login().receive(build_authentication(kind, data))
+    assert isinstance(fact, BackendRefused)
+    assert fact.sqlstate == "28000"
+
+
+def test_an_engines_refusal_keeps_its_sqlstate() -> None:
+    made = engine_login()
+    refused = build_error(severity="FATAL", sqlstate="57P03", message="the database system is starting up")
+    assert made.receive(refused) == [BackendRefused("57P03", "57P03", "the database system is starting up")]
+    assert engine_login().receive(build(b"E", b"\0")) == [BackendRefused("XX000", "XX000", "no message")]
+
+
+def test_an_engine_must_prove_itself_too() -> None:
+    made = engine_login()
+    made.receive(build_authentication(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"))
+    first = made.take_output()
+    scram = ScramServer(build_verifier("secret"))
+    made.receive(build_authentication(11, scram.respond_first(first[5 + len(MECHANISM) + 1 + 4 :])))
+    made.take_output()
+    with pytest.raises(ProtocolViolation, match="did not prove"):
+        made.receive(build_authentication(0))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        build_ready(),
+        build(b"D", b"\0\0"),
+        build_backend_key(1, b"abcd"),
+        build_authentication(11, b"r=x"),
+        build_authentication(12, b"v=x"),
+        build(b"R", b"\0"),
+        build_authentication(0) + build_authentication(0),
+        build_authentication(0) + build_backend_key(1, b"abc"),
+        build_authentication(0) + build(b"Z", b"T"),
+        build_authentication(5, b"sal"),
+        build(b"E", b"S"),
+        build(b"v", b"\0\0\0\0\x7f\xff\xff\xff"),
+        b"R" + (2**24).to_bytes(4, "big"),
+        b"R\0\0\0\3",
+    ],
+)
+def test_an_engine_that_breaks_the_rules_is_a_violation(message: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="server"):
+        engine_login().receive(message)
+
+
+@given(st.binary(max_size=60), st.booleans())
+def test_garbage_of_an_engine_is_at_worst_a_violation(garbage: bytes, is_authenticated: bool) -> None:
+    made = engine_login()
+    with may_violate("server"):
+        made.receive((build_authentication(0) if is_authenticated else b"") + garbage)

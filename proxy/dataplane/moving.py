@@ -151,6 +151,9 @@ class Move:
                     await step()
                 except EngineError as error:
                     failed.append(error.text)
+                except Exception as error:  # noqa: BLE001  one session's bug must not leave the switch without an answer
+                    _log.error("preparing failed", switch=self.switch, exc_info=error)
+                    failed.append(f"internal error: {type(error).__name__}; the log of the worker says more")
 
         lanes = [spawn(one_after_another(), name=f"prepare lane {self.switch}") for _ in range(CONCURRENT_PREPARES)]
         try:
@@ -178,9 +181,9 @@ class Move:
         if ledger is None or session.has_ended:
             return
         notes = self._notes(session)
-        if ledger.is_dirty and not await self._pause(session, notes):
-            return
-        if ledger.is_dirty and session.standing is Standing.SERVING and session.backend is not None:
+        if ledger.is_dirty:
+            if not await self._pause(session, notes):
+                return
             await self._inspect(session)
             if session.is_draining:
                 self.reached(session)
@@ -208,25 +211,42 @@ class Move:
             session.reopen()
 
     async def _pause(self, session: Session, notes: Prepared) -> bool:
-        """Wait until the session is at a boundary; False if it takes too long."""
+        """Wait for the session's boundary; its gate is closed there. False, with the gate as it was, if it takes too
+        long."""
         relay = session.relay
-        if relay is None or session.is_asking:
+        if relay is None or session.is_asking or session.standing is not Standing.SERVING:
             return False
-        if relay.at_boundary():
-            return True
         notes.paused = asyncio.get_running_loop().create_future()
-        relay.notifies = True
         try:
-            await asyncio.wait([notes.paused], timeout=PAUSE_TIMEOUT_S)
+            if session.backend is not None and relay.at_boundary():
+                self.paused(session)
+            else:
+                relay.notifies = True
+                await asyncio.wait([notes.paused], timeout=PAUSE_TIMEOUT_S)
+            if (
+                notes.paused.done()
+                and session.standing is Standing.SERVING
+                and session.backend is not None
+                and relay.at_boundary()
+            ):
+                return True
+        except asyncio.CancelledError:
+            session.reopen()
+            raise
         finally:
             notes.paused = None
-            relay.notifies = self.runtime.shares_backends or session.standing is Standing.DRAINING
-        return session.standing is not Standing.ENDED and relay.at_boundary() and not session.is_asking
+            relay.notifies = self.runtime.shares_backends or session.is_draining
+        if not session.has_ended:
+            session.reopen()
+        return False
 
     def paused(self, session: Session) -> None:
-        """The session reached a boundary while serving."""
+        """The session reached a boundary while serving. If the preparation waits for that, the gate closes in this very
+        step: the client may send its next statement before anything else runs."""
         notes = session.move_notes
         if isinstance(notes, Prepared) and notes.paused is not None and not notes.paused.done():
+            assert session.relay is not None
+            session.relay.set_gate(GATE_CLOSED)
             notes.paused.set_result(None)
 
     async def _replay(self, session: Session, notes: Prepared) -> None:

@@ -410,7 +410,8 @@ class Session:
 
     def reopen(self) -> None:
         """After `ask`: the gate as the standing wants it."""
-        assert self.relay is not None
+        if self.relay is None or self._is_asking:
+            return
         if self.standing is Standing.SERVING and self.backend is not None:
             self.relay.set_gate(GATE_OPEN)
         elif self.standing is Standing.DRAINING:
@@ -458,11 +459,14 @@ class Session:
             self.want_backend()
 
     def on_boundary(self) -> None:
-        runtime, ledger = self.runtime, self.ledger
+        runtime, ledger, relay = self.runtime, self.ledger, self.relay
         assert runtime is not None
         assert ledger is not None
+        assert relay is not None
         if runtime.shares_backends:
             if ledger.is_dirty:
+                # In this very step: the client may send its next statement before anything else runs.
+                relay.set_gate(GATE_CLOSED)
                 self._backend_task = spawn(self._settle_later(), name=f"session {self.id} settles")
                 return
             if ledger.is_empty and not ledger.pins:

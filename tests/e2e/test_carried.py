@@ -57,7 +57,7 @@ async def postgres(pool_mode: PoolMode, postgres_pair: PostgresPair, start_turno
 
 
 async def one(connection: psycopg.AsyncConnection[Any], query: str) -> Any:
-    row = await (await connection.execute(query)).fetchone()  # type: ignore[arg-type]
+    row = await (await connection.execute(query)).fetchone()
     assert row is not None
     return row[0]
 

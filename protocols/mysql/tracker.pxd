@@ -246,6 +246,7 @@ cdef class MysqlTracker(Tracker):
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     @cython.locals(at=Py_ssize_t, last=Py_ssize_t, turn=int, first=int)
     cdef int _ok_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
+    cdef bint _head_is_large(self) noexcept
     cdef bint _client_is_on_its_way(self) noexcept
     cdef int _end_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _eof_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1

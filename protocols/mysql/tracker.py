@@ -978,8 +978,8 @@ class MysqlTracker(Tracker):
             phase = self._phase
             if sequence != self._server_sequence or phase == P_IDLE:
                 # An error is allowed at two more moments: nothing is in flight (the server ends the connection), or
-                # the command is still on its way and too large. Its sequence id is then whatever it is.
-                if first != ERR or not (phase == P_IDLE or (self._client_is_tail and self._client_is_on_its_way())):
+                # the command is too large (1153), which servers say after its first header, with sequence id 1.
+                if first != ERR or not (phase == P_IDLE or self._head_is_large()):
                     raise ProtocolViolation("server", "a packet that nobody asked for, or out of order")
                 if phase == P_IDLE:
                     self.errors += 1
@@ -1087,6 +1087,10 @@ class MysqlTracker(Tracker):
             else:
                 raise ProtocolViolation("server", "speaks while the client sends a file")
             position += 4
+
+    def _head_is_large(self) -> bool:
+        """The command that is being answered has more than one packet, or is not complete."""
+        return self._ring[8 * self._head + 1] != 1 or (self._client_is_tail and self._client_is_on_its_way())
 
     def _client_is_on_its_way(self) -> bool:
         return self._client_left != 0 or self._client_continued

@@ -363,6 +363,15 @@ def test_an_early_refusal_of_a_large_command_passes() -> None:
     assert relay.server(refusal) == refusal
 
 
+def test_a_refusal_for_size_counts_from_the_first_packet() -> None:
+    # Both servers answer 1153 with sequence id 1, however many packets the command had.
+    relay = Relay()
+    relay.client(command(c.COM_PING, b"x" * FULL))
+    refusal = packet(err_payload(1153), 1)
+    assert relay.server(refusal) == refusal
+    assert relay.tracker.at_boundary()
+
+
 def test_sequence_ids_wrap() -> None:
     relay = Relay()
     relay.ask(query("select 1"), relay.speech.result(rows=600))

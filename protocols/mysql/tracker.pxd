@@ -1,4 +1,4 @@
-# C types of tracker.py. The numbers mirror constants.py and state.py; tests/protocols/mysql/test_state.py compares them.
+# C types of tracker.py. The numbers mirror constants.py and state.py; test_state.py compares them.
 
 cimport cython
 from protocols.wire cimport (

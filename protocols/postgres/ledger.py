@@ -113,7 +113,18 @@ class PostgresLedger:
     @property
     def is_empty(self) -> bool:
         """A fresh backend of the same Startup would do as it is. Not so while `is_dirty`."""
-        return not (self.is_dirty or self.statements or self.pins or any(self._found()))
+        # Asked at every boundary in transaction mode: no tuple is built.
+        return not (
+            self.is_dirty
+            or self.statements
+            or self._found_pins
+            or self._lasting_pins
+            or self.settings
+            or self.role
+            or self.session_user
+            or self.prepared
+            or self.channels
+        )
 
     def _found(self) -> tuple[object, ...]:
         return (self.settings, self.role, self.session_user, self.prepared, self.channels)

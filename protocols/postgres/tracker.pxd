@@ -124,6 +124,8 @@ cdef class PostgresTracker(Tracker):
         object _notes
         # ParameterStatus values as the client knows them; None before the first link().
         object _client_view
+        # A mapping of parameters that the client's view agrees with; None if there is none.
+        object _told_parameters
 
     @cython.locals(position=Py_ssize_t, left=Py_ssize_t, size=Py_ssize_t, tag=cython.uchar, sent=int, verdict=int)
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1

@@ -39,6 +39,7 @@ Bind on another backend needs it. Of a Bind only the part with the names is fetc
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Final
 
 import cython
@@ -223,6 +224,7 @@ class PostgresTracker(Tracker):
         self._ledger = ledger
         self._notes: dict[str, Any] = {}
         self._client_view: dict[str, str] | None = None
+        self._told_parameters: Mapping[str, str] | None = None
 
     # --- the hot part ---------------------------------------------------------------------------------------------
 
@@ -640,7 +642,9 @@ class PostgresTracker(Tracker):
         # While DEALLOCATE ALL may be on its way, what the backend holds now proves nothing. And while the name may
         # still be another's (the client did not wait), it gets a meaning that does not depend on how that ends; a
         # server alone would refuse it if the other Parse went well.
-        statement = unshared(body) if held is not None or self._lasting_in_flight > 0 else shared(body)
+        # In a failed transaction, or in one that may have failed by then, the server has to say so itself (25P02).
+        is_open = held is not None or self._lasting_in_flight > 0 or self._units > 0 or self._tx == 0x45
+        statement = unshared(body) if is_open else shared(body)
         backend = self._on_backend()
         has = backend.has(statement.name, self._syncs_sent)
         if has is None:
@@ -835,6 +839,7 @@ class PostgresTracker(Tracker):
         if self._client_view.get(name) == value:
             return b""
         self._client_view[name] = value
+        self._told_parameters = None
         return message
 
     def _take_command_complete(self, message: bytes) -> None:
@@ -867,14 +872,19 @@ class PostgresTracker(Tracker):
         # A session's own first backend is fresh, or was reset by a Query: it has no unnamed statement.
         self._unnamed_here = self._client_view is None and not self._shares
         self._decide_fetching()
+        changed = notes.get("parameters")
+        if not changed and backend.parameters is self._told_parameters:
+            # Backends of one pool share the mapping: nothing to compare.
+            return b""
         if self._client_view is None:
             # The login told the client what the backend said at its own.
             self._client_view = dict(backend.parameters)
         told = []
-        for name, value in {**backend.parameters, **notes.get("parameters", {})}.items():
+        for name, value in {**backend.parameters, **(changed or {})}.items():
             if self._client_view.get(name) != value and not (name in _TOLD_WHEN_OFF and value == "on"):
                 self._client_view[name] = value
                 told.append(build_parameter_status(name, value))
+        self._told_parameters = None if changed else backend.parameters
         return b"".join(told)
 
     def unlink(self) -> None:

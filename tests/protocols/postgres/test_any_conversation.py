@@ -112,32 +112,37 @@ GONE = -1
 def groups_of(plan: Plan, *, renames: bool, at_once: bool = False) -> list[bytes]:
     """The groups, each with a Sync at its end, so that data of a COPY are not taken for requests.
 
-    Where statements are renamed, a client that does not wait is treated more kindly than by a server alone in three
+    Where statements are renamed, a client that does not wait is treated more kindly than by a server alone in some
     cases, which are left out here: a second Parse or a Close of a name whose first meaning is not settled; the use,
     behind a Sync, of a name whose Parse, Close or (unnamed) Query could be skipped; the use of a name behind
-    DEALLOCATE ALL.
+    DEALLOCATE ALL, and a second Parse of it behind that or behind a SET.
     """
     groups: list[bytes] = []
     # Names that a Parse or Close was sent for and that are not settled: the unit of those that could be skipped.
     unsettled: dict[bytes, int | None] = {}
-    unit, is_first = 0, True
+    unit, is_first, is_lasting = 0, True, False
     for group in plan.groups:
         if not at_once:
             unsettled.clear()
+            is_lasting = False
         kept = b""
         for message in split(group):
             tag, name = message[:1], _name_in(message)
+            if renames and tag == b"P" and (b"deallocate all" in message or b"set x" in message):
+                continue
             if renames and name is not None:
                 if tag in b"PC":
-                    if name and unsettled.get(name, GONE) != GONE:
+                    if name and (is_lasting if name not in unsettled else unsettled[name] != GONE):
                         continue
                     unsettled[name] = None if is_first and tag == b"P" else unit
                 elif unsettled.get(name) not in (None, unit):
                     continue
             if renames and tag == b"Q" and not is_first:
                 unsettled[b""] = unit
+            if renames and tag == b"Q" and b"set x" in message:
+                is_lasting = True
             if renames and b"deallocate all" in message:
-                if tag == b"P":
+                if not is_first:
                     continue
                 unsettled.update(dict.fromkeys((b"a", b"b", b"c"), GONE))
             kept += message

@@ -63,7 +63,7 @@ class PostgresWire:
     def reset(self, startup: Startup) -> Exchange:
         return _ledger.reset()
 
-    def error(self, error: ErrorReply) -> bytes:
+    def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         return replies.error(error)
 
     def goodbye(self) -> bytes:

@@ -25,6 +25,12 @@ NOWHERE: Final = b"turnout_none"
 PER_BACKEND_MAX: Final = 200
 """Most statements kept on one backend; the one not used for longest is closed then."""
 
+RECENT_MAX: Final = 2000
+"""Most statements the process remembers although no session has a name for them."""
+
+RECENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Most bytes of those."""
+
 PER_SESSION_MAX: Final = 10_000
 """Most names of one session in transaction mode."""
 
@@ -54,14 +60,25 @@ class Statement:
 
 _numbers = itertools.count(1)
 _by_body: weakref.WeakValueDictionary[bytes, Statement] = weakref.WeakValueDictionary()
+_recent: OrderedDict[bytes, Statement] = OrderedDict()
+_recent_bytes = 0
 
 
 def shared(body: bytes) -> Statement:
-    """The process's statement with this body. It lives as long as a session has a name for it."""
+    """The process's statement with this body. It lives as long as a session has a name for it, and a while longer: a
+    client that prepares and closes over and over shall find it on the backends."""
+    global _recent_bytes
     statement = _by_body.get(body)
     if statement is None:
         statement = unshared(body)
         _by_body[body] = statement
+    if body not in _recent:
+        _recent[body] = statement
+        _recent_bytes += len(body)
+    _recent.move_to_end(body)
+    while len(_recent) > RECENT_MAX or _recent_bytes > RECENT_BYTES_MAX:
+        oldest, _ = _recent.popitem(last=False)
+        _recent_bytes -= len(oldest)
     return statement
 
 

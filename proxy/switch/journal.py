@@ -6,8 +6,9 @@ The file is in WAL mode with `synchronous = NORMAL`: a commit is one write to th
 has written survives its own SIGKILL, so a supervisor that dies loses no step of a switch. A power loss or a crash of
 the kernel may lose the last steps. That is why a switch is synced when it begins (its plan is on the disk before anyone
 is held) and when it ends, and not in between, where an fsync of some milliseconds for each step would be waited for
-by held clients. After a power loss in the middle, the start finds an earlier phase of the same switch and asks the
-engines: their own answer (who is in recovery, who refuses writes) decides, not the phase alone.
+by held clients (measured: 26 µs for a step, 9 to 20 ms for a synced one). After a power loss in the middle, the start finds
+an earlier phase of the same switch, and sees by the host's boot id that steps may be missing; the engines' own answers
+(who is in recovery, who refuses writes) then decide, see `switch.run.decide`.
 
 Times: `at_ns` is the host's monotonic clock, which starts anew at a boot; it is for reading within one record only.
 """

@@ -25,6 +25,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -216,6 +217,7 @@ class Orchestrator:
             began_at=self._clock.wall(),
             began_ns=now_ns,
             stamps={Phase.PENDING: 0},
+            boot=_boot_id(),
             epoch=standing.epoch + 1,
         )
         self._journal.begin(record)
@@ -360,7 +362,8 @@ class Orchestrator:
         looks = await asyncio.gather(
             source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S), _quietly(source), _quietly(target)
         )
-        verdict = core.decide(record.phase, looks[0], looks[1])
+        is_journal_whole = record.boot == _boot_id()
+        verdict = core.decide(record.phase, looks[0], looks[1], is_journal_whole=is_journal_whole)
         _log.warning(
             "an unfinished switch was found",
             switch=record.id, service=record.service, phase=record.phase.value, verdict=verdict.value,
@@ -370,7 +373,9 @@ class Orchestrator:
             running.evidence.cut_over()
         if verdict in (Verdict.PROMOTE, Verdict.WAIT):
             running.evidence.promotion.began_ns = self._clock.now_ns()
-        self._carry_out(running, running.run.resume(verdict))
+        orders = running.run.resume(verdict, is_journal_whole=is_journal_whole)
+        record.phase = running.run.phase
+        self._carry_out(running, orders)
 
     async def agree(self, service: str) -> None:
         """At start, without an unfinished switch: is the active engine the writable one?
@@ -632,6 +637,11 @@ async def _quietly(engine: Engine) -> None:
         await engine.prepare(LOOK_TIMEOUT_S)
     except EngineError as error:
         _log.info("engine not prepared", engine=engine.name, why=error.text)
+
+
+def _boot_id() -> str:
+    """Changes with every boot of this host (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _spell(state: EngineState) -> str:

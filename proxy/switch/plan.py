@@ -70,6 +70,8 @@ class SwitchRecord(msgspec.Struct, kw_only=True):
     """Why it did not complete, in one line."""
     remedy: str = ""
     """What to do about it."""
+    boot: str = ""
+    """Boot of the host in which it began; see `decide` in `switch.run`."""
     recovered: bool = False
     """A supervisor that started later finished or undid it."""
 

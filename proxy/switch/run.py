@@ -302,21 +302,32 @@ class Verdict(enum.StrEnum):
     WAIT = "wait"
     """The target cannot be asked now."""
     PERSON = "person"
-    """Both engines take writes."""
+    """Both engines take writes, or somebody else promoted the target."""
 
 
-def decide(phase: Phase, source: EngineState, target: EngineState) -> Verdict:
-    """What becomes of a switch whose supervisor is gone, by its last journaled phase and what the engines say."""
+def decide(phase: Phase, source: EngineState, target: EngineState, *, is_journal_whole: bool = True) -> Verdict:
+    """What becomes of a switch whose supervisor is gone, by its last journaled phase and what the engines say.
+
+    `is_journal_whole` is false if the host was booted since: the last steps may not have reached the disk.
+    """
     assert phase not in ENDED
     if phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING):
         return Verdict.FINISH
+    source_takes_writes = source.is_reachable and source.role is Role.PRIMARY and source.is_writable
     if phase is not Phase.PROMOTING:
-        return Verdict.UNDO
+        # The target was a standby when the checks passed. If it is one no more, or cannot say, and steps may be
+        # missing, the promotion may be among them.
+        if phase in (Phase.PENDING, Phase.VALIDATING, Phase.ABORTING):
+            return Verdict.UNDO
+        if is_journal_whole:
+            promoted_by_hand = target.role is Role.PRIMARY and not source_takes_writes
+            return Verdict.PERSON if promoted_by_hand else Verdict.UNDO
+        if target.role is Role.STANDBY:
+            return Verdict.UNDO
     if not target.is_reachable:
         return Verdict.WAIT
     # The fence was proven and the target had caught up before `promoting` was written; an unreachable source stays
     # fenced by its own configuration.
-    source_takes_writes = source.is_reachable and source.role is Role.PRIMARY and source.is_writable
     if target.role is Role.PRIMARY:
         return Verdict.PERSON if source_takes_writes else Verdict.PROMOTE
     return Verdict.UNDO if source_takes_writes else Verdict.PROMOTE
@@ -364,6 +375,7 @@ class SwitchRun:
         self._fence_ordered = False
         self._unfence_tries = 0
         self._is_target_silent = False
+        self._promotions_failed = 0
         self._someone_waited = False
         self._saw_first_row = False
         self._was_let_go = False
@@ -386,14 +398,20 @@ class SwitchRun:
         """First orders of a new switch."""
         return [*self._enter(Event.VALIDATION_BEGAN), Examine()]
 
-    def resume(self, verdict: Verdict) -> list[Order]:
+    def resume(self, verdict: Verdict, *, is_journal_whole: bool = True) -> list[Order]:
         """First orders of a switch that an earlier supervisor left in `phase`."""
+        if verdict in (Verdict.PROMOTE, Verdict.WAIT, Verdict.PERSON):
+            # Where steps of the journal are missing, these stand for the ones up to here.
+            self.phase = Phase.PROMOTING
         match verdict:
             case Verdict.UNDO if self.phase in (Phase.PENDING, Phase.VALIDATING):
                 return self._trouble("the supervisor was restarted", "plan the switch again")
             case Verdict.UNDO:
-                # Only what the journal announces can have happened; taking a fence away twice is harmless.
-                self._fence_ordered = self.phase not in (Phase.PREPARING, Phase.HOLDING, Phase.DRAINING)
+                self._fence_ordered = not is_journal_whole or self.phase not in (
+                    Phase.PREPARING,
+                    Phase.HOLDING,
+                    Phase.DRAINING,
+                )
                 if self.phase is Phase.PROMOTING:
                     return self._not_promoted("the supervisor was restarted before the promotion took place")
                 if self.phase is Phase.ABORTING:
@@ -560,7 +578,8 @@ class SwitchRun:
                 return self._trouble(f"{self.plan.target} could not be brought up: {why}", "")
             case Act.PROMOTE if self.phase is Phase.PROMOTING:
                 self.error = f"{self.plan.target} could not be promoted: {why}"
-                return [Look()]
+                self._promotions_failed += 1
+                return [Look()] if self._promotions_failed == 1 else [StartTimer(Timer.LOOK_AGAIN, LOOK_AGAIN_S)]
             case Act.UNFENCE if self.phase is Phase.ABORTING:
                 return self._unfence_failed(why)
         return []
@@ -597,10 +616,12 @@ class SwitchRun:
         return [*self._enter(Event.NOT_PROMOTED), *self._undo()]
 
     def _two_primaries(self) -> list[Order]:
-        self.error = f"{self.plan.source} and {self.plan.target} both take writes"
+        self.error = (
+            f"{self.plan.target} is a primary, and so is {self.plan.source}; Turnout cannot tell which is right"
+        )
         self.remedy = (
-            f"no client was let through to {self.plan.target}: stop it and build it anew as a standby of "
-            f"{self.plan.source}, then restart Turnout"
+            "compare what both have, stop one of them and build it anew as a standby of the other; make sure that the "
+            "other one takes writes, then restart Turnout"
         )
         return self._enter(Event.TWO_PRIMARIES)
 
@@ -759,8 +780,10 @@ class SwitchRun:
                 self._tell(worker, ipc.Terminate(switch=self.id, service=self.plan.service, reason=reason))
                 for worker in missing
             ]
+        is_cut = self.plan.drain_timeout_s is not None and self.drain_s < self.plan.drain_timeout_s
         return self._trouble(
-            f"sessions did not end their transactions within {self.drain_s:g} s",
+            f"sessions did not end their transactions within {self.drain_s:g} s"
+            + (", which is what hold_ms_max leaves of the drain timeout" if is_cut else ""),
             "see `waiting_for` in the report; give more time, or plan with on_drain_expired = terminate",
         )
 

@@ -17,7 +17,7 @@ from proxy.engines import engine_for
 from proxy.engines.engine import Engine, Role
 from proxy.errors import Conflict, EngineError, NotFound, PlanRefused
 from proxy.switch.journal import Journal, Standing
-from proxy.switch.orchestrator import Orchestrator
+from proxy.switch.orchestrator import Orchestrator, _boot_id
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.state import Phase
 from proxy.switch.views import Event
@@ -80,7 +80,7 @@ class Stage:
         plan = self.plan(source=self.source.name, drain_timeout_s=1.0, on_drain_expired="abort")
         record = SwitchRecord(
             id="left", service="app", source=self.source.name, target=self.target.name, strategy="graceful", plan=plan,
-            phase=phase, began_at=1.0, began_ns=1, epoch=self.orchestrator.standing("app").epoch + 1,
+            phase=phase, boot=_boot_id(), began_at=1.0, began_ns=1, epoch=self.orchestrator.standing("app").epoch + 1,
         )  # fmt: skip
         self.journal.begin(record)
         if phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING):

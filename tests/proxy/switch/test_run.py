@@ -244,6 +244,16 @@ def test_a_promotion_that_took_place_all_the_same_goes_on() -> None:
     assert play.run.error == ""
 
 
+def test_a_promotion_that_keeps_failing_is_repeated_with_pauses() -> None:
+    """A target that is a primary already is never left: it may not take writes yet."""
+    play = play_to(Phase.PROMOTING).sees(core.ActFailed(Act.PROMOTE, "no")).does(core.Look())
+    for _ in range(3):
+        play.sees(core.Looked(FENCED_SOURCE, PRIMARY_TARGET)).does(core.Promote(10.0))
+        play.sees(core.ActFailed(Act.PROMOTE, "still no")).does().starts(Timer.LOOK_AGAIN)
+        play.sees(core.TimerRang(Timer.LOOK_AGAIN)).does(core.Look())
+    assert not play.run.is_cancellable
+
+
 def test_a_target_that_does_not_answer_is_asked_again_and_nobody_is_released() -> None:
     play = play_to(Phase.PROMOTING).sees(core.ActFailed(Act.PROMOTE, "connection lost")).does(core.Look())
     for _ in range(50):
@@ -387,6 +397,8 @@ _UNDONE = [
     [
         *[(phase, FENCED_SOURCE, STANDBY_TARGET, Verdict.UNDO) for phase in _UNDONE],
         *[(phase, OPEN_SOURCE, SILENT_TARGET, Verdict.UNDO) for phase in _UNDONE],
+        (Phase.CATCHING_UP, FENCED_SOURCE, PRIMARY_TARGET, Verdict.PERSON),
+        (Phase.HOLDING, OPEN_SOURCE, PRIMARY_TARGET, Verdict.UNDO),
         (Phase.PROMOTING, FENCED_SOURCE, STANDBY_TARGET, Verdict.PROMOTE),
         (Phase.PROMOTING, FENCED_SOURCE, PRIMARY_TARGET, Verdict.PROMOTE),
         (Phase.PROMOTING, SILENT_TARGET, STANDBY_TARGET, Verdict.PROMOTE),
@@ -406,17 +418,47 @@ def test_what_becomes_of_an_unfinished_switch(
     assert decide(phase, source, target) is verdict
 
 
-@pytest.mark.parametrize("phase", [Phase.FENCING, Phase.CATCHING_UP])
-def test_a_restart_behind_the_fence_takes_it_away_first(phase: Phase) -> None:
-    play = Playbook(a_run(phase=phase)).resumes(Verdict.UNDO).does(core.Enter(Phase.ABORTING), core.Unfence())
-    play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
-    play.sees(released(0), released(1)).does(core.Enter(Phase.ABORTED))
+@pytest.mark.parametrize(
+    ("phase", "source", "target", "verdict"),
+    [
+        (Phase.VALIDATING, OPEN_SOURCE, PRIMARY_TARGET, Verdict.UNDO),
+        (Phase.HOLDING, FENCED_SOURCE, PRIMARY_TARGET, Verdict.PROMOTE),
+        (Phase.HOLDING, SILENT_TARGET, PRIMARY_TARGET, Verdict.PROMOTE),
+        (Phase.HOLDING, OPEN_SOURCE, PRIMARY_TARGET, Verdict.PERSON),
+        (Phase.HOLDING, OPEN_SOURCE, STANDBY_TARGET, Verdict.UNDO),
+        (Phase.HOLDING, FENCED_SOURCE, STANDBY_TARGET, Verdict.UNDO),
+        (Phase.HOLDING, FENCED_SOURCE, SILENT_TARGET, Verdict.WAIT),
+        (Phase.PROMOTING, FENCED_SOURCE, PRIMARY_TARGET, Verdict.PROMOTE),
+        (Phase.ABORTING, OPEN_SOURCE, SILENT_TARGET, Verdict.UNDO),
+    ],
+)
+def test_after_a_power_loss_the_target_is_asked_whether_steps_are_missing(
+    phase: Phase, source: EngineState, target: EngineState, verdict: Verdict
+) -> None:
+    assert decide(phase, source, target, is_journal_whole=False) is verdict
+
+
+def test_a_switch_whose_last_steps_were_lost_is_finished_all_the_same() -> None:
+    play = Playbook(a_run(phase=Phase.HOLDING)).resumes(Verdict.PROMOTE).does(hold(0), hold(1), core.Promote(10.0))
+    play.sees(all_held(0), all_held(1), core.Promoted()).does(core.Enter(Phase.CUTTING_OVER), retarget(0), retarget(1))
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.HOLDING, Phase.DRAINING])
 def test_a_restart_before_the_fence_only_releases(phase: Phase) -> None:
     play = Playbook(a_run(phase=phase)).resumes(Verdict.UNDO)
     play.does(core.Enter(Phase.ABORTING), release_on_source(0), release_on_source(1))
+
+
+def test_a_restart_after_a_power_loss_takes_a_fence_away_that_was_not_journaled() -> None:
+    run = a_run(phase=Phase.HOLDING)
+    assert core.Unfence() in run.resume(Verdict.UNDO, is_journal_whole=False)
+
+
+@pytest.mark.parametrize("phase", [Phase.FENCING, Phase.CATCHING_UP])
+def test_a_restart_behind_the_fence_takes_it_away_first(phase: Phase) -> None:
+    play = Playbook(a_run(phase=phase)).resumes(Verdict.UNDO).does(core.Enter(Phase.ABORTING), core.Unfence())
+    play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
+    play.sees(released(0), released(1)).does(core.Enter(Phase.ABORTED))
 
 
 @pytest.mark.parametrize("phase", [Phase.PENDING, Phase.VALIDATING])

@@ -128,7 +128,7 @@ class BackendFacts:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """PostgreSQL ParameterStatus values at login."""
     capabilities: int = 0
-    """MySQL capability flags in force on this connection; 0 in PostgreSQL."""
+    """MySQL capability flags that the engine offers; 0 in PostgreSQL. What is in force is the Startup's."""
     character_set: int = 0
     """MySQL default collation id of the greeting; 0 in PostgreSQL."""
     auth_plugin: str = ""
@@ -351,8 +351,9 @@ class Wire(Protocol):
     def reset(self, startup: Startup) -> Exchange:
         """Make a used backend of `startup` like a fresh one of it."""
 
-    def error(self, error: ErrorReply) -> bytes:
-        """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery)."""
+    def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
+        """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery).
+        `tracker` is the session's: in MySQL an error in the middle of an answer goes on with its sequence ids."""
 
     def goodbye(self) -> bytes:
         """What a client sends last (Terminate, COM_QUIT)."""

@@ -58,9 +58,8 @@ class MysqlWire:
         """See `ledger.reset`."""
         return reset(startup)
 
-    def error(self, error: ErrorReply) -> bytes:
-        """As the first packet of an answer; see `replies.error_packet` for other sequence ids."""
-        return error_packet(error, 1)
+    def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
+        return error_packet(error, tracker.next_sequence() if isinstance(tracker, MysqlTracker) else 1)
 
     def goodbye(self) -> bytes:
         return quit_packet()

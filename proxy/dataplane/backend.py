@@ -10,12 +10,15 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, BackendReady, BackendRefused, Exchange, Startup, Wire
 from proxy.dataplane.relay import Link
 from proxy.errors import ConnectFailed, EngineLost, EngineRefused
+
+if TYPE_CHECKING:
+    from proxy.dataplane.pool import Shelf
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """What an idle backend may say unasked; one that says more is closed."""
@@ -38,6 +41,7 @@ class Backend:
         "notes",
         "on_lost",
         "opened_ns",
+        "shelf",
         "startup",
         "wire",
     )
@@ -55,6 +59,8 @@ class Backend:
         """The tracker's memory of this backend (its prepared statements)."""
         self.is_used = False
         """A session has had it: reset it before another gets it."""
+        self.shelf: Shelf | None = None
+        """Where its pool puts it while it is idle; set by the pool."""
         self.cancels = 0
         """Cancel requests on their way to it; it is not lent again before they are done."""
         self.opened_ns = self.idle_since_ns = time.monotonic_ns()
@@ -67,6 +73,11 @@ class Backend:
 
     def __repr__(self) -> str:
         return f"<backend {self.engine} {self.startup.database}/{self.startup.user} pid={self.facts.process_id}>"
+
+    @property
+    def is_fresh(self) -> bool:
+        """Connected, and silent since it became idle: it may be lent."""
+        return not self._lost and not self._unread
 
     @property
     def is_lost(self) -> bool:

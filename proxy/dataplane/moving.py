@@ -181,13 +181,14 @@ class Move:
         if ledger is None or session.has_ended:
             return
         notes = self._notes(session)
-        if ledger.is_dirty:
-            if not await self._pause(session, notes):
-                return
-            await self._inspect(session)
-            if session.is_draining:
-                self.reached(session)
-                return
+        # Everybody is asked once, because a function may have changed what no statement's text told.
+        ledger.is_dirty = True
+        if not await self._pause(session, notes):
+            return
+        await self._inspect(session)
+        if session.is_draining:
+            self.reached(session)
+            return
         if not ledger.pins:
             await self._replay(session, notes)
 
@@ -199,7 +200,7 @@ class Move:
     async def _ask(session: Session) -> None:
         assert session.ledger is not None
         try:
-            await session.ask(session.ledger.inspection())
+            await session.inspect()
         except EngineError as error:
             if session.standing in (Standing.SERVING, Standing.ARRIVING):
                 session.end_with(error)

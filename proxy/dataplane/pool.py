@@ -10,11 +10,19 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from protocols.wire import Startup
 from proxy.dataplane.backend import Backend
 from proxy.errors import EngineError, EngineLost, ProxyError, TooManyConnections
 from proxy.tasks import spawn
+
+
+class Shelf(list["Backend"]):
+    """The idle backends of one Startup. Lives as long as a session or a backend refers to it: clients may come with any
+    number of different Startups."""
+
+    __slots__ = ("__weakref__",)
 
 
 @dataclass(slots=True, eq=False)
@@ -45,13 +53,14 @@ class Pool:
         self.wait_timeout_s = wait_timeout_s
         self._open_one = open_one
         self._reset_timeout_s = reset_timeout_s
-        self._shelves: dict[Startup, list[Backend]] = {}
+        self._shelves: WeakValueDictionary[Startup, Shelf] = WeakValueDictionary()
         self._lent: set[Backend] = set()
         self._parked: set[Backend] = set()
         """Given back while a cancel request was under way."""
         self._opening = 0
         self._waiting: deque[Waiter] = deque()
         self._is_closed = False
+        self._lost = self._on_lost  # one bound method for all backends
 
     # --- figures ---
 
@@ -86,16 +95,21 @@ class Pool:
 
     # --- taking ---
 
-    def take_now(self, startup: Startup) -> Backend | None:
-        """An idle backend of `startup`, or None."""
+    def shelf(self, startup: Startup) -> Shelf:
+        """The idle backends of `startup`; the same object for whoever keeps it."""
         shelf = self._shelves.get(startup)
+        if shelf is None:
+            shelf = self._shelves[startup] = Shelf()
+        return shelf
+
+    def take_from(self, shelf: Shelf) -> Backend | None:
+        """An idle backend of that shelf of this pool, or None."""
         while shelf:
             backend = shelf.pop()
-            if backend.is_lost or backend.has_unread:
-                backend.close()
-                continue
-            self._lent.add(backend)
-            return backend
+            if backend.is_fresh:
+                self._lent.add(backend)
+                return backend
+            backend.close()
         return None
 
     def request(self, waiter: Waiter) -> None:
@@ -104,7 +118,7 @@ class Pool:
             waiter.is_over = True
             waiter.refused(EngineLost(f"engine {self.name[0]} serves no more"))
             return
-        backend = self.take_now(waiter.startup)
+        backend = self.take_from(self.shelf(waiter.startup))
         if backend is not None:
             waiter.is_over = True
             waiter.granted(backend)
@@ -215,11 +229,10 @@ class Pool:
     def shelve(self, backend: Backend) -> None:
         """Put an idle backend on its shelf."""
         backend.idle_since_ns = time.monotonic_ns()
-        backend.on_lost = self._on_lost
-        backend.listen()
-        shelf = self._shelves.get(backend.startup)
+        backend.on_lost = self._lost
+        shelf = backend.shelf
         if shelf is None:
-            shelf = self._shelves[backend.startup] = []
+            shelf = backend.shelf = self.shelf(backend.startup)
         shelf.append(backend)
 
     async def give_back_used(self, backend: Backend) -> None:
@@ -250,21 +263,15 @@ class Pool:
         self._open_for_waiters()
 
     def _on_lost(self, backend: Backend) -> None:
-        shelf = self._shelves.get(backend.startup)
-        if shelf is not None and backend in shelf:
-            shelf.remove(backend)
+        if backend.shelf is not None and backend in backend.shelf:
+            backend.shelf.remove(backend)
 
     def close_idle(self, older_than_ns: int) -> None:
         """Close what has been idle since before `older_than_ns`."""
-        for startup, shelf in list(self._shelves.items()):
-            keep = [b for b in shelf if b.idle_since_ns >= older_than_ns]
-            for backend in shelf:
-                if backend.idle_since_ns < older_than_ns:
-                    backend.close(says_goodbye=True)
-            if keep:
-                self._shelves[startup] = keep
-            else:
-                del self._shelves[startup]
+        for shelf in self._shelves.values():
+            # The longest idle ones stand first: the last one given back is the first one lent.
+            while shelf and shelf[0].idle_since_ns < older_than_ns:
+                shelf.pop(0).close(says_goodbye=True)
 
     def close(self) -> None:
         """The engine serves no more: idle backends are closed now, lent ones when they come back."""
@@ -273,4 +280,4 @@ class Pool:
         for shelf in self._shelves.values():
             for backend in shelf:
                 backend.close(says_goodbye=True)
-        self._shelves.clear()
+            shelf.clear()

@@ -44,7 +44,7 @@ from proxy.tasks import spawn
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
-    from proxy.dataplane.pool import Pool, Waiter
+    from proxy.dataplane.pool import Pool, Shelf, Waiter
     from proxy.dataplane.runtime import Runtime
     from proxy.worker import Worker
 
@@ -52,6 +52,9 @@ _log = structlog.get_logger("turnout.session")
 
 EXCHANGE_TIMEOUT_S: Final = 10.0
 """Longest time a backend may take to answer an inspection, a replay or a reset."""
+
+INSPECTIONS_MAX: Final = 3
+"""Questions in a row to find out what a session holds; what is dirty after them is asked again at the next boundary."""
 
 FAREWELL_TIMEOUT_S: Final = 10.0
 """Longest time a client may take to read the last error."""
@@ -67,7 +70,7 @@ class Session:
         "_login_timer",
         "_pool",
         "_pool_epoch",
-        "_pool_startup",
+        "_shelf",
         "_waiter",
         "backend",
         "cancel_key",
@@ -112,7 +115,7 @@ class Session:
         # Transaction mode: where this session's backends come from, looked up once an epoch.
         self._pool: Pool | None = None
         self._pool_epoch = -1
-        self._pool_startup: Startup | None = None
+        self._shelf: Shelf | None = None
         self._backend_task: asyncio.Task[None] | None = None
 
     @property
@@ -303,7 +306,7 @@ class Session:
         self.backend = backend
         backend.on_lost = None
         backend.is_used = True
-        unread = backend.take_unread()
+        unread = backend.take_unread() if backend.has_unread else b""
         told = self.tracker.link(backend.facts, backend.notes)
         self.relay.attach(backend.link)
         if told:
@@ -355,10 +358,10 @@ class Session:
             return
         if self._pool is None or self._pool_epoch != runtime.epoch:
             self._pool = runtime.pool(runtime.active, startup)
-            self._pool_startup, _ = runtime.login_of(runtime.active, startup)
+            self._shelf = self._pool.shelf(runtime.login_of(runtime.active, startup)[0])
             self._pool_epoch = runtime.epoch
-        assert self._pool_startup is not None
-        backend = self._pool.take_now(self._pool_startup)
+        assert self._shelf is not None
+        backend = self._pool.take_from(self._shelf)
         if backend is not None:
             self._granted(backend)
         else:
@@ -408,6 +411,17 @@ class Session:
             elif self.standing is Standing.ENDED:
                 backend.close()
 
+    async def inspect(self) -> None:
+        """Ask the session's backend what it holds until the ledger knows; see `ask`.
+
+        One answer may name things whose values have to be asked for in the next.
+        """
+        assert self.ledger is not None
+        for _ in range(INSPECTIONS_MAX):
+            await self.ask(self.ledger.inspection())
+            if not self.ledger.is_dirty or self.has_ended:
+                return
+
     def reopen(self) -> None:
         """After `ask`: the gate as the standing wants it."""
         if self.relay is None or self._is_asking:
@@ -422,14 +436,14 @@ class Session:
         ledger = self.ledger
         assert ledger is not None
         try:
-            await self.ask(ledger.inspection())
+            await self.inspect()
         except EngineError as error:
-            if self.standing is not Standing.ENDED:
+            if not self.has_ended:
                 self.end_with(error)
             return
-        if self.standing is Standing.ENDED:
+        if self.has_ended:
             return
-        if ledger.is_empty and not ledger.pins:
+        if ledger.is_empty:
             self._return_backend()
             if self.standing is Standing.SERVING:
                 self._serve_rest()
@@ -469,7 +483,7 @@ class Session:
                 relay.set_gate(GATE_CLOSED)
                 self._backend_task = spawn(self._settle_later(), name=f"session {self.id} settles")
                 return
-            if ledger.is_empty and not ledger.pins:
+            if ledger.is_empty:
                 self._return_backend()
                 if self.standing is Standing.SERVING:
                     self._serve_rest()
@@ -576,7 +590,7 @@ class Session:
         if self._login is not None:
             self.link.send(self._login.refuse(reply))
         elif self.link.is_open:
-            self.link.send(self.wire.error(reply))
+            self.link.send(self.wire.error(reply, self.tracker))
         self._end(why)
 
     def _forget(self, backend: Backend) -> None:

@@ -102,7 +102,11 @@ class Worker:
             self.emit(self._hello())
             try:
                 async for body in ipc.frames(reader):
-                    self._obey(ipc.decode_order(body))
+                    order = ipc.decode_order(body)
+                    try:
+                        self._obey(order)
+                    except Exception as error:  # noqa: BLE001  a bug in one order must not cut the worker off
+                        _log.error("order failed", order=type(order).__name__, exc_info=error)
             except ValueError as error:
                 _log.error("the supervisor sent what this worker does not understand", error=str(error))
             finally:

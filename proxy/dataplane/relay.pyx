@@ -232,10 +232,8 @@ cdef class Link:
 
     def __dealloc__(self):
         if self.fd >= 0:
-            # Dropped without a close: leave no event behind that points here.
-            self._paused = PAUSED_BY_OWNER
-            self._is_writing = False
-            self._watch()
+            # Dropped without a close, when the process ends: the kernel takes the descriptor out of the epoll set. The
+            # reactor may be gone already.
             c_close(self.fd)
         free(self._out)
 

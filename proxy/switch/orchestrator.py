@@ -373,7 +373,7 @@ class Orchestrator:
             running.evidence.cut_over()
         if verdict in (Verdict.PROMOTE, Verdict.WAIT):
             running.evidence.promotion.began_ns = self._clock.now_ns()
-        orders = running.run.resume(verdict, is_journal_whole=is_journal_whole)
+        orders = running.run.resume(verdict)
         record.phase = running.run.phase
         self._carry_out(running, orders)
 
@@ -531,6 +531,8 @@ class Orchestrator:
                 self._ask(running, None, partial(self._examined, running))
             case core.PrepareEngines():
                 self._ask(running, Act.PREPARE, partial(self._prepared, source, target))
+            case core.ArmFence():
+                self._ask(running, Act.ARM_FENCE, partial(self._fence_armed, source))
             case core.Fence(pids):
                 evidence.fence = Span(now_ns)
                 self._ask(running, Act.FENCE, partial(self._fenced, source, pids, evidence))
@@ -588,6 +590,11 @@ class Orchestrator:
     async def _prepared(source: Engine, target: Engine) -> core.Fact:
         await asyncio.gather(source.prepare(ENGINE_PREPARE_TIMEOUT_S), target.prepare(ENGINE_PREPARE_TIMEOUT_S))
         return core.EnginesPrepared()
+
+    @staticmethod
+    async def _fence_armed(source: Engine) -> core.Fact:
+        await source.arm(ENGINE_PREPARE_TIMEOUT_S)
+        return core.FenceArmed()
 
     async def _fenced(self, source: Engine, pids: Iterable[int], evidence: Evidence) -> core.Fact:
         proof = await source.fence(frozenset(pids), FENCE_TIMEOUT_S)

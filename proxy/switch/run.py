@@ -61,6 +61,7 @@ class Act(enum.StrEnum):
     """What is asked of an engine."""
 
     PREPARE = "prepare"
+    ARM_FENCE = "arm_fence"
     FENCE = "fence"
     READ_POSITION = "read_position"
     AWAIT_POSITION = "await_position"
@@ -115,6 +116,11 @@ class WorkerLost:
 @dataclass(frozen=True, slots=True)
 class EnginesPrepared:
     """Admin connections to both engines are open and warm."""
+
+
+@dataclass(frozen=True, slots=True)
+class FenceArmed:
+    """The slow, harmless part of the fence is done; nothing is in force yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,7 @@ Fact = (
     | WorkerJoined
     | WorkerLost
     | EnginesPrepared
+    | FenceArmed
     | Fenced
     | PositionRead
     | PositionAwaited
@@ -218,6 +225,12 @@ class PrepareEngines:
 class Tell:
     worker: int
     order: ipc.Order
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFence:
+    """Do the slow, harmless part of the fence while traffic goes on. Belongs to `preparing`, and must be undone like a
+    fence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +294,7 @@ Order = (
     | Examine
     | PrepareEngines
     | Tell
+    | ArmFence
     | Fence
     | ReadPosition
     | AwaitPosition
@@ -372,7 +386,9 @@ class SwitchRun:
         self._held: set[int] = set()
         self._engines_prepared = False
         self._own_pids: dict[int, frozenset[int]] = {}
+        # A fence was armed or ordered: an undo takes it away, successful or not.
         self._fence_ordered = False
+        self._fence_armed = False
         self._unfence_tries = 0
         self._is_target_silent = False
         self._promotions_failed = 0
@@ -398,7 +414,7 @@ class SwitchRun:
         """First orders of a new switch."""
         return [*self._enter(Event.VALIDATION_BEGAN), Examine()]
 
-    def resume(self, verdict: Verdict, *, is_journal_whole: bool = True) -> list[Order]:
+    def resume(self, verdict: Verdict) -> list[Order]:
         """First orders of a switch that an earlier supervisor left in `phase`."""
         if verdict in (Verdict.PROMOTE, Verdict.WAIT, Verdict.PERSON):
             # Where steps of the journal are missing, these stand for the ones up to here.
@@ -407,11 +423,8 @@ class SwitchRun:
             case Verdict.UNDO if self.phase in (Phase.PENDING, Phase.VALIDATING):
                 return self._trouble("the supervisor was restarted", "plan the switch again")
             case Verdict.UNDO:
-                self._fence_ordered = not is_journal_whole or self.phase not in (
-                    Phase.PREPARING,
-                    Phase.HOLDING,
-                    Phase.DRAINING,
-                )
+                # Armed at the end of `preparing`; taking away what is not there does no harm.
+                self._fence_ordered = True
                 if self.phase is Phase.PROMOTING:
                     return self._not_promoted("the supervisor was restarted before the promotion took place")
                 if self.phase is Phase.ABORTING:
@@ -485,6 +498,12 @@ class SwitchRun:
 
     def _when_prepared(self) -> list[Order]:
         if not self._engines_prepared or not self._crew <= self._answered:
+            return []
+        if not self._fence_ordered:
+            # As late as possible: until the fence or the undo, a restart by somebody else would put it in force.
+            self._fence_ordered = True
+            return [ArmFence()]
+        if not self._fence_armed:
             return []
         orders: list[Order] = [StopTimer(Timer.PREPARE), *self._enter(Event.PREPARED)]
         orders += [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
@@ -561,6 +580,9 @@ class SwitchRun:
                 return [*self._enter(Event.PROMOTED), *self._retarget_all()]
             case Looked() if self.phase is Phase.PROMOTING:
                 return self._looked(fact)
+            case FenceArmed() if self.phase is Phase.PREPARING:
+                self._fence_armed = True
+                return self._when_prepared()
             case Unfenced() if self.phase is Phase.ABORTING:
                 return self._let_go()
             case ActFailed(act, why):
@@ -572,6 +594,8 @@ class SwitchRun:
         match act:
             case Act.PREPARE if self.phase is Phase.PREPARING:
                 return self._trouble(f"the engines could not be prepared: {why}", "run `turnout check` on the config")
+            case Act.ARM_FENCE if self.phase is Phase.PREPARING:
+                return self._trouble(f"the fence of {self.plan.source} could not be prepared: {why}", "")
             case Act.FENCE if self.phase is Phase.FENCING:
                 return self._trouble(f"{self.plan.source} could not be fenced: {why}", "")
             case Act.READ_POSITION | Act.AWAIT_POSITION if self.phase is Phase.CATCHING_UP:
@@ -738,8 +762,6 @@ class SwitchRun:
             self.remedy = remedy
             return self._not_promoted(error)
         if phase in ABORTABLE:
-            if phase is Phase.FENCING:
-                self._fence_ordered = False
             return self._trouble(error, remedy)
         return []
 

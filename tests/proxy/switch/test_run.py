@@ -45,7 +45,10 @@ def test_a_graceful_switch_of_two_workers_from_plan_to_end() -> None:
     ).starts(Timer.PREPARE)
     play.sees(prepared(0)).does_nothing()
     play.sees(core.EnginesPrepared()).does_nothing()
-    play.sees(prepared(1)).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(Timer.HOLD)
+    play.sees(prepared(1)).does(core.ArmFence())
+    play.sees(core.FenceArmed()).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(
+        Timer.HOLD
+    )
     play.sees(draining(0)).does(core.Enter(Phase.DRAINING))
     play.sees(draining(0)).does_nothing()
     play.sees(all_held(1)).does_nothing()
@@ -107,12 +110,12 @@ def test_a_dry_run_ends_after_the_checks() -> None:
 @pytest.mark.parametrize("phase", [phase for phase in TO_PHASE if phase in ABORTABLE])
 def test_a_cancel_before_the_promotion_gives_the_source_back(phase: Phase) -> None:
     play = play_to(phase)
-    fence_was_ordered = phase in (Phase.FENCING, Phase.CATCHING_UP)
+    fence_was_armed = phase not in (Phase.VALIDATING, Phase.PREPARING)
     play.sees(core.CancelAsked("ops"))
     if phase is Phase.VALIDATING:
         play.does(core.Enter(Phase.ABORTED))
         return
-    if fence_was_ordered:
+    if fence_was_armed:
         play.does(core.Enter(Phase.ABORTING), core.Unfence())
         play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
     else:
@@ -153,7 +156,7 @@ def test_nothing_is_cancelled_from_the_promotion_on(phase: Phase) -> None:
 def test_trouble_before_the_promotion_is_undone_and_told(phase: Phase, trouble: core.Fact) -> None:
     play = play_to(phase).sees(trouble).stands_in(Phase.ABORTING)
     assert play.run.error
-    if phase in (Phase.FENCING, Phase.CATCHING_UP):
+    if phase is not Phase.PREPARING:
         play.does(core.Enter(Phase.ABORTING), core.Unfence())
         play.sees(core.Unfenced())
     play.sees(released(0), released(1)).stands_in(Phase.ABORTED)
@@ -195,7 +198,7 @@ def test_a_person_may_give_up_an_undo_that_keeps_failing() -> None:
 
 
 def test_an_undo_ends_although_a_worker_does_not_answer() -> None:
-    play = play_to(Phase.HOLDING).sees(core.CancelAsked("ops"), released(0))
+    play = play_to(Phase.HOLDING).sees(core.CancelAsked("ops"), core.Unfenced(), released(0))
     play.sees(core.TimerRang(Timer.RELEASE)).does(core.Enter(Phase.ABORTED))
 
 
@@ -221,10 +224,23 @@ def test_a_phase_that_cannot_be_journaled_is_undone(phase: Phase) -> None:
     assert "disk full" in play.run.error
 
 
-def test_a_fence_that_was_not_journaled_was_not_begun() -> None:
+def test_a_fence_that_was_not_journaled_is_disarmed() -> None:
     play_to(Phase.FENCING).sees(core.JournalRefused(Phase.FENCING, "disk full")).does(
-        core.Enter(Phase.ABORTING), release_on_source(0), release_on_source(1)
+        core.Enter(Phase.ABORTING), core.Unfence()
     )
+
+
+def test_a_fence_that_cannot_be_armed_undoes_the_switch_before_anybody_is_held() -> None:
+    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1)).does(core.ArmFence())
+    play.sees(core.ActFailed(Act.ARM_FENCE, "no right")).does(core.Enter(Phase.ABORTING), core.Unfence())
+    play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
+
+
+def test_a_worker_that_comes_while_the_fence_is_armed_is_prepared_first() -> None:
+    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1)).does(core.ArmFence())
+    play.sees(core.WorkerJoined(2, False)).does(prepare(2))
+    play.sees(core.FenceArmed()).does_nothing()
+    play.sees(prepared(2)).does(core.Enter(Phase.HOLDING), hold(0), hold(1), hold(2))
 
 
 # --- promotion ----------------------------------------------------------------------------------------------------
@@ -284,7 +300,12 @@ def test_two_primaries_are_for_a_person() -> None:
 
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.HOLDING, Phase.DRAINING])
 def test_a_worker_that_dies_before_the_fence_undoes_the_switch(phase: Phase) -> None:
-    play = play_to(phase).sees(core.WorkerLost(0)).does(core.Enter(Phase.ABORTING), release_on_source(1))
+    play = play_to(phase).sees(core.WorkerLost(0))
+    if phase is Phase.PREPARING:
+        play.does(core.Enter(Phase.ABORTING), release_on_source(1))
+    else:
+        play.does(core.Enter(Phase.ABORTING), core.Unfence())
+        play.sees(core.Unfenced()).does(release_on_source(1))
     play.sees(released(1)).does(core.Enter(Phase.ABORTED))
 
 
@@ -310,7 +331,7 @@ def test_a_worker_that_dies_while_it_is_released_is_not_waited_for() -> None:
 
 
 def test_a_worker_that_dies_while_the_switch_is_undone_is_not_waited_for() -> None:
-    play = play_to(Phase.HOLDING).sees(core.CancelAsked("ops"), released(1))
+    play = play_to(Phase.HOLDING).sees(core.CancelAsked("ops"), core.Unfenced(), released(1))
     play.sees(core.WorkerLost(0)).does(core.Enter(Phase.ABORTED))
 
 
@@ -443,19 +464,8 @@ def test_a_switch_whose_last_steps_were_lost_is_finished_all_the_same() -> None:
     play.sees(all_held(0), all_held(1), core.Promoted()).does(core.Enter(Phase.CUTTING_OVER), retarget(0), retarget(1))
 
 
-@pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.HOLDING, Phase.DRAINING])
-def test_a_restart_before_the_fence_only_releases(phase: Phase) -> None:
-    play = Playbook(a_run(phase=phase)).resumes(Verdict.UNDO)
-    play.does(core.Enter(Phase.ABORTING), release_on_source(0), release_on_source(1))
-
-
-def test_a_restart_after_a_power_loss_takes_a_fence_away_that_was_not_journaled() -> None:
-    run = a_run(phase=Phase.HOLDING)
-    assert core.Unfence() in run.resume(Verdict.UNDO, is_journal_whole=False)
-
-
-@pytest.mark.parametrize("phase", [Phase.FENCING, Phase.CATCHING_UP])
-def test_a_restart_behind_the_fence_takes_it_away_first(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [phase for phase in TO_PHASE if phase in ABORTABLE and phase is not Phase.VALIDATING])
+def test_a_restart_takes_a_fence_away_that_may_be_armed_before_it_releases(phase: Phase) -> None:
     play = Playbook(a_run(phase=phase)).resumes(Verdict.UNDO).does(core.Enter(Phase.ABORTING), core.Unfence())
     play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
     play.sees(released(0), released(1)).does(core.Enter(Phase.ABORTED))

@@ -146,6 +146,10 @@ class MySqlFamilyServer(abc.ABC):
             await server.kill()
         return server
 
+    def _tmp(self) -> Path:
+        """Each server its own: in a common one they take each other's temporary tables for their own."""
+        return self.workspace.folder(f"{self.name}-tmp")
+
     async def start(self, timeout_s: float = 60.0, *, more: Sequence[str] = ()) -> None:
         """Until it answers on its socket. A replica has to be told to be read-only again, see `follow`."""
         assert not self.is_running, f"{self.name} runs already"
@@ -155,6 +159,7 @@ class MySqlFamilyServer(abc.ABC):
             [
                 *self._program(),
                 f"--datadir={self.data}",
+                f"--tmpdir={self._tmp()}",
                 f"--port={self.port}",
                 "--bind-address=127.0.0.1",
                 f"--socket={self.socket}",
@@ -346,6 +351,7 @@ class MariaDBServer(MySqlFamilyServer):
             [
                 *self._program(),
                 f"--datadir={self.data}",
+                f"--tmpdir={self._tmp()}",
                 "--bootstrap",
                 "--innodb-log-file-size=32M",
                 "--log-warnings=0",
@@ -425,7 +431,13 @@ class MySQLServer(MySqlFamilyServer):
         # The first time this fetches 66 MB.
         program = await asyncio.to_thread(self._program)
         await run(
-            [*program, "--initialize-insecure", f"--datadir={self.data}", *self._small()],
+            [
+                *program,
+                "--initialize-insecure",
+                f"--datadir={self.data}",
+                f"--tmpdir={self._tmp()}",
+                *self._small(),
+            ],
             workspace=self.workspace,
             log=self.workspace.path / f"{self.name}-init.log",
             timeout_s=120,

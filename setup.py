@@ -32,6 +32,7 @@ def extension(path: str) -> Extension:
 setup(
     ext_modules=cythonize(  # type: ignore[no-untyped-call]  # Cython has types, this function has none
         [extension(path) for path in PURE + NATIVE if (ROOT / path).exists()],
+        quiet=True,
         compiler_directives={
             "language_level": 3,
             # Types stand in the .pxd files; annotations are for mypy and readers.
@@ -43,5 +44,6 @@ setup(
             "linetrace": IS_DEBUG,
             "embedsignature": True,
         },
-    )
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )

@@ -142,8 +142,18 @@ build_requires() {
     .venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 }
 
+# Whether .venv has these extras already, or more, as pyproject.toml wants them now.
+is_installed() {
+    local have
+    for have in ".venv/.installed-$1" .venv/.installed-demo,dev; do
+        if [ "$have" -nt pyproject.toml ] && [ "$have" -nt setup.py ]; then return 0; fi
+    done
+    return 1
+}
+
 make_venv() {
-    local extras=$1 pip=(.venv/bin/python -m pip --disable-pip-version-check -q install) requires
+    local extras=$1 pip=(.venv/bin/python -m pip --disable-pip-version-check -q install --no-compile) requires
+    if [ -x .venv/bin/python ] && is_installed "$extras"; then return; fi
     if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
         local python
         python=$(find_python) || fail "no Python from 3.11 on with venv and headers; PYTHON=/path/to/python3 names one"
@@ -155,6 +165,7 @@ make_venv() {
     mapfile -t requires < <(build_requires)
     "${pip[@]}" "${requires[@]}"
     "${pip[@]}" --no-build-isolation -e ".[$extras]"
+    touch ".venv/.installed-$extras"
 }
 
 # --- what was asked for --------------------------------------------------------------------------------------------

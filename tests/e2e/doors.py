@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
+
+from proxy.embedded import Turnout
+
 HOST: Final = "127.0.0.1"
 
 
@@ -46,6 +50,12 @@ class Door:
         """First arguments of MariaDB's and MySQL's own programs; the database comes last, after all options."""
         address = ["--protocol=tcp", f"--host={HOST}", f"--port={self.port}"]
         return ["--no-defaults", *address, f"--user={self.user}", f"--password={self.password}"]
+
+
+def client_sockets(turnout: Turnout) -> int:
+    """Client connections a Turnout's worker has open."""
+    connections = turnout.processes()[1].net_connections(kind="tcp")
+    return sum(1 for one in connections if one.laddr.port == turnout.port and one.status != psutil.CONN_LISTEN)
 
 
 @dataclass(frozen=True, slots=True)

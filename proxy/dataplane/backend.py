@@ -28,6 +28,7 @@ class Backend:
     """A logged-in connection to `engine`. Its link belongs to a relay while it is attached, else to this object."""
 
     __slots__ = (
+        "_heard",
         "_lost",
         "_unread",
         "_waiting",
@@ -36,7 +37,6 @@ class Backend:
         "engine",
         "facts",
         "idle_since_ns",
-        "is_used",
         "link",
         "notes",
         "on_lost",
@@ -57,8 +57,6 @@ class Backend:
         self.facts = facts
         self.notes: dict[str, Any] = {}
         """The tracker's memory of this backend (its prepared statements)."""
-        self.is_used = False
-        """A session has had it: reset it before another gets it."""
         self.shelf: Shelf | None = None
         """Where its pool puts it while it is idle; set by the pool."""
         self.cancels = 0
@@ -66,6 +64,7 @@ class Backend:
         self.opened_ns = self.idle_since_ns = time.monotonic_ns()
         self.on_lost: Callable[[Backend], None] | None = None
         """Told once when the connection ends while no relay has it."""
+        self._heard = self._received  # one bound method, not one for each transaction
         self._unread: list[bytes] = []
         self._waiting: tuple[Exchange, asyncio.Future[None]] | None = None
         self._lost = False
@@ -85,7 +84,13 @@ class Backend:
 
     def listen(self) -> None:
         """The link is no relay's (any more): hear what the server says and when it ends."""
-        self.link.sink = self._received
+        self.link.sink = self._heard
+
+    def rest(self, on_lost: Callable[[Backend], None], now_ns: int) -> None:
+        """Idle in a pool from now on, which is told if the connection ends."""
+        self.idle_since_ns = now_ns
+        self.on_lost = on_lost
+        self.link.sink = self._heard
 
     def take_unread(self) -> bytes:
         """What the server said unasked since the backend was idle."""

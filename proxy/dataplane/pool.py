@@ -12,17 +12,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from protocols.wire import Startup
+from protocols.wire import Ledger, Startup
 from proxy.dataplane.backend import Backend
+from proxy.dataplane.relay import Lending
 from proxy.errors import EngineError, EngineLost, ProxyError, TooManyConnections
 from proxy.tasks import spawn
 
 
-class Shelf(list["Backend"]):
+class Shelf:
     """The idle backends of one Startup. Lives as long as a session or a backend refers to it: clients may come with any
     number of different Startups."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "idle")
+
+    def __init__(self) -> None:
+        self.idle: list[Backend] = []
+        """The one given back last is at the end, and is lent first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +71,7 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        return sum(map(len, self._shelves.values()))
+        return sum(len(shelf.idle) for shelf in self._shelves.values())
 
     @property
     def in_use(self) -> int:
@@ -82,14 +87,16 @@ class Pool:
 
     def demand(self) -> dict[Startup, int]:
         """Backends by Startup, lent and idle: what another engine's pool has to have ready."""
-        wanted: dict[Startup, int] = {startup: len(shelf) for startup, shelf in self._shelves.items() if shelf}
+        wanted: dict[Startup, int] = {
+            startup: len(shelf.idle) for startup, shelf in self._shelves.items() if shelf.idle
+        }
         for backend in self._lent:
             wanted[backend.startup] = wanted.get(backend.startup, 0) + 1
         return wanted
 
     def process_ids(self) -> list[int]:
         """Process ids (connection ids) of all its backends."""
-        return [b.facts.process_id for shelf in self._shelves.values() for b in shelf] + [
+        return [b.facts.process_id for shelf in self._shelves.values() for b in shelf.idle] + [
             b.facts.process_id for b in self._lent
         ]
 
@@ -104,8 +111,8 @@ class Pool:
 
     def take_from(self, shelf: Shelf) -> Backend | None:
         """An idle backend of that shelf of this pool, or None."""
-        while shelf:
-            backend = shelf.pop()
+        while shelf.idle:
+            backend = shelf.idle.pop()
             if backend.is_fresh:
                 self._lent.add(backend)
                 return backend
@@ -143,8 +150,8 @@ class Pool:
     def _evict(self, startup: Startup) -> bool:
         """Close an idle backend of another Startup to make room."""
         for other, shelf in self._shelves.items():
-            if other != startup and shelf:
-                shelf.pop(0).close(says_goodbye=True)
+            if other != startup and shelf.idle:
+                shelf.idle.pop(0).close(says_goodbye=True)
                 return True
         return False
 
@@ -228,12 +235,14 @@ class Pool:
 
     def shelve(self, backend: Backend) -> None:
         """Put an idle backend on its shelf."""
-        backend.idle_since_ns = time.monotonic_ns()
-        backend.on_lost = self._lost
-        shelf = backend.shelf
-        if shelf is None:
-            shelf = backend.shelf = self.shelf(backend.startup)
-        shelf.append(backend)
+        backend.rest(self._lost, time.monotonic_ns())
+        if backend.shelf is None:
+            backend.shelf = self.shelf(backend.startup)
+        backend.shelf.idle.append(backend)
+
+    def lending(self, shelf: Shelf, ledger: Ledger) -> Lending:
+        """The short way of a relay to this pool's `shelf`, for a session with `ledger`."""
+        return Lending(shelf, self._lent, self._waiting, self._lost, ledger)
 
     async def give_back_used(self, backend: Backend) -> None:
         """A lent backend that holds a session's state: make it like new, or close it."""
@@ -263,21 +272,21 @@ class Pool:
         self._open_for_waiters()
 
     def _on_lost(self, backend: Backend) -> None:
-        if backend.shelf is not None and backend in backend.shelf:
-            backend.shelf.remove(backend)
+        if backend.shelf is not None and backend in backend.shelf.idle:
+            backend.shelf.idle.remove(backend)
 
     def close_idle(self, older_than_ns: int) -> None:
         """Close what has been idle since before `older_than_ns`."""
         for shelf in self._shelves.values():
             # The longest idle ones stand first: the last one given back is the first one lent.
-            while shelf and shelf[0].idle_since_ns < older_than_ns:
-                shelf.pop(0).close(says_goodbye=True)
+            while shelf.idle and shelf.idle[0].idle_since_ns < older_than_ns:
+                shelf.idle.pop(0).close(says_goodbye=True)
 
     def close(self) -> None:
         """The engine serves no more: idle backends are closed now, lent ones when they come back."""
         self._is_closed = True
         self.withdraw_all()
         for shelf in self._shelves.values():
-            for backend in shelf:
+            for backend in shelf.idle:
                 backend.close(says_goodbye=True)
-            shelf.clear()
+            shelf.idle.clear()

@@ -1,13 +1,16 @@
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Final, Protocol
 
 from protocols.errors import ProtocolViolation
-from protocols.wire import Tracker
+from protocols.wire import Ledger, Tracker
+from proxy.dataplane.backend import Backend
+from proxy.dataplane.pool import Shelf
 
 BUCKET_COUNT: Final[int]
 
 class Owner(Protocol):
+    backend: Backend | None
     def on_gate(self) -> None: ...
     def on_boundary(self) -> None: ...
     def on_fetched(self) -> None: ...
@@ -45,6 +48,16 @@ class Link:
     def finish(self) -> None: ...
     def close(self) -> None: ...
 
+class Lending:
+    def __init__(
+        self,
+        shelf: Shelf,
+        lent: set[Backend],
+        waiting: Sized,
+        on_lost: Callable[[Backend], None],
+        ledger: Ledger,
+    ) -> None: ...
+
 class Relay:
     owner: Owner | None
     client: Link
@@ -52,6 +65,7 @@ class Relay:
     tracker: Tracker
     meter: Meter
     notifies: bool
+    lending: Lending | None
     is_held: bool
     waiting_since_ns: int
     last_request_ns: int

@@ -467,6 +467,32 @@ cdef class Link:
             self._reactor._closed.append(self)
 
 
+cdef class Lending:
+    """What a relay needs to take an idle backend and to give it back by itself: transaction mode's short way.
+
+    Anything out of the ordinary (nobody idle, somebody waiting, a session that holds state, a switch) goes the long
+    way, through the owner. The members are the pool's own, so the pool's figures stay right.
+    """
+
+    cdef:
+        # The shelf, its idle backends, the pool's lent backends and its queue of waiters.
+        object _shelf
+        list _idle
+        set _lent
+        object _waiting
+        # Told when an idle backend is lost.
+        object _on_lost
+        object _ledger
+
+    def __init__(self, shelf, set lent, waiting, on_lost, ledger):
+        self._shelf = shelf
+        self._idle = shelf.idle
+        self._lent = lent
+        self._waiting = waiting
+        self._on_lost = on_lost
+        self._ledger = ledger
+
+
 cdef class Relay:
     """One session's bytes: a client link, at times a server link, and the tracker that judges what passes.
 
@@ -483,6 +509,8 @@ cdef class Relay:
         readonly Meter meter
         # Tell the owner of boundaries.
         public bint notifies
+        # Transaction mode's short way; None where the owner has to be asked.
+        public Lending lending
         # Held for a switch: nothing is read from the client.
         readonly bint is_held
         # When the work that waits came in, monotonic nanoseconds; 0 if none waits.
@@ -552,8 +580,53 @@ cdef class Relay:
         self.detach()
         self.client._relay = None
         self.owner = None
+        self.lending = None
         self._stash = b""
         self._client_message = None
+
+    # --- transaction mode's short way ---
+
+    cdef bint _borrow(self) except -1:
+        """Attach an idle backend and open the gate; False where the owner has to see to it."""
+        cdef Lending lending = self.lending
+        cdef object backend
+        cdef bytes told
+        if lending is None or not lending._idle or self.owner.backend is not None:
+            # An owner that has a backend while no server is attached asks it something.
+            return False
+        backend = lending._idle.pop()
+        if not backend.is_fresh:
+            backend.close()
+            return False
+        lending._lent.add(backend)
+        backend.on_lost = None
+        self.owner.backend = backend
+        told = self.tracker.link(backend.facts, backend.notes)
+        self.attach(backend.link)
+        if told:
+            self.client.send(told)
+        self.tracker.gate = GATE_OPEN
+        return True
+
+    cdef bint _give_back(self) except -1:
+        """At a boundary: put the backend back on its shelf; False where the owner has to see to it."""
+        cdef Lending lending = self.lending
+        cdef object backend
+        if lending is None or self._stash or self.tracker.gate != GATE_OPEN or lending._waiting:
+            return False
+        if not lending._ledger.is_empty:
+            return False
+        backend = self.owner.backend
+        if backend is None or backend.cancels or backend.shelf is not lending._shelf:
+            return False
+        self.owner.backend = None
+        self.tracker.gate = GATE_CLOSED
+        self.tracker.unlink()
+        self.detach()
+        backend.rest(lending._on_lost, now_ns())
+        lending._lent.discard(backend)
+        lending._idle.append(backend)
+        return True
 
     # --- the gate ---
 
@@ -595,6 +668,7 @@ cdef class Relay:
         """Read on. Returns how long the work that waited did so, in nanoseconds, or -1 if none waited."""
         cdef long long waited = -1
         self.is_held = False
+        self.lending = None
         if self.waiting_since_ns:
             waited = now_ns() - self.waiting_since_ns
             self.waiting_since_ns = 0
@@ -778,7 +852,7 @@ cdef class Relay:
                         corked._uncork()
                         corked = None
                     # The owner may link a server and open the gate right here.
-                    if tracker.gate == GATE_CLOSED and not self.is_held:
+                    if tracker.gate == GATE_CLOSED and not self.is_held and not self._borrow():
                         self.owner.on_gate()
                     if tracker.gate == GATE_OPEN and self.owner is not None:
                         continue
@@ -853,7 +927,7 @@ cdef class Relay:
             self._span_began_ns = 0
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()
-        if self.notifies and self.owner is not None and self.at_boundary():
+        if self.notifies and self.owner is not None and self.at_boundary() and not self._give_back():
             self.owner.on_boundary()
         return 0
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 
@@ -226,7 +226,14 @@ class Session:
             self._login_timer = None
         if self.standing is Standing.ENDED:
             self.runtime.registry.add(self)
-        self._backend_task = spawn(self._arrive(), name=f"session {self.id} arrives")
+        self._backend_task = spawn(self._guard(self._arrive()), name=f"session {self.id} arrives")
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """A bug in a session's task ends that session, which nobody would go on with."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  told to the client and logged with its traceback
+            self.on_failure(error)
 
     async def _arrive(self) -> None:
         """Find the first backend and end the login. A client that comes during a switch waits here."""
@@ -305,7 +312,6 @@ class Session:
         assert self.tracker is not None
         self.backend = backend
         backend.on_lost = None
-        backend.is_used = True
         unread = backend.take_unread() if backend.has_unread else b""
         told = self.tracker.link(backend.facts, backend.notes)
         self.relay.attach(backend.link)
@@ -361,6 +367,10 @@ class Session:
             self._shelf = self._pool.shelf(runtime.login_of(runtime.active, startup)[0])
             self._pool_epoch = runtime.epoch
         assert self._shelf is not None
+        assert self.relay is not None
+        assert self.ledger is not None
+        if self.relay.lending is None:
+            self.relay.lending = self._pool.lending(self._shelf, self.ledger)
         backend = self._pool.take_from(self._shelf)
         if backend is not None:
             self._granted(backend)
@@ -409,7 +419,8 @@ class Session:
                 if exchange.unasked:
                     relay.feed_server(exchange.unasked)
             elif self.standing is Standing.ENDED:
-                backend.close()
+                # `_let_backend_go` left it to us.
+                self._forget(backend)
 
     async def inspect(self) -> None:
         """Ask the session's backend what it holds until the ledger knows; see `ask`.
@@ -481,7 +492,7 @@ class Session:
             if ledger.is_dirty:
                 # In this very step: the client may send its next statement before anything else runs.
                 relay.set_gate(GATE_CLOSED)
-                self._backend_task = spawn(self._settle_later(), name=f"session {self.id} settles")
+                self._backend_task = spawn(self._guard(self._settle_later()), name=f"session {self.id} settles")
                 return
             if ledger.is_empty:
                 self._return_backend()

@@ -17,6 +17,8 @@ from protocols import postgres
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, Startup
+from proxy.dataplane.backend import Backend
+from proxy.dataplane.pool import Pool
 from proxy.dataplane.relay import Link, Meter, Relay
 from tests.kit.waiting import until
 
@@ -39,6 +41,7 @@ class Owner:
     """Notes what the relay tells."""
 
     seen: list[str] = field(default_factory=list)
+    backend: Backend | None = None
 
     def on_gate(self) -> None:
         self.seen.append("gate")
@@ -307,6 +310,79 @@ async def test_last_words_arrive_although_the_client_is_still_sending() -> None:
     client.close()
     await until(lambda: not (link.is_open), "link.is_open")
     listener.close()
+
+
+class Lender:
+    """A pool with one idle backend, and a scene whose relay has none."""
+
+    def __init__(self, scene: Scene) -> None:
+        scene.tracker.unlink()
+        link = scene.relay.detach()
+        assert link is not None
+        startup = Startup("u", "d")
+        self.backend = Backend(postgres.WIRE, "blue", "127.0.0.1:1", startup, link, BackendFacts("18"))
+
+        async def open_one(wanted: Startup) -> Backend:
+            raise AssertionError("there is an idle one")
+
+        self.pool = Pool(("blue", "d", "u"), size_max=1, wait_timeout_s=1, open_one=open_one)
+        self.pool.adopt(self.backend)
+        self.pool.give_back(self.backend)
+        self.ledger = postgres.WIRE.ledger(startup)
+        scene.relay.lending = self.pool.lending(self.pool.shelf(startup), self.ledger)
+        scene.relay.set_gate(GATE_CLOSED)
+        scene.relay.notifies = True
+
+
+async def test_a_backend_is_borrowed_for_one_transaction_and_given_back(scene: Scene) -> None:
+    lender = Lender(scene)
+    for _ in range(3):
+        scene.client.send(QUERY)
+        assert await scene.receive(scene.server, len(QUERY)) == QUERY
+        assert scene.owner.backend is lender.backend
+        assert (lender.pool.idle, lender.pool.in_use) == (0, 1)
+        scene.server.send(ANSWER)
+        assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
+        assert scene.owner.backend is None
+        assert (lender.pool.idle, lender.pool.in_use) == (1, 0)
+    assert scene.owner.seen == []
+
+
+async def test_a_session_that_holds_state_keeps_what_it_borrowed(scene: Scene) -> None:
+    lender = Lender(scene)
+    scene.client.send(QUERY)
+    await scene.receive(scene.server, len(QUERY))
+    lender.ledger.is_dirty = True
+    scene.server.send(ANSWER)
+    await scene.until("boundary")
+    assert scene.owner.backend is lender.backend
+    assert lender.pool.in_use == 1
+
+
+async def test_nothing_is_borrowed_while_the_session_s_own_backend_is_asked(scene: Scene) -> None:
+    lender = Lender(scene)
+    near, far = socket.socketpair()
+    own = Backend(
+        postgres.WIRE, "blue", "127.0.0.1:1", Startup("u", "d"), Link(scene.loop, near.detach()), BackendFacts("18")
+    )
+    scene.owner.backend = own
+    scene.client.send(QUERY)
+    await scene.until("gate")
+    assert scene.relay.has_work
+    assert lender.pool.idle == 1
+    own.close()
+    far.close()
+
+
+async def test_a_held_relay_borrows_nothing(scene: Scene) -> None:
+    lender = Lender(scene)
+    scene.relay.hold()
+    scene.client.send(QUERY)
+    await until(lambda: scene.relay.waiting_since_ns != 0, "the request is stamped")
+    assert lender.pool.idle == 1
+    assert scene.relay.release(GATE_CLOSED) > 0
+    await scene.until("gate")
+    assert lender.pool.idle == 1, "after a hold the owner says where backends come from"
 
 
 def test_a_draining_gate_is_a_position_of_its_own() -> None:

@@ -40,8 +40,14 @@ CONCURRENT_PREPARES: Final = 8
 PAUSE_TIMEOUT_S: Final = 2.0
 """How long the preparation waits for a session's boundary before it leaves the session to the hold."""
 
-RELEASE_BATCH: Final = 32
-"""Sessions released before the loop looks at its sockets again: the ramp."""
+RAMP_FIRST: Final = 4
+"""Requests let through first: the target's caches are cold, and a crowd would only share its processors."""
+
+RAMP_FIRST_WAIT_S: Final = 0.01
+"""How long the first answer is waited for before the others follow."""
+
+RAMP_PAUSE_S: Final = 0.001
+"""Pause between batches, each twice as large as the one before."""
 
 CLOSE_BATCH: Final = 8
 CLOSE_PAUSE_S: Final = 0.005
@@ -104,7 +110,8 @@ class Move:
         self._progress_ns = 0
         self._leftovers: list[Backend] = []
         """Source backends to close after the release, off the critical path."""
-        self._first_answer_sent = False
+        self._answered = asyncio.Event()
+        """A released session had its first answer from the target."""
         self._refused = 0
 
     # --- prepare ---
@@ -526,6 +533,7 @@ class Move:
         held = registry.members(Standing.HELD)
         held.sort(key=lambda session: session.relay.waiting_since_ns or 1 << 63 if session.relay else 0)
         count = 0
+        batch_ends = RAMP_FIRST
         for session in held:
             if session.standing is not Standing.HELD:
                 continue
@@ -537,8 +545,9 @@ class Move:
                 waits_us.append(waited_ns // 1000)
                 first_request_ns = min(first_request_ns or since, since)
             count += 1
-            if count % RELEASE_BATCH == 0:
-                await asyncio.sleep(0)
+            if count == batch_ends:
+                batch_ends *= 3
+                await self._ramp(is_first=count == RAMP_FIRST and is_moved and waited_ns >= 0)
         for session in registry.members(Standing.DRAINING):
             self._undo_drain(session)
         self._emit(
@@ -555,6 +564,18 @@ class Move:
             runtime.move = None
             runtime.last_move = self
         await self._close_leftovers()
+
+    async def _ramp(self, *, is_first: bool) -> None:
+        """Let what was released get ahead; the first few as far as an answer."""
+        if not is_first:
+            await asyncio.sleep(RAMP_PAUSE_S)
+            return
+        try:
+            async with asyncio.timeout(RAMP_FIRST_WAIT_S):
+                await self._answered.wait()
+        except TimeoutError:
+            # A slow first answer holds nobody back any longer.
+            return
 
     def _release_session(self, session: Session, is_moved: bool) -> int:
         relay, runtime = session.relay, self.runtime
@@ -687,6 +708,6 @@ class Move:
 
     def first_answer(self, at_ns: int) -> None:
         """A released session got its first bytes from the target."""
-        if not self._first_answer_sent:
-            self._first_answer_sent = True
+        if not self._answered.is_set():
+            self._answered.set()
             self._emit(ipc.FirstRow(switch=self.switch, service=self.runtime.name, at_ns=at_ns))

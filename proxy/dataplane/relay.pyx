@@ -79,6 +79,7 @@ cdef enum:
     BUCKETS = 26
     # Links served before the event loop looks at its other work again.
     EVENTS_AT_ONCE = 64
+    LOOKS_AT_ONCE = 8
 
 cdef enum:
     # Reasons why a link is not read.
@@ -160,21 +161,27 @@ cdef class Reactor:
     def _on_ready(self):
         cdef:
             epoll_event events[EVENTS_AT_ONCE]
-            int count, i
+            int count, i, looks
             Link link
-        count = epoll_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
         self._is_walking = True
         try:
-            for i in range(count):
-                link = <Link> events[i].data.ptr
-                if link.fd >= 0 and link._paused == 0 and events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR):
-                    link._readable()
-                if link.fd >= 0 and link._is_writing and events[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
-                    link._writable()
+            # Several at once mean that more have come meanwhile: looking again here is cheaper than a turn of the loop.
+            for looks in range(LOOKS_AT_ONCE):
+                count = epoll_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
+                for i in range(count):
+                    link = <Link> events[i].data.ptr
+                    if link.fd >= 0 and link._paused == 0 and events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+                        link._readable()
+                    if link.fd >= 0 and link._is_writing and events[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+                        link._writable()
+                if self._closed:
+                    # No event of the next look points to them.
+                    self._closed.clear()
+                if count < 2:
+                    break
         finally:
             self._is_walking = False
-            if self._closed:
-                self._closed.clear()
+            self._closed.clear()
 
 
 # A process has one event loop at a time; tests have one after another.

@@ -161,12 +161,12 @@ cdef class Reactor:
     def _on_ready(self):
         cdef:
             epoll_event events[EVENTS_AT_ONCE]
-            int count, i, looks
+            int count, i, _look
             Link link
         self._is_walking = True
         try:
             # Several at once mean that more have come meanwhile: looking again here is cheaper than a turn of the loop.
-            for looks in range(LOOKS_AT_ONCE):
+            for _look in range(LOOKS_AT_ONCE):
                 count = epoll_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
                 for i in range(count):
                     link = <Link> events[i].data.ptr

@@ -9,8 +9,8 @@ A chunk that is forwarded whole touches no Python object: it is received into on
 process share, judged there, and sent from there. Only what could not be sent, or is held back by the gate, is copied.
 
 Readiness comes from one epoll instance of our own, which the event loop watches as a single descriptor: one call from
-the loop serves every link that is ready, and a link costs no handle of the loop. Measured against a reader of the loop
-for each link: 8 to 10 % less processor time per query at 16 clients, and 1.5 KiB less memory per idle client.
+the loop serves every link that is ready, and a link costs no handle of the loop. What that saves
+was not measured by itself: `bench/relay.py` and `bench/memory.py` tell what the whole costs.
 
 Back-pressure: while a link has unsent bytes, the link that feeds it is not read. A link is read as long as no reason
 to pause is set; each reason is a bit, so that they cannot undo each other.

@@ -41,7 +41,7 @@ lint: .venv/.lint .venv/.built ## ruff, mypy, cython-lint, import rules; shellch
 	@if command -v shellcheck >/dev/null; then shellcheck tools/*.sh .ci/run; fi
 
 .PHONY: bench
-bench: .venv/.bench .venv/.built ## processor time per query: direct, Turnout, PgBouncer, HAProxy; ARGS="--quick --json"
+bench: .venv/.bench .venv/.built ## processor time per query: a floor in C, Turnout, PgBouncer, HAProxy; ARGS="--quick --json"
 	@$(BIN)/python -m bench.relay $(ARGS)
 
 .PHONY: docs

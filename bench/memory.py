@@ -85,7 +85,7 @@ async def run(clients: int) -> list[dict[str, object]]:
         workspace = stack.enter_context(Workspace("turnout-bench-"))
         engine = await stack.enter_async_context(relays.server(workspace))
         return [
-            await measure(await stack.enter_async_context(start(workspace, engine, "transaction")), clients)
+            await measure(await stack.enter_async_context(start(workspace, engine, relays.Way("transaction"))), clients)
             for start in (relays.turnout, relays.pgbouncer)
         ]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import shutil
 import signal
 import socket
 import time
@@ -18,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from proxy.embedded import BinaryMissing, PostgresServer, Setup, Turnout, Workspace, free_port
+from bench.programs import PgBouncer, compile_c, find_pgbouncer, in_workspace, program
+from proxy.embedded import PostgresServer, Setup, Turnout, Workspace, free_port
+from proxy.embedded.certificate import write_certificate
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from proxy.embedded.process import Process, ServerFailed
 
 PoolMode = Literal["session", "transaction"]
 
-POOL_SIZE: Final = 250
-"""Backends of each relay at most; above the number of clients of any run, so that nobody waits for one."""
+BACKENDS_IN_TRANSACTION_MODE: Final = 100
+"""Of each pool. No client waits for one at up to as many clients; at 1,000 they share."""
 
 # auth_type `any` logs in at the server as the user that [databases] names.
 _PGBOUNCER_INI: Final = """\
@@ -34,13 +35,15 @@ _PGBOUNCER_INI: Final = """\
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
+listen_backlog = 4096
 unix_socket_dir =
 auth_type = any
 pool_mode = {pool_mode}
 default_pool_size = {pool_size}
-max_client_conn = 5000
+max_client_conn = 10000
 ignore_startup_parameters = extra_float_digits
-logfile = {folder}/pgbouncer-{pool_mode}.out
+logfile = {folder}/pgbouncer-{port}.out
+{more}
 """
 
 _HAPROXY_CFG: Final = """\
@@ -58,12 +61,17 @@ listen postgresql
 """
 
 
-def program(name: str, package: str) -> str:
-    """Path of an installed program. Raises BinaryMissing."""
-    found = shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin")
-    if found is None:
-        raise BinaryMissing(f"{name} is not installed: apt-get install {package}, or `make bench`, which does it")
-    return found
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How clients come: what a relay is configured for."""
+
+    pool_mode: PoolMode
+    tls: bool = False
+    """Between client and relay; the server is on loopback, in clear."""
+
+    @property
+    def pool_size(self) -> int:
+        return 5_000 if self.pool_mode == "session" else BACKENDS_IN_TRANSACTION_MODE
 
 
 def cpu_ns(pid: int) -> int:
@@ -103,13 +111,13 @@ async def _listening(port: int, process: Process, timeout_s: float = 10.0) -> No
 
 
 @asynccontextmanager
-async def server(workspace: Workspace) -> AsyncIterator[PostgresServer]:
+async def server(workspace: Workspace, max_connections: int = 2_000) -> AsyncIterator[PostgresServer]:
     """A PostgreSQL server that trusts everybody on loopback."""
     hba = workspace.path / "pg_hba.conf"
     hba.write_text("host all all 127.0.0.1/32 trust\n")
     workspace.give(hba)
     one = await PostgresServer.create(
-        workspace, "server", max_connections=2_000, fsync=False, settings={"hba_file": str(hba)}
+        workspace, "server", max_connections=max_connections, fsync=False, settings={"hba_file": str(hba)}
     )
     await one.start()
     try:
@@ -118,23 +126,56 @@ async def server(workspace: Workspace) -> AsyncIterator[PostgresServer]:
         await one.stop("immediate")
 
 
+def certificate(workspace: Workspace) -> tuple[Path, Path]:
+    """Key and certificate for every relay of the workspace, which all its processes can read."""
+    folder = workspace.path / "tls"
+    if not folder.exists():
+        folder.mkdir()
+        workspace.give(folder)
+        for path in write_certificate(folder):
+            workspace.give(path)
+    return folder / "server.key", folder / "server.crt"
+
+
 @asynccontextmanager
-async def pgbouncer(workspace: Workspace, engine: PostgresServer, pool_mode: PoolMode) -> AsyncIterator[Relay]:
-    """PgBouncer of the system; it refuses to run as root, so it runs as the servers' account."""
+async def floor(workspace: Workspace, engine: PostgresServer) -> AsyncIterator[Relay]:
+    """`floor.c`: what moving the bytes costs."""
     port = free_port()
-    config = workspace.path / f"pgbouncer-{pool_mode}.ini"
+    built = workspace.path / "floor"
+    async with _child(
+        [built if built.exists() else compile_c("floor", workspace), str(port), str(engine.port)], workspace, "floor"
+    ) as child:
+        await _listening(port, child)
+        yield Relay(name="floor", port=port, pids=(child.pid,))
+
+
+@asynccontextmanager
+async def pgbouncer(
+    workspace: Workspace, engine: PostgresServer, way: Way, which: PgBouncer | None = None
+) -> AsyncIterator[Relay]:
+    """The PgBouncer of this machine; it refuses to run as root, so it runs as the servers' account."""
+    which = which or find_pgbouncer()
+    port = free_port()
+    more = []
+    if which.prepares_in_transactions:
+        more.append("max_prepared_statements = 200")
+    if way.tls:
+        key, cert = certificate(workspace)
+        more += ["client_tls_sslmode = require", f"client_tls_key_file = {key}", f"client_tls_cert_file = {cert}"]
+    config = workspace.path / f"pgbouncer-{port}.ini"
     config.write_text(
         _PGBOUNCER_INI.format(
             server_port=engine.port,
             port=port,
-            pool_mode=pool_mode,
-            pool_size=POOL_SIZE,
+            pool_mode=way.pool_mode,
+            pool_size=way.pool_size,
             folder=workspace.path,
             user=SUPERUSER,
+            more="\n".join(more),
         )
     )
     workspace.give(config)
-    async with _child([program("pgbouncer", "pgbouncer"), "-q", config], workspace, f"pgbouncer-{pool_mode}") as child:
+    async with _child([in_workspace(which.path, workspace), "-q", config], workspace, f"pgbouncer-{port}") as child:
         await _listening(port, child)
         yield Relay(name="PgBouncer", port=port, pids=(child.pid,))
 
@@ -143,34 +184,34 @@ async def pgbouncer(workspace: Workspace, engine: PostgresServer, pool_mode: Poo
 async def haproxy(workspace: Workspace, engine: PostgresServer) -> AsyncIterator[Relay]:
     """HAProxy of the system: bytes only, one backend for each client."""
     port = free_port()
-    config = workspace.path / "haproxy.cfg"
+    config = workspace.path / f"haproxy-{port}.cfg"
     config.write_text(_HAPROXY_CFG.format(port=port, server_port=engine.port))
     workspace.give(config)
     # -db: in the foreground, and one process
-    async with _child([program("haproxy", "haproxy"), "-db", "-f", config], workspace, "haproxy") as child:
+    async with _child([program("haproxy", "haproxy"), "-db", "-f", config], workspace, f"haproxy-{port}") as child:
         await _listening(port, child)
         yield Relay(name="HAProxy", port=port, pids=(child.pid,))
 
 
 @asynccontextmanager
-async def turnout(workspace: Workspace, engine: PostgresServer, pool_mode: PoolMode) -> AsyncIterator[Relay]:
+async def turnout(workspace: Workspace, engine: PostgresServer, way: Way) -> AsyncIterator[Relay]:
     """`python -m proxy serve` with one worker."""
-    folder = workspace.path / f"turnout-{pool_mode}"
-    folder.mkdir()
-    one = Turnout(
-        Setup(
-            protocol="postgresql",
-            engines={"only": engine.address},
-            admin_user=SUPERUSER,
-            admin_password=PASSWORD,
-            users={},
-            auth_method="trust",
-            pool_mode=pool_mode,
-            service={"pool_size": 2_000 if pool_mode == "session" else POOL_SIZE},
-            log_level="warning",
-        ),
-        folder,
+    setup = Setup(
+        protocol="postgresql",
+        engines={"only": engine.address},
+        admin_user=SUPERUSER,
+        admin_password=PASSWORD,
+        users={},
+        auth_method="trust",
+        pool_mode=way.pool_mode,
+        service={"pool_size": way.pool_size},
+        log_level="warning",
     )
+    if way.tls:
+        raise ServerFailed("Turnout has no TLS for clients yet")
+    folder = workspace.path / f"turnout-{setup.client_port}"
+    folder.mkdir()
+    one = Turnout(setup, folder)
     await one.start()
     try:
         supervisor, *workers = (process.pid for process in one.processes())

@@ -5,7 +5,8 @@
 #   tools/setup.sh demo-mysql  the same and MariaDB's server
 #   tools/setup.sh lint        the same as demo and what checks the code
 #   tools/setup.sh test        the same as lint and the servers and clients the tests talk to
-#   tools/setup.sh bench       the same as demo and the proxies Turnout is measured against
+#   tools/setup.sh bench       the same as demo and the proxies Turnout is measured against: HAProxy and PgBouncer, the
+#                              latter built from Debian's newest sources where apt has them, or else the system's
 #
 # System packages come from apt where we are root or sudo lets us; otherwise one line says which ones are missing.
 # Nothing that is installed is started: no database cluster, no service. Python packages go to .venv only.
@@ -76,6 +77,12 @@ want_packages() {
     bench)
         want pgbouncer pgbouncer
         want haproxy haproxy
+        want postgresql '/usr/lib/postgresql/*/bin/pgbench' # the one that can do TLS
+        # To build a newer PgBouncer from Debian's sources.
+        want dpkg-dev dpkg-source
+        want pkg-config pkg-config
+        want libevent-dev '/usr/include/event2/event.h'
+        want libssl-dev '/usr/include/openssl/ssl.h'
         ;;
     esac
 }
@@ -180,3 +187,7 @@ esac
 want_packages "$what"
 if [ ${#missing[@]} -gt 0 ]; then install_packages; fi
 make_venv "$extras"
+if [ "$what" = bench ] && [ ! -x .venv/pgbouncer/pgbouncer ]; then
+    say "building a newer PgBouncer from Debian's sources (less than a minute)"
+    tools/build_pgbouncer.sh "$PWD/.venv/pgbouncer" || say "measuring against the installed one: $(pgbouncer -V | head -n 1)"
+fi

@@ -345,11 +345,15 @@ class Wire(Protocol):
 
     def ledger(self, startup: Startup) -> Ledger: ...
 
-    def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
-        """`shares_backends`: transaction mode; prepared statements are renamed and shared by text."""
+    def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
+        """`shares_backends`: transaction mode; prepared statements are renamed and shared by text, and PostgreSQL keeps
+        at most `statements_max` of them on one backend."""
 
-    def reset(self, startup: Startup) -> Exchange:
-        """Make a used backend of `startup` like a fresh one of it."""
+    def reset(self, startup: Startup, query: str = "") -> Exchange:
+        """Make a used backend of `startup` like a fresh one of it. `query`: in place of PostgreSQL's DISCARD ALL."""
+
+    def check(self, startup: Startup, query: str) -> Exchange | None:
+        """Ask an idle backend something it can only answer if it is well. None: this protocol has no such thing."""
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery).

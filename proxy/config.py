@@ -179,13 +179,42 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     switch: SwitchConfig = SwitchConfig()
     """Limits of its switches."""
     pool_size: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
-    """Most backends of one (engine, database, user) in each worker."""
+    """Most backends of one (engine, database, user), in all workers together. PgBouncer: `default_pool_size`."""
+    min_pool_size: Annotated[int, Meta(ge=0, le=100_000, extra=RELOADABLE)] = 0
+    """A pool that was used keeps at least so many backends open."""
+    reserve_pool_size: Annotated[int, Meta(ge=0, le=100_000, extra=RELOADABLE)] = 0
+    """Backends above `pool_size` for clients that have waited `reserve_pool_timeout_s`."""
+    reserve_pool_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 5.0
+    """How long a client waits before the reserve is touched, in seconds."""
+    max_db_connections: Annotated[int, Meta(ge=0, le=1_000_000, extra=RELOADABLE)] = 0
+    """Most backends of one (engine, database), all users and workers together; 0: no limit."""
+    max_user_connections: Annotated[int, Meta(ge=0, le=1_000_000, extra=RELOADABLE)] = 0
+    """Most backends of one (engine, user), all databases and workers together; 0: no limit."""
     query_wait_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 10.0
     """Longest wait of a client for a backend of a full pool, in seconds."""
+    client_idle_timeout_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 0.0
+    """A client that asks nothing outside of a transaction for so long is disconnected, in seconds; 0: never."""
+    idle_transaction_timeout_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 0.0
+    """A client that asks nothing inside of a transaction for so long is disconnected, in seconds; 0: never."""
     server_connect_timeout_s: Annotated[float, Meta(gt=0, le=300, extra=RELOADABLE)] = 10.0
     """Longest time to connect and log in at an engine, in seconds."""
+    server_login_retry_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 1.0
+    """After a login that an engine refused, or that did not reach it, no other is tried for so long, in seconds; clients
+    who need one get the same error at once. Forgotten at each switch. An engine that says it is starting up (57P03) is
+    waited for instead, within `query_wait_timeout_s`."""
+    server_lifetime_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 3_600.0
+    """Idle backends are closed when they have been open for so long, in seconds; 0: never."""
     server_idle_timeout_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 600.0
     """Idle backends of a pool are closed after this time, in seconds; 0: never."""
+    server_check_query: Annotated[str, Meta(extra=RELOADABLE)] = "select 1"
+    """What idle backends are asked now and then to see that they still answer; empty: they are not."""
+    server_check_delay_s: Annotated[float, Meta(gt=0, extra=RELOADABLE)] = 30.0
+    """How long a backend may be idle before it is asked (again), in seconds."""
+    server_reset_query: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """PostgreSQL: what makes a backend of session mode ready for the next client; empty: `DISCARD ALL`, which is right
+    unless something else takes care of it."""
+    max_prepared_statements: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
+    """PostgreSQL, transaction mode: most prepared statements kept on one backend; the one not used for longest goes."""
 
 
 class Config(_Table, frozen=True, kw_only=True):
@@ -206,7 +235,7 @@ class Config(_Table, frozen=True, kw_only=True):
     runtime_dir: str = ""
     """Folder of the unix socket; empty: `turnout` below XDG_RUNTIME_DIR, or beside the state file."""
     max_client_conn: Annotated[int, Meta(ge=1, le=1_000_000, extra=RELOADABLE)] = 10_000
-    """Most client connections of each worker."""
+    """Most clients in all workers together."""
     client_login_timeout_s: Annotated[float, Meta(gt=0, le=600, extra=RELOADABLE)] = 60.0
     """Longest time a client may take to log in, in seconds."""
 

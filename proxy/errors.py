@@ -105,6 +105,22 @@ class TooManyConnections(LoginError):
     mysql_sqlstate = "08004"
 
 
+class IdleTooLong(ProxyError):
+    """A client asked nothing for longer than the config allows."""
+
+    sqlstate = "57P05"
+    mysql_code = 4031
+    mysql_sqlstate = "HY000"
+
+
+class IdleInTransaction(ProxyError):
+    """A client left its transaction open for longer than the config allows."""
+
+    sqlstate = "25P03"
+    mysql_code = 4031
+    mysql_sqlstate = "HY000"
+
+
 class SwitchError(ProxyError):
     """A switch did not go as asked."""
 

@@ -33,6 +33,7 @@ from proxy.dataplane.moving import Move
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link
 from proxy.dataplane.runtime import Runtime
+from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
 from proxy.errors import Aborted, EngineError, TooManyConnections
 from proxy.log import set_up as set_up_log
@@ -53,6 +54,15 @@ ORPHAN_S: Final = 10.0
 
 CANCEL_TIMEOUT_S: Final = 5.0
 
+KEEP_S: Final = 1.0
+"""How often backends and sessions are looked at for being idle too long."""
+
+CLIENTS: Final = ("clients",)
+"""What `max_client_conn` counts."""
+
+STRANGERS_MAX: Final = 1000
+"""Clients of this worker that have not said who they are, above `max_client_conn`; more are not answered."""
+
 
 class Worker:
     """See the module."""
@@ -65,6 +75,8 @@ class Worker:
         """Every client connection, logged in or not, by number."""
         self.sessions_by_key: dict[tuple[int, bytes], Session] = {}
         self.runtimes: dict[str, Runtime] = {}
+        self.seats = Seats(socket_path.with_name("seats"), index, WORKERS_MAX)
+        """What is counted over all workers."""
         self._listeners: dict[tuple[ProtocolName, str], Listener] = {}
         self._number = index << 24
         """Session numbers are unique over the workers: the index is in the upper bits."""
@@ -178,6 +190,7 @@ class Worker:
         config = decode_effective(order.config)
         is_first = self.config is None
         self.config = config
+        self.seats.workers = config.workers
         set_up_log(config.log, who=f"worker {self.index}")
         for name, service in config.service.items():
             secret = service.auth.users
@@ -192,6 +205,7 @@ class Worker:
                     order.active.get(name, service.active),
                     order.epochs.get(name, 0),
                     self._engine_lost,
+                    self.seats,
                 )
             else:
                 runtime.reconfigure(service, users)
@@ -221,6 +235,10 @@ class Worker:
     # --- clients ---
 
     def _accepted(self, wire: Wire, sock: socket.socket, client: str) -> None:
+        if len(self.sessions) >= self.config.max_client_conn + STRANGERS_MAX:
+            # Nobody knows who they are, and what an answer costs is what a flood wants.
+            sock.close()
+            return
         self._number += 1
         link = Link(asyncio.get_running_loop(), sock.detach())
         session = Session(self, wire, self._number, link, client)
@@ -244,13 +262,16 @@ class Worker:
     def _greet(self, session: Session, runtime: Runtime) -> None:
         session.begin(runtime.config.auth.method, runtime.known_greeting(), runtime.config.databases)
 
-    def is_full(self) -> TooManyConnections | None:
-        """The error for one client too many, or None."""
-        if len(self.sessions) > self.config.max_client_conn:
+    def seat(self, session: Session) -> TooManyConnections | None:
+        """Count a client that said who it is, until `forget`; the error for one too many, or None."""
+        if session.has_seat:
+            return None
+        if not self.seats.take(CLIENTS, self.config.max_client_conn):
             return TooManyConnections(
                 "sorry, too many clients already",
-                hint=f"This proxy takes {self.config.max_client_conn} clients a worker; see `max_client_conn`.",
+                hint=f"This proxy takes {self.config.max_client_conn} clients; see `max_client_conn`.",
             )
+        session.has_seat = True
         return None
 
     def _first_runtime(self, protocol: ProtocolName) -> Runtime | None:
@@ -275,6 +296,9 @@ class Worker:
         """Drop a session from every index; False if that was done before."""
         if session.cancel_key is not None:
             self.sessions_by_key.pop(session.cancel_key, None)
+        if session.has_seat:
+            session.has_seat = False
+            self.seats.give(CLIENTS)
         return self.sessions.pop(session.id, None) is not None
 
     def cancel(self, process_id: int, secret: bytes, *, is_local: bool) -> None:
@@ -392,11 +416,16 @@ class Worker:
     # --- time and the end ---
 
     async def _tick(self) -> None:
+        kept = time.monotonic_ns()
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic_ns()
             for runtime in self.runtimes.values():
                 runtime.tick(now)
+            if now - kept > KEEP_S * 1e9:
+                kept = now
+                for runtime in self.runtimes.values():
+                    runtime.keep(now)
 
     def _on_quit(self, drain_s: float) -> None:
         if self._quitting:

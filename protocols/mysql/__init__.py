@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from protocols.mysql.exchange import Exchange
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
-from protocols.mysql.ledger import MysqlLedger, reset
+from protocols.mysql.ledger import MysqlLedger, check, reset
 from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
 from protocols.wire import BackendFacts, ErrorReply, Ledger, ProtocolName, Startup, Tracker, Wire
@@ -50,13 +50,17 @@ class MysqlWire:
     def ledger(self, startup: Startup) -> MysqlLedger:
         return MysqlLedger(startup)
 
-    def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
+    def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
         assert isinstance(ledger, MysqlLedger)
         return MysqlTracker(ledger, shares_backends=shares_backends)
 
-    def reset(self, startup: Startup) -> Exchange:
-        """See `ledger.reset`."""
+    def reset(self, startup: Startup, query: str = "") -> Exchange:
+        """See `ledger.reset`; `query` is PostgreSQL's."""
         return reset(startup)
+
+    def check(self, startup: Startup, query: str) -> Exchange | None:
+        """See `ledger.check`."""
+        return check(startup, query)
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         return error_packet(error, tracker.next_sequence() if isinstance(tracker, MysqlTracker) else 1)

@@ -556,3 +556,9 @@ def reset(startup: Startup) -> Exchange:
     if startup.database:
         questions.append(Question(command(c.COM_INIT_DB, raw(startup.database)), "database"))
     return Exchange(questions, deprecates_eof=bool(startup.capabilities & c.CLIENT_DEPRECATE_EOF))
+
+
+def check(startup: Startup, query: str) -> Exchange:
+    """Ask an idle backend whether it answers."""
+    deprecates_eof = bool(startup.capabilities & c.CLIENT_DEPRECATE_EOF)
+    return Exchange([_query(query.encode(), "check")], deprecates_eof=deprecates_eof)

@@ -8,8 +8,11 @@ from typing import Final
 from protocols.errors import IllegalUse
 from protocols.postgres import ledger as _ledger
 from protocols.postgres import replies
+from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.handshake import PostgresClientLogin, PostgresServerLogin
 from protocols.postgres.ledger import PostgresLedger
+from protocols.postgres.messages import build_query
+from protocols.postgres.statements import PER_BACKEND_MAX
 from protocols.postgres.tracker import PostgresTracker
 from protocols.wire import (
     BackendFacts,
@@ -56,12 +59,15 @@ class PostgresWire:
     def ledger(self, startup: Startup) -> Ledger:
         return PostgresLedger(startup)
 
-    def tracker(self, ledger: Ledger, *, shares_backends: bool) -> Tracker:
+    def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = PER_BACKEND_MAX) -> Tracker:
         assert isinstance(ledger, PostgresLedger)
-        return PostgresTracker(ledger, shares_backends)
+        return PostgresTracker(ledger, shares_backends, statements_max)
 
-    def reset(self, startup: Startup) -> Exchange:
-        return _ledger.reset()
+    def reset(self, startup: Startup, query: str = "") -> Exchange:
+        return _ledger.reset(query)
+
+    def check(self, startup: Startup, query: str) -> Exchange | None:
+        return PostgresExchange([Group("check", build_query(query.encode()))])
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         return replies.error(error)

@@ -307,6 +307,6 @@ def own_prepare(text: bytes, name: bytes) -> bytes | None:
     return found[0] if len(found) == 1 else None
 
 
-def reset() -> PostgresExchange:
+def reset(query: str = "") -> PostgresExchange:
     """Make a used backend like a fresh one of the same Startup."""
-    return PostgresExchange([Group("reset", build_query(b"DISCARD ALL"))])
+    return PostgresExchange([Group("reset", build_query(query.encode() or b"DISCARD ALL"))])

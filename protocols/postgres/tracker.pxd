@@ -113,6 +113,8 @@ cdef class PostgresTracker(Tracker):
         object _unnamed_planned
         # The unnamed statement may change lasting state.
         bint _unnamed_lasting
+        # Most statements kept on one backend (transaction mode).
+        Py_ssize_t _statements_max
         # Names of the client's statements that may change lasting state (session mode).
         set _lasting_names
         # The client's names of statements (transaction mode).

@@ -184,8 +184,9 @@ class _UnnamedEnded:
 class PostgresTracker(Tracker):
     """See the module's theory of operation."""
 
-    def __init__(self, ledger: PostgresLedger, shares_backends: bool) -> None:
+    def __init__(self, ledger: PostgresLedger, shares_backends: bool, statements_max: int = PER_BACKEND_MAX) -> None:
         super().__init__()
+        self._statements_max = statements_max
         self._client_left = 0
         self._server_left = 0
         self._left_behind_fetched = 0
@@ -790,7 +791,7 @@ class PostgresTracker(Tracker):
         self._decide_fetching()
 
     def _make_room(self, backend: OnBackend) -> bytes:
-        name = backend.oldest_beyond(PER_BACKEND_MAX)
+        name = backend.oldest_beyond(self._statements_max)
         if name is None:
             return b""
         self._watched.append(Evicted(backend, name, self._syncs_sent))

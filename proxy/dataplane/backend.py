@@ -34,11 +34,13 @@ class Backend:
         "_waiting",
         "address",
         "cancels",
+        "checked_ns",
         "engine",
         "facts",
         "idle_since_ns",
         "link",
         "notes",
+        "on_closed",
         "on_lost",
         "opened_ns",
         "shelf",
@@ -61,7 +63,10 @@ class Backend:
         """Where its pool puts it while it is idle; set by the pool."""
         self.cancels = 0
         """Cancel requests on their way to it; it is not lent again before they are done."""
-        self.opened_ns = self.idle_since_ns = time.monotonic_ns()
+        self.opened_ns = self.idle_since_ns = self.checked_ns = time.monotonic_ns()
+        """`checked_ns`: when its pool last asked whether it still answers."""
+        self.on_closed: Callable[[], None] | None = None
+        """Told once when it is closed, by whomever: its pool counts it no more."""
         self.on_lost: Callable[[Backend], None] | None = None
         """Told once when the connection ends while no relay has it."""
         self._heard = self._received  # one bound method, not one for each transaction
@@ -126,6 +131,7 @@ class Backend:
         self._lost = True
         why = self.link.lost or "it closed the connection"
         self.link.close()
+        self._closed()
         if self._waiting is not None and not self._waiting[1].done():
             self._waiting[1].set_exception(EngineLost(f"engine {self.engine} was lost: {why}"))
         if self.on_lost is not None:
@@ -166,6 +172,12 @@ class Backend:
         if says_goodbye:
             self.link.send(self.wire.goodbye())
         self.link.close()
+        self._closed()
+
+    def _closed(self) -> None:
+        told, self.on_closed = self.on_closed, None
+        if told is not None:
+            told()
 
 
 def split_address(address: str) -> tuple[str, int]:

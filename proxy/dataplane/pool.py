@@ -2,6 +2,10 @@
 
 A shelf holds the idle backends of one Startup; only those fit a session without a change. Waiters are served in their
 order. The pool never awaits on behalf of a session: it calls `granted` or `refused`, perhaps at once.
+
+How many there may be is counted for the whole service (`seats`), so a waiter may find the pool full although this
+worker has few: then the pool says so there, tries again at each `tick`, and workers (and pools) with idle backends that
+stand in the way close one.
 """
 
 from __future__ import annotations
@@ -9,14 +13,47 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 from weakref import WeakValueDictionary
 
-from protocols.wire import Ledger, Startup
+from protocols.wire import Exchange, Ledger, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.relay import Lending
-from proxy.errors import EngineError, EngineLost, ProxyError, TooManyConnections
+from proxy.dataplane.seats import Key, Seats
+from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, ProxyError, TooManyConnections
 from proxy.tasks import spawn
+
+STARTING_UP: Final = "57P03"
+"""SQLSTATE of a server that starts, recovers or shuts down: who waits is told nothing yet."""
+
+STARTING_RETRY_S: Final = 0.1
+"""Pause between tries while it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRules:
+    """What the config says about the pools of one service; spans in seconds, 0 for never where that makes sense."""
+
+    size: int = 200
+    """Most backends of one pool in the whole service."""
+    size_min: int = 0
+    reserve_size: int = 0
+    """More of them for waiters that have waited `reserve_after_s`."""
+    reserve_after_s: float = 5.0
+    wait_timeout_s: float = 10.0
+    login_retry_s: float = 0.0
+    """After a failed login nobody tries again for so long; waiters get the same error at once."""
+    lifetime_s: float = 0.0
+    idle_timeout_s: float = 0.0
+    check_after_s: float = 0.0
+    """An idle backend is asked whether it still answers when it was not for so long."""
+    of_database: int = 0
+    """Most backends of one (engine, database); 0: no limit."""
+    of_user: int = 0
+    """The same of one (engine, user)."""
+    reset_query: str = ""
+    """In place of DISCARD ALL."""
 
 
 class Shelf:
@@ -38,34 +75,57 @@ class Waiter:
     granted: Callable[[Backend], None]
     refused: Callable[[ProxyError], None]
     deadline_ns: int
+    since_ns: int = field(default_factory=time.monotonic_ns)
     is_over: bool = False
 
 
 class Pool:
-    """See the module. `name` is engine, database, user."""
+    """See the module. `name` is engine, database, user; `service` goes before it where counts are shared."""
 
     def __init__(
         self,
         name: tuple[str, str, str],
         *,
-        size_max: int,
-        wait_timeout_s: float,
+        rules: PoolRules,
+        seats: Seats,
         open_one: Callable[[Startup], Awaitable[Backend]],
+        service: str = "",
+        redress: Callable[[Backend, Startup], Awaitable[None]] | None = None,
+        check: Callable[[Backend], Exchange | None] | None = None,
         reset_timeout_s: float = 10.0,
     ) -> None:
+        """`redress` makes an idle backend of one Startup like a fresh one of another (raises EngineError); None where
+        the protocol cannot. `check` gives what to ask an idle backend to see that it answers."""
         self.name = name
-        self.size_max = size_max
-        self.wait_timeout_s = wait_timeout_s
+        self.rules = rules
+        self._seats = seats
         self._open_one = open_one
+        self._redress = redress
+        self._check = check
         self._reset_timeout_s = reset_timeout_s
+        engine, database, user = name
+        self.key: Key = ("pool", service, *name)
+        self._keys: tuple[Key, Key] = (("database", service, engine, database), ("user", service, engine, user))
         self._shelves: WeakValueDictionary[Startup, Shelf] = WeakValueDictionary()
         self._lent: set[Backend] = set()
         self._parked: set[Backend] = set()
         """Given back while a cancel request was under way."""
         self._opening = 0
+        self._busy: set[Backend] = set()
+        """Idle ones that are being checked or made like another Startup's."""
         self._waiting: deque[Waiter] = deque()
+        self._published = 0
+        """Waiters that the other workers were told of."""
+        self._last_startup: Startup | None = None
+        self._failure: ProxyError | None = None
+        """Why the last login failed, if that is the engine's fault and no client's."""
+        self._starting: ProxyError | None = None
+        """The engine said that it is starting up."""
+        self._pause_ns = 0
+        """No login is tried before."""
         self._is_closed = False
         self._lost = self._on_lost  # one bound method for all backends
+        self._give = self._give_seats
 
     # --- figures ---
 
@@ -83,7 +143,8 @@ class Pool:
 
     @property
     def size(self) -> int:
-        return self.idle + self.in_use + self._opening
+        """In this worker."""
+        return self.idle + self.in_use + self._opening + len(self._busy)
 
     def demand(self) -> dict[Startup, int]:
         """Backends by Startup, lent and idle: what another engine's pool has to have ready."""
@@ -119,6 +180,54 @@ class Pool:
             backend.close()
         return None
 
+    # --- seats ---
+
+    def _take_seats(self) -> bool:
+        """Room for one more backend under every limit; what is taken is given back by `on_closed`."""
+        rules, seats = self.rules, self._seats
+        bound = rules.size
+        if rules.reserve_size and self._waiting and self._has_waited(rules.reserve_after_s):
+            bound += rules.reserve_size
+        if not seats.take(self.key, bound):
+            return False
+        for taken, (key, limit) in enumerate(zip(self._keys, (rules.of_database, rules.of_user), strict=True)):
+            if not seats.take(key, limit):
+                for earlier in (self.key, *self._keys[:taken]):
+                    seats.give(earlier)
+                return False
+        return True
+
+    def _has_waited(self, span_s: float) -> bool:
+        waiter = next((waiter for waiter in self._waiting if not waiter.is_over), None)
+        return waiter is not None and time.monotonic_ns() - waiter.since_ns >= span_s * 1e9
+
+    def _give_seats(self) -> None:
+        for key in (self.key, *self._keys):
+            self._seats.give(key)
+
+    def _count(self, backend: Backend) -> None:
+        """A backend that was opened outside, for a switch: it is there, whatever the limits say."""
+        if backend.on_closed is None:
+            for key in (self.key, *self._keys):
+                self._seats.take(key, 0)
+            backend.on_closed = self._give
+
+    def _publish(self) -> None:
+        """Tell the others how many wait here for a seat."""
+        waiting = max(0, self.waiting - self._opening)
+        if waiting != self._published:
+            for key in (self.key, *self._keys):
+                self._seats.want(key, waiting - self._published)
+            self._published = waiting
+
+    def _stands_in_the_way(self) -> bool:
+        """Somebody else waits for a seat that an idle backend of this pool takes."""
+        rules, seats = self.rules, self._seats
+        for key, limit in zip((self.key, *self._keys), (rules.size, rules.of_database, rules.of_user), strict=True):
+            if limit and seats.wanted(key) > self._published and seats.taken(key) >= limit:
+                return True
+        return False
+
     def request(self, waiter: Waiter) -> None:
         """Serve `waiter` now, when a backend is opened, or when one is given back."""
         if self._is_closed:
@@ -130,44 +239,112 @@ class Pool:
             waiter.is_over = True
             waiter.granted(backend)
             return
+        if self._failure is not None and time.monotonic_ns() < self._pause_ns:
+            waiter.is_over = True
+            waiter.refused(self._failure)
+            return
         self._waiting.append(waiter)
         self._open_for_waiters()
 
-    def _open_for_waiters(self) -> None:
-        """Open as many backends as there are waiters nobody opens one for, within the bound."""
+    def _open_for_waiters(self) -> bool:
+        """Open as many backends as there are waiters nobody opens one for, within the bounds. True if all are seen
+        to."""
         wanted = self.waiting - self._opening
+        if wanted <= 0:
+            return True
+        if self._pause_ns and time.monotonic_ns() < self._pause_ns:
+            return False
         for waiter in list(self._waiting):
             if wanted <= 0:
-                return
+                return True
             if waiter.is_over:
                 continue
-            if self.size >= self.size_max and not self._evict(waiter.startup):
-                return
+            if not self._take_seats():
+                if self._redress_for(waiter.startup):
+                    wanted -= 1
+                    continue
+                if not self._make_room(waiter.startup):
+                    return False
             wanted -= 1
             self._opening += 1
             spawn(self._open(waiter.startup), name=f"open {'/'.join(self.name)}")
+        return True
 
-    def _evict(self, startup: Startup) -> bool:
-        """Close an idle backend of another Startup to make room."""
-        for other, shelf in self._shelves.items():
-            if other != startup and shelf.idle:
-                shelf.idle.pop(0).close(says_goodbye=True)
+    def _redress_for(self, startup: Startup) -> bool:
+        """The pool is full: begin to make an idle backend of another Startup like one of this."""
+        if self._redress is None:
+            return False
+        for other, shelf in list(self._shelves.items()):
+            while other != startup and shelf.idle:
+                backend = shelf.idle.pop(0)
+                if not backend.is_fresh:
+                    backend.close()
+                    continue
+                self._opening += 1
+                self._busy.add(backend)
+                spawn(self._redress_one(backend, startup), name=f"redress {'/'.join(self.name)}")
                 return True
         return False
+
+    def _make_room(self, startup: Startup) -> bool:
+        """Close idle backends of other Startups until there is a seat."""
+        for other, shelf in list(self._shelves.items()):
+            while other != startup and shelf.idle:
+                shelf.idle.pop(0).close(says_goodbye=True)
+                if self._take_seats():
+                    return True
+        return False
+
+    async def _redress_one(self, backend: Backend, startup: Startup) -> None:
+        assert self._redress is not None
+        try:
+            await self._redress(backend, startup)
+        except EngineError as error:
+            self._opening -= 1
+            self._busy.discard(backend)
+            backend.close()
+            if isinstance(error, EngineRefused):
+                self._refuse_one(startup, error)
+            self._open_for_waiters()
+            return
+        self._opening -= 1
+        self._busy.discard(backend)
+        self._lent.add(backend)
+        self.give_back(backend)
 
     async def _open(self, startup: Startup) -> None:
         try:
             backend = await self._open_one(startup)
         except ProxyError as error:
             self._opening -= 1
-            self._refuse_one(startup, error)
+            self._give_seats()
+            self._note_failure(startup, error)
             return
         except BaseException:
             self._opening -= 1
+            self._give_seats()
             raise
         self._opening -= 1
+        backend.on_closed = self._give
+        self._failure = self._starting = None
+        self._last_startup = startup
         self._lent.add(backend)
         self.give_back(backend)
+
+    def _note_failure(self, startup: Startup, error: ProxyError) -> None:
+        """A login failed. A server that is starting up is waited for; else one waiter is told, and while the engine
+        as a whole refuses, so is who comes in the next `login_retry_s`."""
+        now_ns = time.monotonic_ns()
+        if error.sqlstate == STARTING_UP and isinstance(error, EngineRefused):
+            self._starting, self._pause_ns = error, now_ns + int(STARTING_RETRY_S * 1e9)
+            return
+        if isinstance(error, ConnectFailed) or error.sqlstate.startswith("28") or error.sqlstate == "53300":
+            self._failure, self._pause_ns = error, now_ns + int(self.rules.login_retry_s * 1e9)
+        self._refuse_one(startup, error)
+
+    def forgive(self) -> None:
+        """Try again at once: a switch may have changed what is there."""
+        self._failure, self._pause_ns = None, 0
 
     def _refuse_one(self, startup: Startup, error: ProxyError) -> None:
         for waiter in self._waiting:
@@ -177,18 +354,100 @@ class Pool:
                 waiter.refused(error)
                 return
 
-    def expire(self, now_ns: int) -> None:
-        """Refuse who has waited too long. Called a few times a second."""
+    def tick(self, now_ns: int) -> None:
+        """Refuse who has waited too long, try again for the others, and make room for who waits elsewhere. Called a few
+        times a second."""
         while self._waiting and (self._waiting[0].is_over or now_ns >= self._waiting[0].deadline_ns):
             waiter = self._waiting.popleft()
             if not waiter.is_over:
                 waiter.is_over = True
-                waiter.refused(
-                    TooManyConnections(
-                        f"no backend of pool {'/'.join(self.name)} became free within {self.wait_timeout_s:g} s",
-                        hint=f"All {self.size_max} are in use; raise pool_size or lower the load.",
-                    )
+                waiter.refused(self._starting or self._full())
+        if self._waiting:
+            self._open_for_waiters()
+        self._publish()
+        if not self._waiting and self.idle and self._stands_in_the_way():
+            self._close_one_idle()
+
+    def _full(self) -> TooManyConnections:
+        rules, seats = self.rules, self._seats
+        engine, database, user = self.name
+        names = ("pool_size", "max_db_connections", "max_user_connections")
+        bounds = (rules.size + rules.reserve_size, rules.of_database, rules.of_user)
+        what = (f"pool {'/'.join(self.name)}", f"database {database} on {engine}", f"user {user} on {engine}")
+        for key, name, bound, of in zip((self.key, *self._keys), names, bounds, what, strict=True):
+            if bound and seats.taken(key) >= bound:
+                return TooManyConnections(
+                    f"no backend of pool {'/'.join(self.name)} became free within {rules.wait_timeout_s:g} s",
+                    hint=f"All {bound} of {of} are in use; raise {name} or lower the load.",
                 )
+        return TooManyConnections(
+            f"no backend of pool {'/'.join(self.name)} became free within {rules.wait_timeout_s:g} s",
+            hint="Others were opened and taken meanwhile; raise pool_size or query_wait_timeout_s.",
+        )
+
+    def _close_one_idle(self) -> None:
+        for shelf in self._shelves.values():
+            if shelf.idle:
+                shelf.idle.pop(0).close(says_goodbye=True)
+                return
+
+    def keep(self, now_ns: int) -> None:
+        """House-keeping of idle backends, once a second: too old, idle for too long, not asked for long, too few."""
+        rules = self.rules
+        for shelf in list(self._shelves.values()):
+            for backend in list(shelf.idle):
+                if rules.lifetime_s and now_ns - backend.opened_ns > rules.lifetime_s * 1e9:
+                    is_over = True
+                else:
+                    is_over = bool(rules.idle_timeout_s) and now_ns - backend.idle_since_ns > rules.idle_timeout_s * 1e9
+                    if is_over and rules.size_min and self._seats.taken(self.key) <= rules.size_min:
+                        is_over = False
+                if is_over:
+                    shelf.idle.remove(backend)
+                    backend.close(says_goodbye=True)
+                elif self._check is not None and self._is_unchecked(backend, now_ns):
+                    self._begin_check(shelf, backend)
+        if (
+            rules.size_min
+            and self._last_startup is not None
+            and not self._opening
+            and not self._is_closed
+            and now_ns >= self._pause_ns
+            and self._seats.taken(self.key) < rules.size_min
+            and self._take_seats()
+        ):
+            self._opening += 1
+            spawn(self._open(self._last_startup), name=f"fill {'/'.join(self.name)}")
+
+    def _is_unchecked(self, backend: Backend, now_ns: int) -> bool:
+        since = max(backend.idle_since_ns, backend.checked_ns)
+        return self.rules.check_after_s > 0 and now_ns - since > self.rules.check_after_s * 1e9
+
+    def _begin_check(self, shelf: Shelf, backend: Backend) -> None:
+        """Ask an idle backend whether it answers. Before a client wants it, not when: nobody waits for the answer."""
+        assert self._check is not None
+        exchange = self._check(backend)
+        if exchange is None:
+            return
+        shelf.idle.remove(backend)
+        self._busy.add(backend)
+        spawn(self._check_one(backend, exchange), name=f"check {'/'.join(self.name)}")
+
+    async def _check_one(self, backend: Backend, exchange: Exchange) -> None:
+        try:
+            await backend.run(exchange, self._reset_timeout_s)
+        except EngineError:
+            # It is closed, and counted no more.
+            self._busy.discard(backend)
+            return
+        self._busy.discard(backend)
+        if exchange.errors:
+            backend.close()
+            return
+        idle_since_ns, backend.checked_ns = backend.idle_since_ns, time.monotonic_ns()
+        self._lent.add(backend)
+        self.give_back(backend)
+        backend.idle_since_ns = idle_since_ns
 
     def withdraw_all(self) -> None:
         """Forget all waiters: their sessions are held and will ask again."""
@@ -198,6 +457,7 @@ class Pool:
 
     def adopt(self, backend: Backend) -> None:
         """Count a backend that was opened outside, for a switch, as lent by this pool."""
+        self._count(backend)
         self._lent.add(backend)
 
     # --- giving back ---
@@ -223,18 +483,16 @@ class Pool:
                 waiter.is_over = True
                 waiter.granted(backend)
                 return
-            # Of another Startup: it cannot serve this waiter, but its room can.
+            # Of another Startup: it cannot serve this waiter as it is, but it, or its room, can.
             self._waiting.appendleft(waiter)
-            if self.size + 2 > self.size_max:
-                backend.close(says_goodbye=True)
-                self._open_for_waiters()
-                return
+            self.shelve(backend)
             self._open_for_waiters()
-            break
+            return
         self.shelve(backend)
 
     def shelve(self, backend: Backend) -> None:
         """Put an idle backend on its shelf."""
+        self._count(backend)
         backend.rest(self._lost, time.monotonic_ns())
         if backend.shelf is None:
             backend.shelf = self.shelf(backend.startup)
@@ -246,7 +504,7 @@ class Pool:
 
     async def give_back_used(self, backend: Backend) -> None:
         """A lent backend that holds a session's state: make it like new, or close it."""
-        exchange = backend.wire.reset(backend.startup)
+        exchange = backend.wire.reset(backend.startup, self.rules.reset_query)
         try:
             await backend.run(exchange, self._reset_timeout_s)
         except EngineError:
@@ -275,17 +533,11 @@ class Pool:
         if backend.shelf is not None and backend in backend.shelf.idle:
             backend.shelf.idle.remove(backend)
 
-    def close_idle(self, older_than_ns: int) -> None:
-        """Close what has been idle since before `older_than_ns`."""
-        for shelf in self._shelves.values():
-            # The longest idle ones stand first: the last one given back is the first one lent.
-            while shelf.idle and shelf.idle[0].idle_since_ns < older_than_ns:
-                shelf.idle.pop(0).close(says_goodbye=True)
-
     def close(self) -> None:
         """The engine serves no more: idle backends are closed now, lent ones when they come back."""
         self._is_closed = True
         self.withdraw_all()
+        self._publish()
         for shelf in self._shelves.values():
             for backend in shelf.idle:
                 backend.close(says_goodbye=True)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from protocols.wire import BackendFacts, Startup, Wire
+from protocols.wire import BackendFacts, Exchange, Startup, Wire
 from proxy.config import ServiceConfig
 from proxy.dataplane.backend import Backend, open_backend
-from proxy.dataplane.pool import Pool, Waiter
-from proxy.dataplane.registry import Registry
+from proxy.dataplane.pool import Pool, PoolRules, Waiter
+from proxy.dataplane.registry import Registry, Standing
 from proxy.dataplane.relay import Meter
+from proxy.dataplane.seats import Seats
 from proxy.errors import ConnectFailed, EngineError, HoldExpired, ProxyError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Runtime:
         active: str,
         epoch: int,
         engine_lost: Callable[[str, str, str], None],
+        seats: Seats,
     ) -> None:
         self.name = name
         self.config = config
@@ -54,6 +56,8 @@ class Runtime:
         self.transactions_ended = 0
         self.errors_ended = 0
         self._engine_lost = engine_lost
+        self._seats = seats
+        self._rules = rules_of(config)
         self._engine_lost_ns: dict[str, int] = {}
         self._pools: dict[tuple[str, str, str], Pool] = {}
         self._greetings: dict[str, BackendFacts] = {}
@@ -70,9 +74,9 @@ class Runtime:
         """A reload: settings and users change, sessions and pools stay."""
         self.config = config
         self.users = users
+        self._rules = rules_of(config)
         for pool in self._pools.values():
-            pool.size_max = config.pool_size
-            pool.wait_timeout_s = config.query_wait_timeout_s
+            pool.rules = self._rules
 
     # --- hold ---
 
@@ -87,6 +91,9 @@ class Runtime:
             pool.withdraw_all()
 
     def go_on(self) -> None:
+        for pool in self._pools.values():
+            # What failed before the switch says nothing about after it.
+            pool.forgive()
         self._may_serve.set()
 
     async def may_serve(self) -> None:
@@ -179,9 +186,11 @@ class Runtime:
 
             pool = self._pools[name] = Pool(
                 name,
-                size_max=self.config.pool_size,
-                wait_timeout_s=self.config.query_wait_timeout_s,
+                rules=self._rules,
+                seats=self._seats,
                 open_one=open_one,
+                service=self.name,
+                check=self._check,
             )
         return pool
 
@@ -221,12 +230,41 @@ class Runtime:
         for name in [name for name in self._pools if name[0] == engine]:
             self._pools.pop(name).close()
 
+    def _check(self, backend: Backend) -> Exchange | None:
+        return self.wire.check(backend.startup, self.config.server_check_query)
+
     def tick(self, now_ns: int) -> None:
-        """Expire waits and idle backends; called a few times a second."""
-        idle_s = self.config.server_idle_timeout_s
+        """Expire waits; called a few times a second."""
         for pool in self._pools.values():
-            pool.expire(now_ns)
-            if idle_s > 0:
-                pool.close_idle(now_ns - int(idle_s * 1e9))
+            pool.tick(now_ns)
         if self.move is not None:
             self.move.tick(now_ns)
+
+    def keep(self, now_ns: int) -> None:
+        """House-keeping that nobody waits for; called once a second. A switch keeps what it has prepared."""
+        if self.move is not None:
+            return
+        for name, pool in self._pools.items():
+            if name[0] == self.active:
+                pool.keep(now_ns)
+        if self.config.client_idle_timeout_s or self.config.idle_transaction_timeout_s:
+            for session in self.registry.members(Standing.SERVING):
+                session.keep(now_ns)
+
+
+def rules_of(config: ServiceConfig) -> PoolRules:
+    """What the config says about pools."""
+    return PoolRules(
+        size=config.pool_size,
+        size_min=config.min_pool_size,
+        reserve_size=config.reserve_pool_size,
+        reserve_after_s=config.reserve_pool_timeout_s,
+        wait_timeout_s=config.query_wait_timeout_s,
+        login_retry_s=config.server_login_retry_s,
+        lifetime_s=config.server_lifetime_s,
+        idle_timeout_s=config.server_idle_timeout_s,
+        check_after_s=config.server_check_delay_s if config.server_check_query else 0.0,
+        of_database=config.max_db_connections,
+        of_user=config.max_user_connections,
+        reset_query=config.server_reset_query,
+    )

@@ -39,7 +39,7 @@ from protocols.wire import (
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link, Relay
-from proxy.errors import EngineError, EngineLost, ProxyError, UnknownDatabase
+from proxy.errors import EngineError, EngineLost, IdleInTransaction, IdleTooLong, ProxyError, UnknownDatabase
 from proxy.tasks import spawn
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Session:
 
     __slots__ = (
         "_backend_task",
+        "_idle_mark",
         "_is_asking",
         "_login",
         "_login_timer",
@@ -75,6 +76,7 @@ class Session:
         "backend",
         "cancel_key",
         "client",
+        "has_seat",
         "id",
         "ledger",
         "link",
@@ -110,6 +112,10 @@ class Session:
         """What a switch under way keeps with this session; only `moving` touches it."""
         self._login: ClientLogin | None = None
         self._login_timer: asyncio.TimerHandle | None = None
+        self.has_seat = False
+        """Counted as a client of the service; only the worker touches it."""
+        self._idle_mark = (-1, 0)
+        """Requests answered, and when that was first seen with the client idle in a transaction."""
         self._waiter: Waiter | None = None
         self._is_asking = False
         # Transaction mode: where this session's backends come from, looked up once an epoch.
@@ -196,7 +202,7 @@ class Session:
             )
             return
         self.runtime = runtime
-        full = self.worker.is_full()
+        full = self.worker.seat(self)
         if full is not None:
             self.refuse_login(full)
             return
@@ -250,7 +256,11 @@ class Session:
             runtime.give_back(backend)
             return
         self.ledger = self.wire.ledger(startup)
-        self.tracker = self.wire.tracker(self.ledger, shares_backends=runtime.shares_backends)
+        self.tracker = self.wire.tracker(
+            self.ledger,
+            shares_backends=runtime.shares_backends,
+            statements_max=runtime.config.max_prepared_statements,
+        )
         process_id = backend.facts.process_id if not runtime.shares_backends else secrets.randbelow(2**31 - 1) + 1
         self.cancel_key = (process_id, secrets.token_bytes(4))
         self.worker.sessions_by_key[self.cancel_key] = self
@@ -476,6 +486,24 @@ class Session:
     @property
     def move(self) -> Move | None:
         return self.runtime.move if self.runtime is not None else None
+
+    def keep(self, now_ns: int) -> None:
+        """Looked at once a second: end what is idle for longer than the config allows."""
+        runtime, relay, tracker = self.runtime, self.relay, self.tracker
+        if runtime is None or relay is None or tracker is None or self.standing is not Standing.SERVING:
+            return
+        config = runtime.config
+        if not tracker.is_idle() or self._is_asking or relay.has_work:
+            return
+        if tracker.at_boundary():
+            if config.client_idle_timeout_s and now_ns - relay.last_request_ns > config.client_idle_timeout_s * 1e9:
+                self.end_with(IdleTooLong("terminating connection due to client_idle_timeout_s of the proxy"))
+        elif config.idle_transaction_timeout_s:
+            if self._idle_mark[0] != tracker.requests or relay.last_request_ns > self._idle_mark[1]:
+                self._idle_mark = (tracker.requests, now_ns)
+            elif now_ns - self._idle_mark[1] > config.idle_transaction_timeout_s * 1e9:
+                text = "terminating connection due to idle_transaction_timeout_s of the proxy"
+                self.end_with(IdleInTransaction(text))
 
     # --- the relay's callbacks ---
 

@@ -113,9 +113,16 @@ def tags(stream: bytes) -> str:
 class Relay:
     """One session. `to_server` and `to_client` collect what passed."""
 
-    def __init__(self, *, shares: bool = False, is_linked: bool = True, ledger: PostgresLedger | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        shares: bool = False,
+        is_linked: bool = True,
+        ledger: PostgresLedger | None = None,
+        statements_max: int = 200,
+    ) -> None:
         self.ledger = ledger if ledger is not None else PostgresLedger(STARTUP)
-        self.tracker: Tracker = WIRE.tracker(self.ledger, shares_backends=shares)
+        self.tracker: Tracker = WIRE.tracker(self.ledger, shares_backends=shares, statements_max=statements_max)
         self.to_server = bytearray()
         self.to_client = bytearray()
         self.notes: dict[str, Any] = {}

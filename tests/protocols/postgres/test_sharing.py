@@ -184,11 +184,8 @@ def test_deallocate_all_drops_what_was_sent_before_it_only() -> None:
     assert tags(relay.client(bind("a") + SYNC)) == "BS"
 
 
-def test_the_statement_not_used_for_longest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    import protocols.postgres.tracker as tracker_module
-
-    monkeypatch.setattr(tracker_module, "PER_BACKEND_MAX", 2)
-    relay = Relay(shares=True)
+def test_the_statement_not_used_for_longest_makes_room() -> None:
+    relay = Relay(shares=True, statements_max=2)
     prepare(relay, "a", "select 55")
     prepare(relay, "b", "select 56")
     relay.client(bind("a") + SYNC)

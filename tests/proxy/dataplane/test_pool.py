@@ -13,9 +13,10 @@ import pytest
 from protocols import postgres
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
-from proxy.dataplane.pool import Pool, Waiter
+from proxy.dataplane.pool import Pool, PoolRules, Waiter
 from proxy.dataplane.registry import MOVES, Registry, Standing
 from proxy.dataplane.relay import Link
+from proxy.dataplane.seats import Seats
 from proxy.errors import ConnectFailed, ProxyError, TooManyConnections
 from tests.kit.waiting import until
 
@@ -54,8 +55,13 @@ async def engine() -> AsyncIterator[Engine]:
     engine.close()
 
 
-def pool_of(engine: Engine, size_max: int = 2) -> Pool:
-    return Pool(("blue", "shop", "alice"), size_max=size_max, wait_timeout_s=1.0, open_one=engine.open_one)
+def pool_of(engine: Engine, size_max: int = 2, **rules: float) -> Pool:
+    return Pool(
+        ("blue", "shop", "alice"),
+        rules=PoolRules(size=size_max, wait_timeout_s=1.0, **rules),  # type: ignore[arg-type]  # rules are numbers
+        seats=Seats(None, 0, 1),
+        open_one=engine.open_one,
+    )
 
 
 class Asked:
@@ -127,7 +133,7 @@ async def test_who_waits_too_long_is_told_that_the_pool_is_full(engine: Engine) 
     pool = pool_of(engine, size_max=1)
     await Asked(pool).answer()
     late = Asked(pool, deadline_ns=1)
-    pool.expire(2)
+    pool.tick(2)
     assert isinstance(late.error, TooManyConnections)
     assert late.error.sqlstate == "53300"
     assert "pool_size" in late.error.hint
@@ -187,6 +193,77 @@ async def test_a_closed_pool_closes_what_comes_back_and_refuses_who_asks(engine:
     pool.give_back(backend)
     assert backend.is_lost
     assert Asked(pool).error is not None
+
+
+async def test_a_failed_login_is_not_tried_again_at_once(engine: Engine) -> None:
+    pool = pool_of(engine, login_retry_s=60.0)
+    engine.refuses = True
+    first = Asked(pool)
+    await until(lambda: first.error is not None, "the engine refused")
+    engine.refuses = False
+    assert isinstance(Asked(pool).error, ConnectFailed)
+    pool.forgive()
+    await Asked(pool).answer()
+
+
+async def test_the_reserve_is_for_those_who_have_waited(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=1, reserve_size=1, reserve_after_s=30.0)
+    await Asked(pool).answer()
+    late = Asked(pool)
+    pool.tick(time.monotonic_ns())
+    assert late.backend is None
+    late.waiter.since_ns -= 31 * 10**9
+    pool.tick(time.monotonic_ns())
+    await late.answer()
+    third = Asked(pool)
+    third.waiter.since_ns -= 31 * 10**9
+    pool.tick(time.monotonic_ns())
+    assert pool.size == 2
+
+
+async def test_an_idle_backend_is_closed_at_the_end_of_its_life_and_a_lent_one_is_not(engine: Engine) -> None:
+    pool = pool_of(engine, lifetime_s=100.0)
+    lent, idle = await Asked(pool).answer(), await Asked(pool).answer()
+    pool.give_back(idle)
+    pool.keep(time.monotonic_ns() + 99 * 10**9)
+    assert not idle.is_lost
+    pool.keep(time.monotonic_ns() + 101 * 10**9)
+    assert idle.is_lost
+    assert not lent.is_lost
+    assert pool.size == 1
+
+
+async def test_a_pool_keeps_its_least_number_of_backends(engine: Engine) -> None:
+    pool = pool_of(engine, size_min=2, idle_timeout_s=10.0, size_max=5)
+    backend = await Asked(pool).answer()
+    pool.give_back(backend)
+    pool.keep(time.monotonic_ns() + 11 * 10**9)
+    assert not backend.is_lost
+    await until(lambda: pool.idle == 2, "a second one was opened")
+    pool.keep(time.monotonic_ns())
+    assert pool.size == 2
+
+
+async def test_limits_of_a_database_and_of_a_user_hold_over_pools(engine: Engine) -> None:
+    seats = Seats(None, 0, 1)
+    rules = PoolRules(size=5, of_database=2, of_user=1)
+    pools = [
+        Pool(("blue", database, user), rules=rules, seats=seats, open_one=engine.open_one)
+        for database, user in (("shop", "alice"), ("shop", "bob"), ("shop", "carol"), ("bank", "alice"))
+    ]
+    backends = [await Asked(pool).answer() for pool in pools[:2]]
+    third, fourth = Asked(pools[2]), Asked(pools[3])
+    await asyncio.sleep(0)
+    assert len(engine.opened) == 2
+    # An idle backend of another pool makes room.
+    pools[0].give_back(backends[0])
+    for _ in range(2):
+        for pool in pools:
+            pool.tick(time.monotonic_ns())
+    assert backends[0].is_lost
+    await third.answer()
+    await fourth.answer()
+    assert pools[1].in_use == 1
 
 
 class _Known:

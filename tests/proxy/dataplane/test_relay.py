@@ -18,8 +18,9 @@ from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
-from proxy.dataplane.pool import Pool
+from proxy.dataplane.pool import Pool, PoolRules
 from proxy.dataplane.relay import Link, Meter, Relay
+from proxy.dataplane.seats import Seats
 from tests.kit.waiting import until
 
 
@@ -325,7 +326,12 @@ class Lender:
         async def open_one(wanted: Startup) -> Backend:
             raise AssertionError("there is an idle one")
 
-        self.pool = Pool(("blue", "d", "u"), size_max=1, wait_timeout_s=1, open_one=open_one)
+        self.pool = Pool(
+            ("blue", "d", "u"),
+            rules=PoolRules(size=1, wait_timeout_s=1),
+            seats=Seats(None, 0, 1),
+            open_one=open_one,
+        )
         self.pool.adopt(self.backend)
         self.pool.give_back(self.backend)
         self.ledger = postgres.WIRE.ledger(startup)

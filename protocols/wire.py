@@ -153,6 +153,35 @@ class Startup:
 
 
 @dataclass(frozen=True, slots=True)
+class ScramKeys:
+    """What a SCRAM-SHA-256 client needs in place of a password, at servers that keep the same verifier."""
+
+    client_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+    iterations: int
+
+
+Credential = str | ScramKeys | None
+"""What opens a backend: plain text, PostgreSQL's `md5…`, keys, or nothing (trust)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """What the connection under a client's login proves by itself."""
+
+    is_encrypted: bool = False
+    binding: bytes = b""
+    """tls-server-end-point (RFC 5929): the hash of the certificate shown to the client; empty: none."""
+    certificate: Mapping[str, Any] | None = None
+    """The client's certificate as `ssl.SSLSocket.getpeercert()` tells it, its chain verified; None: none was shown."""
+
+
+CLEAR: Final = Channel()
+"""A connection without TLS."""
+
+
+@dataclass(frozen=True, slots=True)
 class CredentialWanted:
     """The client named itself; the shell looks the user up and calls `give_credential`."""
 
@@ -165,6 +194,8 @@ class LoginProven:
     """The client proved who it is. The shell finds it a backend and calls `accept`, or `refuse`."""
 
     startup: Startup
+    credential: Credential = field(default=None, repr=False)
+    """Won from the proof: opens backends in the client's name. None: the proof left nothing to use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +284,13 @@ class Login(Protocol):
 class ClientLogin(Login, Protocol):
     """The server's part of a login, spoken to a client. In MySQL the greeting is in the output from the start."""
 
-    def give_credential(self, password: str | None, secret: str | None = None) -> Sequence[LoginFact]:
-        """Answer to CredentialWanted. `password` is plain text or a PostgreSQL `SCRAM-SHA-256$…` verifier; None for
-        both means: no such user, and the client is told the same as for a wrong password. `password=""` with
-        method trust needs no proof. Returns facts (trust gives LoginProven at once)."""
+    def give_credential(
+        self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
+    ) -> Sequence[LoginFact]:
+        """Answer to CredentialWanted. `password` is plain text or, in PostgreSQL, an `md5…` or `SCRAM-SHA-256$…`
+        secret; None for both means: no such user, and the client is told the same as for a wrong password.
+        `password=""` with method trust needs no proof. `method` takes the place of the one the login was made with;
+        `channel` is what the connection proves. Returns facts (trust gives LoginProven at once)."""
 
     def accept(self, backend: BackendFacts) -> bytes:
         """The bytes that end a proven login well. PostgreSQL: AuthenticationOk, ParameterStatus, BackendKeyData with
@@ -324,8 +358,8 @@ class Wire(Protocol):
     def client_login(
         self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
     ) -> ClientLogin:
-        """`method`: trust, scram-sha-256, mysql_native_password, caching_sha2_password. `facts`: of the active
-        engine, for MySQL's greeting."""
+        """`method`: trust, password, md5, scram-sha-256, cert; mysql_native_password, caching_sha2_password. `facts`:
+        of the active engine, for MySQL's greeting."""
 
     def change_user_login(
         self,
@@ -340,8 +374,9 @@ class Wire(Protocol):
         """MySQL's COM_CHANGE_USER: a login in the middle of a session of `startup`, that begins with `message`. Its
         first facts come from `receive(b"")`. IllegalUse in PostgreSQL, which has no such thing."""
 
-    def server_login(self, startup: Startup, password: str | None) -> Login:
-        """A login at an engine. `password` is plain text; None where none is known (trust)."""
+    def server_login(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> Login:
+        """A login at an engine. `password` is None where none is known (trust). `binding`: tls-server-end-point of
+        the engine's certificate, if the connection has TLS; PostgreSQL logins bind to it."""
 
     def ledger(self, startup: Startup) -> Ledger: ...
 

@@ -9,7 +9,7 @@ from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlSe
 from protocols.mysql.ledger import MysqlLedger, check, reset
 from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
-from protocols.wire import BackendFacts, ErrorReply, Ledger, ProtocolName, Startup, Tracker, Wire
+from protocols.wire import BackendFacts, Credential, ErrorReply, Ledger, ProtocolName, Startup, Tracker, Wire
 
 
 class MysqlWire:
@@ -44,8 +44,9 @@ class MysqlWire:
             databases=databases,
         )
 
-    def server_login(self, startup: Startup, password: str | None) -> MysqlServerLogin:
-        return MysqlServerLogin(startup, password)
+    def server_login(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> MysqlServerLogin:
+        """MySQL has no keys in place of a password, and binds to no channel."""
+        return MysqlServerLogin(startup, password if isinstance(password, str) else None)
 
     def ledger(self, startup: Startup) -> MysqlLedger:
         return MysqlLedger(startup)

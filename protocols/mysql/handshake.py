@@ -35,9 +35,11 @@ from protocols.mysql.messages import (
 )
 from protocols.mysql.replies import error_packet
 from protocols.wire import (
+    CLEAR,
     BackendFacts,
     BackendReady,
     BackendRefused,
+    Channel,
     CredentialWanted,
     ErrorReply,
     LoginFact,
@@ -112,8 +114,11 @@ class _ClientAuth:
     def take_unread(self) -> bytes:
         return self._packets.take_rest()
 
-    def give_credential(self, password: str | None, secret: str | None = None) -> Sequence[LoginFact]:
-        """Answer to CredentialWanted. `secret` is PostgreSQL's and must be None or is taken as no such user."""
+    def give_credential(
+        self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
+    ) -> Sequence[LoginFact]:
+        """Answer to CredentialWanted. `secret` is PostgreSQL's and must be None or is taken as no such user; so are
+        `method` and `channel`, which change nothing here."""
         if self._phase is not ClientPhase.CREDENTIAL:
             raise IllegalUse(f"a credential was given while {self._phase.value}")
         assert self._response is not None

@@ -17,6 +17,7 @@ from protocols.postgres.tracker import PostgresTracker
 from protocols.wire import (
     BackendFacts,
     ClientLogin,
+    Credential,
     ErrorReply,
     Exchange,
     Ledger,
@@ -53,8 +54,8 @@ class PostgresWire:
     ) -> ClientLogin:
         raise IllegalUse("PostgreSQL has no login in the middle of a session")
 
-    def server_login(self, startup: Startup, password: str | None) -> Login:
-        return PostgresServerLogin(startup, password)
+    def server_login(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> Login:
+        return PostgresServerLogin(startup, password, binding=binding)
 
     def ledger(self, startup: Startup) -> Ledger:
         return PostgresLedger(startup)

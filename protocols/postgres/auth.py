@@ -1,7 +1,23 @@
-"""Proofs of identity, both sides: SCRAM-SHA-256 (RFC 5802, 7677), md5 and clear text.
+"""Proofs of identity, both sides: SCRAM-SHA-256 and -PLUS (RFC 5802, 5929, 7677), md5, clear text, certificate names.
 
-Each SCRAM object lives for one attempt. No channel binding: the flag `n` (client cannot) and `y` (client could, server
-does not offer it) are accepted, `p` is refused.
+What is kept of a user, a *secret*, has one of three forms: plain text, `md5` and 32 hexadecimal digits of
+md5(password + user), or a `SCRAM-SHA-256$…` verifier. Which proves what:
+
+| secret   | proves by password | by md5 | by SCRAM | opens an engine that asks for         |
+|----------|--------------------|--------|----------|---------------------------------------|
+| plain    | yes                | yes    | yes      | anything                              |
+| md5      | yes                | yes    | no       | md5                                   |
+| verifier | yes                | no     | yes      | SCRAM, once the client has proven it  |
+
+The last cell is SCRAM pass-through: a client's proof is ClientKey xor an HMAC under StoredKey, and the verifier has
+StoredKey, so the right client hands us its ClientKey. ServerKey is in the verifier. The two are what a SCRAM client
+needs (`ScramKeys`), at every engine that keeps the same verifier (same salt, same iterations); no password is involved.
+
+Channel binding is `tls-server-end-point` (RFC 5929): the hash of the certificate that the server's end showed. The
+client's flag says `p` (it binds), `y` (it could, and thinks that the server cannot) or `n` (it cannot). `y` towards a
+server that offered it means that somebody in between took the offer away: refused.
+
+Each SCRAM object lives for one attempt.
 """
 
 from __future__ import annotations
@@ -15,24 +31,44 @@ import re
 import secrets
 import stringprep
 import unicodedata
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from protocols.errors import Peer, ProtocolViolation
+from protocols.wire import ScramKeys
 
 MECHANISM: Final = "SCRAM-SHA-256"
+MECHANISM_PLUS: Final = "SCRAM-SHA-256-PLUS"
+BINDING_TYPE: Final = "tls-server-end-point"
 ITERATIONS: Final = 4096
 """PostgreSQL's SCRAM_SHA_256_DEFAULT_ITERATIONS."""
 ITERATIONS_MAX: Final = 1_000_000
 """A server may ask for no more: about a second of processor time. Ours."""
 SALT_BYTES: Final = 16
 NONCE_BYTES: Final = 18
+KEY_BYTES: Final = 32
+"""SHA-256."""
 
-_VERIFIER: Final = re.compile(r"SCRAM-SHA-256\$(\d{1,7}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
+_VERIFIER: Final = re.compile(r"SCRAM-SHA-256\$([0-9]{1,7}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
+_MD5: Final = re.compile(r"md5[0-9a-f]{32}")
+_SERVER_FIRST: Final = re.compile(r"r=([^,]+),s=([^,]+),i=([0-9]{1,9})(?:,.*)?", re.DOTALL)
 
-# Unknown users get a salt that is always the same for the same name, as if they had a verifier: a client cannot tell
-# them from known ones (PostgreSQL's mock authentication).
-_MOCK_SECRET: Final = secrets.token_bytes(32)
+
+class _Salts:
+    """Where the salts of users without a verifier come from. Unknown users get one that is always the same for the same
+    name, as if they had a verifier: a client cannot tell them from known ones (PostgreSQL's mock authentication). All
+    workers need the same `key`, or a user would be known by having one salt everywhere.
+    """
+
+    key = secrets.token_bytes(32)
+
+
+def set_salt_key(key: bytes) -> None:
+    """The key of salts for users without a verifier; 32 bytes that stay the same over workers and restarts."""
+    assert len(key) == KEY_BYTES
+    _Salts.key = key
+    _known_verifier.cache_clear()
 
 
 class WrongPassword(Exception):
@@ -45,15 +81,32 @@ class Verifier:
 
     iterations: int
     salt: bytes
-    stored_key: bytes
-    server_key: bytes
+    stored_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
 
 
 def is_verifier(password: str) -> bool:
-    """`SCRAM-SHA-256$…` in place of a plain password."""
-    return _VERIFIER.fullmatch(password) is not None
+    """`SCRAM-SHA-256$…` in place of a plain password. A malformed one is none, as PostgreSQL sees it."""
+    if not password.startswith("SCRAM-SHA-256$"):
+        return False
+    try:
+        parse_verifier(password)
+    except ValueError:
+        return False
+    return True
 
 
+def is_md5(secret: str) -> bool:
+    """`md5…` in place of a plain password."""
+    return _MD5.fullmatch(secret) is not None
+
+
+def is_plain(secret: str) -> bool:
+    """Neither a verifier nor an md5 hash."""
+    return not is_verifier(secret) and not is_md5(secret)
+
+
+@functools.lru_cache(maxsize=1024)
 def parse_verifier(text: str) -> Verifier:
     """Raises ValueError."""
     match = _VERIFIER.fullmatch(text)
@@ -61,7 +114,7 @@ def parse_verifier(text: str) -> Verifier:
         raise ValueError("not a SCRAM-SHA-256 verifier")
     iterations, salt, stored_key, server_key = match.groups()
     try:
-        return Verifier(
+        verifier = Verifier(
             max(1, int(iterations)),
             base64.b64decode(salt, validate=True),
             base64.b64decode(stored_key, validate=True),
@@ -69,49 +122,121 @@ def parse_verifier(text: str) -> Verifier:
         )
     except binascii.Error as error:
         raise ValueError("not a SCRAM-SHA-256 verifier") from error
+    if len(verifier.stored_key) != KEY_BYTES or len(verifier.server_key) != KEY_BYTES:
+        raise ValueError("not a SCRAM-SHA-256 verifier")
+    return verifier
 
 
 def build_verifier(password: str, salt: bytes | None = None, iterations: int = ITERATIONS) -> Verifier:
     """What a server keeps of `password`; a new salt if none is given."""
     salt = secrets.token_bytes(SALT_BYTES) if salt is None else salt
-    salted = _salted(saslprep(password).encode("utf-8", "surrogateescape"), salt, iterations)
+    salted = _salted(_bytes(saslprep(password)), salt, iterations)
     return Verifier(iterations, salt, hashlib.sha256(_mac(salted, b"Client Key")).digest(), _mac(salted, b"Server Key"))
 
 
 def mock_verifier(user: str) -> Verifier:
     """For a user that does not exist: no password matches it."""
-    salt = _mac(_MOCK_SECRET, user.encode("utf-8", "surrogateescape"))[:SALT_BYTES]
-    return Verifier(ITERATIONS, salt, secrets.token_bytes(32), secrets.token_bytes(32))
+    salt = _mac(_Salts.key, b"user " + _bytes(user))[:SALT_BYTES]
+    return Verifier(ITERATIONS, salt, secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES))
 
 
-def md5_response(user: str, password: str, salt: bytes) -> bytes:
-    """Answer to AuthenticationMD5Password."""
-    inner = hashlib.md5(_bytes(password) + _bytes(user)).hexdigest()
-    return b"md5" + hashlib.md5(inner.encode() + salt).hexdigest().encode()
+def verifier_of(user: str, secret: str | None) -> Verifier:
+    """Of a verifier, of a plain password, or one that nothing matches."""
+    if not secret or is_md5(secret):
+        # An empty password would let anybody in who leaves it out; PostgreSQL does not accept it either.
+        return mock_verifier(user)
+    if is_verifier(secret):
+        return parse_verifier(secret)
+    return _known_verifier(user, secret)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_verifier(user: str, password: str) -> Verifier:
+    """The same salt at each attempt, as if a verifier were kept, and one that changes with the password. Anybody may
+    see it, so that it must tell nothing of the password: hence the secret key."""
+    digest = hashlib.sha256(_bytes(password)).digest()
+    return build_verifier(password, _mac(_Salts.key, b"password " + digest + _bytes(user))[:SALT_BYTES])
+
+
+def md5_secret(user: str, secret: str) -> str:
+    """The md5 form of a plain password; an md5 secret as it is."""
+    return secret if is_md5(secret) else "md5" + hashlib.md5(_bytes(secret) + _bytes(user)).hexdigest()
+
+
+def md5_response(user: str, secret: str, salt: bytes) -> bytes:
+    """Answer to AuthenticationMD5Password. `secret` is plain or md5."""
+    return b"md5" + hashlib.md5(md5_secret(user, secret)[3:].encode() + salt).hexdigest().encode()
+
+
+def is_password(user: str, secret: str | None, given: str) -> bool:
+    """Does `given`, in plain text, prove `secret` of any form? An unknown user (None) and an empty password never do.
+
+    With a verifier it takes the processor time of its iterations, once for each password that is given.
+    """
+    if not secret or not given:
+        return False
+    if is_verifier(secret):
+        verifier = parse_verifier(secret)
+        if verifier.iterations > ITERATIONS_MAX:
+            return False
+        of_given = build_verifier(given, verifier.salt, verifier.iterations)
+        return hmac.compare_digest(of_given.stored_key, verifier.stored_key)
+    if is_md5(secret):
+        return hmac.compare_digest(md5_secret(user, given) if not is_md5(given) else "", secret)
+    return hmac.compare_digest(_bytes(given), _bytes(secret))
+
+
+def common_name(certificate: Mapping[str, Any] | None) -> str:
+    """Common name of a client's certificate in the form of `ssl.SSLSocket.getpeercert()`; empty if it has none, or
+    several, which no rule says how to read."""
+    names = [value for part in (certificate or {}).get("subject", ()) for key, value in part if key == "commonName"]
+    return names[0] if len(names) == 1 else ""
 
 
 class ScramServer:
-    """The verifying side. `respond` to the client's first and last message, in this order."""
+    """The verifying side. `respond` to the client's first and last message, in this order.
 
-    def __init__(self, verifier: Verifier) -> None:
+    `binding` is the tls-server-end-point hash of the certificate shown to this client; empty: no TLS, or none that can
+    be bound to.
+    """
+
+    def __init__(self, verifier: Verifier, binding: bytes = b"") -> None:
         self._verifier = verifier
+        self._binding = binding
         self._first_bare = ""
         self._server_first = ""
-        self._gs2_header = ""
+        self._channel = b""
         self._nonce = ""
+        self.keys: ScramKeys | None = None
+        """Won when the proof was right."""
 
-    def respond_first(self, data: bytes) -> bytes:
+    @property
+    def mechanisms(self) -> list[str]:
+        """What is offered, the best first."""
+        return [MECHANISM_PLUS, MECHANISM] if self._binding else [MECHANISM]
+
+    def respond_first(self, data: bytes, mechanism: str = MECHANISM) -> bytes:
         """SASLInitialResponse's data to SASLContinue's."""
+        if mechanism not in self.mechanisms:
+            raise ProtocolViolation("client", "a SASL mechanism that was not offered")
         text = _utf8("client", data)
         flag, _, rest = text.partition(",")
         if flag.startswith("p="):
-            raise ProtocolViolation("client", "SCRAM: channel binding was not offered")
-        if flag not in ("n", "y"):
+            if mechanism != MECHANISM_PLUS:
+                raise ProtocolViolation("client", "SCRAM: binds a channel with a mechanism that does not")
+            if flag[2:] != BINDING_TYPE:
+                raise ProtocolViolation("client", "SCRAM: a type of channel binding that was not offered")
+        elif flag not in ("n", "y"):
             raise ProtocolViolation("client", "SCRAM: malformed first message")
+        elif mechanism == MECHANISM_PLUS:
+            raise ProtocolViolation("client", "SCRAM: chose channel binding and did not bind")
+        elif flag == "y" and self._binding:
+            # It did not see our offer: somebody in between removed it (RFC 5802, section 6).
+            raise ProtocolViolation("client", "SCRAM: thinks that channel binding was not offered, but it was")
         authzid, comma, bare = rest.partition(",")
         if not comma or authzid:
             raise ProtocolViolation("client", "SCRAM: an authorization identity is not supported")
-        self._gs2_header = f"{flag},{authzid},"
+        self._channel = f"{flag},{authzid},".encode() + (self._binding if mechanism == MECHANISM_PLUS else b"")
         attributes = bare.split(",")
         if len(attributes) < 2 or attributes[0][:2] != "n=" or attributes[1][:2] != "r=" or len(attributes[1]) < 3:
             raise ProtocolViolation("client", "SCRAM: malformed first message")
@@ -128,50 +253,76 @@ class ScramServer:
         attributes = without_proof.split(",")
         if not comma or len(attributes) < 2 or attributes[0][:2] != "c=" or attributes[1][:2] != "r=":
             raise ProtocolViolation("client", "SCRAM: malformed last message")
-        if attributes[0][2:] != _b64(self._gs2_header.encode()):
+        if not hmac.compare_digest(attributes[0][2:].encode(), _b64(self._channel).encode()):
             raise ProtocolViolation("client", "SCRAM: channel binding does not match")
-        if not hmac.compare_digest(attributes[1][2:], self._nonce):
+        if not hmac.compare_digest(attributes[1][2:].encode(), self._nonce.encode()):
             raise ProtocolViolation("client", "SCRAM: nonce does not match")
         proof = _unb64("client", proof_text)
         message = f"{self._first_bare},{self._server_first},{without_proof}".encode()
         signature = _mac(self._verifier.stored_key, message)
         if len(proof) != len(signature):
             raise ProtocolViolation("client", "SCRAM: malformed proof")
-        client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+        client_key = _xor(proof, signature)
         if not hmac.compare_digest(hashlib.sha256(client_key).digest(), self._verifier.stored_key):
             raise WrongPassword
+        self.keys = ScramKeys(client_key, self._verifier.server_key, self._verifier.salt, self._verifier.iterations)
         return b"v=" + _b64(_mac(self._verifier.server_key, message)).encode()
 
 
-class ScramClient:
-    """The proving side."""
+class OtherVerifier(Exception):
+    """The server keeps another verifier than the one the keys were won with. Expected; the login says what to do."""
 
-    def __init__(self, password: str) -> None:
-        self._password = saslprep(password).encode("utf-8", "surrogateescape")
+
+class ScramClient:
+    """The proving side, by plain password or by keys.
+
+    `offered` are the server's mechanisms, `binding` the tls-server-end-point hash of its certificate (empty: no TLS, or
+    none that can be bound to).
+    """
+
+    def __init__(self, secret: str | ScramKeys, offered: tuple[str, ...] = (MECHANISM,), binding: bytes = b"") -> None:
+        self._secret = secret
         self._nonce = _b64(secrets.token_bytes(NONCE_BYTES))
         self._first_bare = f"n=,r={self._nonce}"
         self._server_signature = b""
+        if binding and MECHANISM_PLUS in offered:
+            self.mechanism = MECHANISM_PLUS
+            self._gs2_header = f"p={BINDING_TYPE},,"
+            self._channel = self._gs2_header.encode() + binding
+        else:
+            self.mechanism = MECHANISM
+            self._gs2_header = "y,," if binding else "n,,"
+            self._channel = self._gs2_header.encode()
 
     def first(self) -> bytes:
-        return f"n,,{self._first_bare}".encode()
+        return f"{self._gs2_header}{self._first_bare}".encode()
 
     def last(self, data: bytes) -> bytes:
-        """SASLContinue's data to SASLResponse's."""
+        """SASLContinue's data to SASLResponse's. Raises OtherVerifier if the keys do not fit."""
         text = _utf8("server", data)
-        parts = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-        nonce, salt, iterations = parts.get("r", ""), parts.get("s", ""), parts.get("i", "")
+        match = _SERVER_FIRST.fullmatch(text)
+        if match is None:
+            raise ProtocolViolation("server", "SCRAM: malformed first message")
+        nonce, salt, iterations = match[1], _unb64("server", match[2]), int(match[3])
         if not nonce.startswith(self._nonce) or nonce == self._nonce:
             raise ProtocolViolation("server", "SCRAM: nonce does not match")
-        if not iterations.isdigit() or len(iterations) > 9 or not 1 <= int(iterations) <= ITERATIONS_MAX:
+        if not 1 <= iterations <= ITERATIONS_MAX:
             raise ProtocolViolation("server", "SCRAM: iteration count out of range")
-        salted = _salted(self._password, _unb64("server", salt), int(iterations))
-        client_key = _mac(salted, b"Client Key")
-        without_proof = f"c={_b64(b'n,,')},r={nonce}"
+        client_key, server_key = self._keys(salt, iterations)
+        without_proof = f"c={_b64(self._channel)},r={nonce}"
         message = f"{self._first_bare},{text},{without_proof}".encode()
         signature = _mac(hashlib.sha256(client_key).digest(), message)
-        self._server_signature = _mac(_mac(salted, b"Server Key"), message)
-        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
-        return f"{without_proof},p={_b64(proof)}".encode()
+        self._server_signature = _mac(server_key, message)
+        return f"{without_proof},p={_b64(_xor(client_key, signature))}".encode()
+
+    def _keys(self, salt: bytes, iterations: int) -> tuple[bytes, bytes]:
+        """ClientKey and ServerKey."""
+        if isinstance(self._secret, ScramKeys):
+            if self._secret.salt != salt or self._secret.iterations != iterations:
+                raise OtherVerifier
+            return self._secret.client_key, self._secret.server_key
+        salted = _salted(_bytes(saslprep(self._secret)), salt, iterations)
+        return _mac(salted, b"Client Key"), _mac(salted, b"Server Key")
 
     def check(self, data: bytes) -> None:
         """SASLFinal's data: the server knows the password too. Raises ProtocolViolation."""
@@ -223,6 +374,10 @@ def _is_prohibited(c: str) -> bool:
 
 def _mac(key: bytes, data: bytes) -> bytes:
     return hmac.digest(key, data, "sha256")
+
+
+def _xor(left: bytes, right: bytes) -> bytes:
+    return (int.from_bytes(left, "big") ^ int.from_bytes(right, "big")).to_bytes(len(left), "big")
 
 
 def _bytes(text: str) -> bytes:

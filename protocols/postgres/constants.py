@@ -23,6 +23,9 @@ STARTUP_BYTES_MAX: Final = 10_000
 AUTH_MESSAGE_BYTES_MAX: Final = 65_535
 """Longest message of a client in an authentication: PG_MAX_AUTH_TOKEN_LENGTH in libpq/auth.h."""
 
+SASL_MESSAGE_BYTES_MAX: Final = 1024
+"""Longest SASL message of a client: PG_MAX_SASL_MESSAGE_LENGTH in libpq/sasl.h."""
+
 LOGIN_MESSAGE_BYTES_MAX: Final = 1024 * 1024
 """Longest message of a server in a login. ErrorResponse and ParameterStatus are far shorter; ours."""
 

@@ -20,12 +20,13 @@ class Framer:
     def receive(self, data: bytes) -> None:
         self._buffer += data
 
-    def next_message(self) -> bytes | None:
-        """The next whole message; None until more bytes are there. Raises ProtocolViolation."""
+    def next_message(self, bytes_max: int | None = None) -> bytes | None:
+        """The next whole message; None until more bytes are there. `bytes_max` bounds this one only, instead of the
+        framer's own bound. Raises ProtocolViolation."""
         if len(self._buffer) < 5:
             return None
         size = int.from_bytes(self._buffer[1:5], "big")
-        if size < 4 or size > self._bytes_max:
+        if size < 4 or size > (self._bytes_max if bytes_max is None else bytes_max):
             raise ProtocolViolation(
                 self._peer, f"message of type 0x{self._buffer[0]:02x} with invalid length {size} in a login or exchange"
             )

@@ -12,24 +12,10 @@ refused, so that it does not depend on the answer.
 from __future__ import annotations
 
 import enum
-import hashlib
-import hmac
 from collections.abc import Sequence
 from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
-from protocols.postgres.auth import (
-    MECHANISM,
-    ScramClient,
-    ScramServer,
-    Verifier,
-    WrongPassword,
-    build_verifier,
-    is_verifier,
-    md5_response,
-    mock_verifier,
-    parse_verifier,
-)
 from protocols.postgres.constants import (
     AUTH_MESSAGE_BYTES_MAX,
     CANCEL_REQUEST_CODE,
@@ -38,7 +24,6 @@ from protocols.postgres.constants import (
     PROTOCOL_3_0,
     SQLSTATE_FEATURE_NOT_SUPPORTED,
     SQLSTATE_INVALID_AUTHORIZATION,
-    SQLSTATE_INVALID_PASSWORD,
     SQLSTATE_PROTOCOL_VIOLATION,
     SSL_REQUEST_CODE,
     STARTUP_BYTES_MAX,
@@ -50,10 +35,7 @@ from protocols.postgres.messages import (
     build_error,
     build_negotiate_protocol_version,
     build_parameter_status,
-    build_password,
     build_ready,
-    build_sasl_initial,
-    build_sasl_response,
     build_startup,
     parse_authentication,
     parse_backend_key,
@@ -61,14 +43,17 @@ from protocols.postgres.messages import (
     parse_error,
     parse_negotiate_protocol_version,
     parse_parameter_status,
-    parse_sasl_initial,
     parse_startup_parameters,
 )
+from protocols.postgres.proof import AUTH_OK, METHODS, ClientProof, Refused, ServerProof
 from protocols.wire import (
+    CLEAR,
     BackendFacts,
     BackendReady,
     BackendRefused,
     CancelRequested,
+    Channel,
+    Credential,
     CredentialWanted,
     ErrorReply,
     LoginFact,
@@ -76,16 +61,6 @@ from protocols.wire import (
     LoginRefused,
     Startup,
 )
-
-# Kinds of Authentication messages.
-AUTH_OK: Final = 0
-AUTH_CLEARTEXT: Final = 3
-AUTH_MD5: Final = 5
-AUTH_SASL: Final = 10
-AUTH_SASL_CONTINUE: Final = 11
-AUTH_SASL_FINAL: Final = 12
-
-METHODS: Final = frozenset({"trust", "scram-sha-256"})
 
 _OFF: Final = frozenset({"off", "false", "no", "0", "f", "fa", "fal", "fals", "n", "of"})
 
@@ -97,8 +72,8 @@ class Phase(enum.Enum):
     """Its first packet, or the next one after a refused encryption, is awaited."""
     CREDENTIAL = "credential"
     """The shell looks the user up."""
-    FIRST_PROOF = "first proof"
-    LAST_PROOF = "last proof"
+    PROOF = "proof"
+    """The client has been asked to prove who it is."""
     PROVEN = "proven"
     """The shell looks for a backend."""
     ENDED = "ended"
@@ -117,7 +92,7 @@ class PostgresClientLogin:
         self._phase = Phase.START
         self._refused_encryptions: set[int] = set()
         self._startup: Startup | None = None
-        self._scram: ScramServer | None = None
+        self._proof: ClientProof | None = None
 
     def receive(self, data: bytes) -> Sequence[LoginFact]:
         """Take bytes of the client. Raises ProtocolViolation. Any cut of the stream gives the same facts."""
@@ -129,11 +104,11 @@ class PostgresClientLogin:
                 if packet is None:
                     break
                 facts += self._take_packet(packet)
-            elif self._phase in (Phase.FIRST_PROOF, Phase.LAST_PROOF):
-                message = self._framer.next_message()
-                if message is None:
+            elif self._phase is Phase.PROOF:
+                more = self._next_proof()
+                if more is None:
                     break
-                facts += self._take_proof(message)
+                facts += more
             else:
                 # What comes now waits in the framer: it is the session's, or nobody's.
                 break
@@ -149,20 +124,21 @@ class PostgresClientLogin:
         """Bytes that came after the login's end and belong to the session."""
         return self._framer.take_unread()
 
-    def give_credential(self, password: str | None, secret: str | None = None) -> Sequence[LoginFact]:
+    def give_credential(
+        self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
+    ) -> Sequence[LoginFact]:
         """See `wire.ClientLogin`. `secret` is the password's other name and is used if `password` is None."""
         if self._phase is not Phase.CREDENTIAL or self._startup is None:
             raise IllegalUse("give_credential without CredentialWanted")
         known = password if password is not None else secret
-        if self._method == "trust":
-            if known is None:
-                text = f'user "{self._startup.user}" is not known here'
-                return self._refuse("FATAL", SQLSTATE_INVALID_AUTHORIZATION, text)
-            self._phase = Phase.PROVEN
-            return [LoginProven(self._startup)]
-        self._scram = ScramServer(_verifier(self._startup.user, known))
-        self._output += build_authentication(AUTH_SASL, MECHANISM.encode() + b"\0\0")
-        self._phase = Phase.FIRST_PROOF
+        self._proof = ClientProof(self._startup.user, method or self._method, known, channel)
+        try:
+            self._output += self._proof.begin()
+        except Refused as refused:
+            return self._refuse("FATAL", refused.sqlstate, refused.text)
+        if self._proof.is_complete:
+            return self._proven()
+        self._phase = Phase.PROOF
         # A client that did not wait for the question has nothing to prove with.
         return self.receive(b"")
 
@@ -225,28 +201,25 @@ class PostgresClientLogin:
 
     # --- proofs ---------------------------------------------------------------------------------------------------
 
-    def _take_proof(self, message: bytes) -> Sequence[LoginFact]:
-        assert self._scram is not None
-        assert self._startup is not None
-        if message[:1] != b"p":
-            text = f"expected SASL response, got message type 0x{message[0]:02x}"
-            return self._refuse("FATAL", SQLSTATE_PROTOCOL_VIOLATION, text)
+    def _next_proof(self) -> Sequence[LoginFact] | None:
+        """Take the client's next message; None until it is there."""
+        assert self._proof is not None
         try:
-            if self._phase is Phase.FIRST_PROOF:
-                mechanism, data = parse_sasl_initial(message)
-                if mechanism != MECHANISM:
-                    raise ProtocolViolation("client", "a SASL mechanism that was not offered")
-                self._output += build_authentication(AUTH_SASL_CONTINUE, self._scram.respond_first(data))
-                self._phase = Phase.LAST_PROOF
-                return []
-            self._output += build_authentication(AUTH_SASL_FINAL, self._scram.respond_last(message[5:]))
-        except WrongPassword:
-            text = f'password authentication failed for user "{self._startup.user}"'
-            return self._refuse("FATAL", SQLSTATE_INVALID_PASSWORD, text)
+            message = self._framer.next_message(self._proof.bytes_max)
+            if message is None:
+                return None
+            self._output += self._proof.take(message)
         except ProtocolViolation as violation:
             return self._refuse("FATAL", SQLSTATE_PROTOCOL_VIOLATION, violation.text)
+        except Refused as refused:
+            return self._refuse("FATAL", refused.sqlstate, refused.text)
+        return self._proven() if self._proof.is_complete else ()
+
+    def _proven(self) -> Sequence[LoginFact]:
+        assert self._startup is not None
+        assert self._proof is not None
         self._phase = Phase.PROVEN
-        return [LoginProven(self._startup)]
+        return [LoginProven(self._startup, self._proof.credential)]
 
     def _refuse(self, severity: str, sqlstate: str, text: str) -> Sequence[LoginFact]:
         self._phase = Phase.ENDED
@@ -254,28 +227,13 @@ class PostgresClientLogin:
         return [LoginRefused(text)]
 
 
-def _verifier(user: str, password: str | None) -> Verifier:
-    """Of a verifier, of a plain password, or one that nothing matches."""
-    if not password:
-        # An empty password would let anybody in who leaves it out; PostgreSQL does not accept it either.
-        return mock_verifier(user)
-    if is_verifier(password):
-        return parse_verifier(password)
-    # The same salt at each attempt, as if a verifier were kept. Its processor time is that of one login.
-    salt = hmac.digest(hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest(), user.encode(), "sha256")
-    return build_verifier(password, salt[:16])
-
-
 class PostgresServerLogin:
     """A login at an engine: `wire.Login`. The first packet is in the output from the start."""
 
-    def __init__(self, startup: Startup, password: str | None) -> None:
-        self._startup = startup
-        self._password = password
+    def __init__(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> None:
+        self._proof = ServerProof(startup.user, password, binding)
         self._framer = Framer("server", LOGIN_MESSAGE_BYTES_MAX)
         self._output = bytearray(build_startup(startup.user, startup.database, startup.parameters))
-        self._scram: ScramClient | None = None
-        self._is_scram_checked = False
         self._is_authenticated = False
         self._is_ended = False
         self._parameters: dict[str, str] = {}
@@ -342,35 +300,11 @@ class PostgresServerLogin:
     def _take_authentication(self, message: bytes) -> LoginFact | None:
         kind, data = parse_authentication(message)
         if kind == AUTH_OK:
-            if self._scram is not None and not self._is_scram_checked:
-                raise ProtocolViolation("server", "SCRAM: the server did not prove that it knows the password")
+            self._proof.check_end()
             self._is_authenticated = True
             return None
-        if kind in (AUTH_SASL_CONTINUE, AUTH_SASL_FINAL):
-            if self._scram is None:
-                raise ProtocolViolation("server", "SCRAM: a continuation without a beginning")
-            if kind == AUTH_SASL_CONTINUE:
-                self._output += build_sasl_response(self._scram.last(data))
-            else:
-                self._scram.check(data)
-                self._is_scram_checked = True
-            return None
-        if kind not in (AUTH_CLEARTEXT, AUTH_MD5, AUTH_SASL):
-            text = f"the server asks for an authentication (kind {kind}) that Turnout does not know"
-            return BackendRefused(SQLSTATE_INVALID_AUTHORIZATION, SQLSTATE_INVALID_AUTHORIZATION, text)
-        if self._password is None or is_verifier(self._password):
-            text = f'the server asks for the password of user "{self._startup.user}", and Turnout does not have it'
-            return BackendRefused(SQLSTATE_INVALID_PASSWORD, SQLSTATE_INVALID_PASSWORD, text)
-        if kind == AUTH_SASL:
-            if MECHANISM.encode() not in data.split(b"\0"):
-                text = "the server offers no SASL mechanism that Turnout knows"
-                return BackendRefused(SQLSTATE_INVALID_AUTHORIZATION, SQLSTATE_INVALID_AUTHORIZATION, text)
-            self._scram = ScramClient(self._password)
-            self._output += build_sasl_initial(MECHANISM, self._scram.first())
-        elif kind == AUTH_MD5:
-            if len(data) != 4:
-                raise ProtocolViolation("server", "AuthenticationMD5Password without a salt of four bytes")
-            self._output += build_password(md5_response(self._startup.user, self._password, data))
-        else:
-            self._output += build_password(self._password.encode("utf-8", "surrogateescape"))
+        try:
+            self._output += self._proof.take(kind, data)
+        except Refused as refused:
+            return BackendRefused(refused.sqlstate, refused.sqlstate, refused.text)
         return None

@@ -5,9 +5,11 @@ A parser is given a whole message with its header and trusts nothing in it; `pee
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from protocols.errors import Peer, ProtocolViolation
 from protocols.postgres.constants import (
@@ -154,6 +156,14 @@ def build_password(password: bytes) -> bytes:
     return build(b"p", password + b"\0")
 
 
+def parse_password(message: bytes) -> bytes:
+    """PasswordMessage: one text, and nothing behind it."""
+    reader = Reader("client", "PasswordMessage", message[5:])
+    password = reader.text()
+    reader.finish()
+    return password
+
+
 def build_sasl_initial(mechanism: str, data: bytes) -> bytes:
     """SASLInitialResponse."""
     return build(b"p", mechanism.encode() + b"\0" + struct.pack(">i", len(data)) + data)
@@ -164,7 +174,7 @@ def parse_sasl_initial(message: bytes) -> tuple[str, bytes]:
     reader = Reader("client", "SASLInitialResponse", message[5:])
     mechanism = readable(reader.text())
     size = reader.int32()
-    data = reader.take(size) if size >= 0 else b""
+    data = b"" if size == -1 else reader.take(size)
     reader.finish()
     return mechanism, data
 
@@ -284,6 +294,9 @@ def parse_data_row(message: bytes) -> list[bytes | None]:
     return row
 
 
+_SQLSTATE: Final = re.compile(r"[0-9A-Z]{5}")
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorFields:
     """ErrorResponse or NoticeResponse. Fields by their letter, as bytes of the session's encoding."""
@@ -297,7 +310,9 @@ class ErrorFields:
 
     @property
     def sqlstate(self) -> str:
-        return readable(self.fields.get("C", b"XX000"))
+        """XX000 where the server told none, or something that is none."""
+        said = readable(self.fields.get("C", b""))
+        return said if _SQLSTATE.fullmatch(said) else "XX000"
 
     @property
     def message(self) -> str:

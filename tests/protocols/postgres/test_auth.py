@@ -60,7 +60,7 @@ def test_a_known_exchange_of_rfc_7677() -> None:
     verifier = build_verifier("pencil", SALT, 4096)
     server = ScramServer(verifier)
     server._first_bare = "n=user,r=rOprNGfwEbeRWgbNEkqO"
-    server._gs2_header = "n,,"
+    server._channel = b"n,,"
     server._nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
     server._server_first = f"r={server._nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
     last = f"c=biws,r={server._nonce},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
@@ -144,7 +144,7 @@ def test_what_is_no_verifier_is_a_password(text: str) -> None:
 
 
 def test_a_verifier_that_does_not_decode_is_refused() -> None:
-    assert is_verifier("SCRAM-SHA-256$4096:A$A:A")
+    assert not is_verifier("SCRAM-SHA-256$4096:A$A:A")
     with pytest.raises(ValueError):
         parse_verifier("SCRAM-SHA-256$4096:A$A:A")
 

@@ -234,7 +234,9 @@ def test_the_right_password_is_proven(password: str) -> None:
     client = login("scram-sha-256")
     client.receive(startup_packet(user="a"))
     assert client.give_credential(password) == []
-    assert prove(client, password) == [LoginProven(Startup("a", "a"))]
+    (fact,) = prove(client, password)
+    assert isinstance(fact, LoginProven)
+    assert fact.startup == Startup("a", "a")
     output = client.accept(FACTS)
     assert tags(output) == "RSSKZ"
     assert output.startswith(build_authentication(0))
@@ -281,12 +283,24 @@ def test_a_malformed_proof_ends_the_login(message: bytes) -> None:
     assert refusal(client.take_output())[0] == "08P01"
 
 
-def test_a_long_proof_is_a_violation_before_it_is_there() -> None:
-    client = login("scram-sha-256")
+@pytest.mark.parametrize(("method", "longest"), [("scram-sha-256", 1024), ("md5", 65_535), ("password", 65_535)])
+@pytest.mark.parametrize("excess", [1, 2**24, 2**31 - 65_535, 2**32 - 1 - 65_535])
+def test_a_long_proof_is_refused_before_it_is_there(method: str, longest: int, excess: int) -> None:
+    """field-notes: Oversized/partial startup packet, long password, missing SQLSTATE, length overflow"""
+    client = login(method)
     client.receive(startup_packet(user="a"))
     client.give_credential("secret")
-    with pytest.raises(ProtocolViolation, match="invalid length"):
-        client.receive(b"p" + (2**24).to_bytes(4, "big"))
+    client.take_output()
+    assert client.receive(b"p" + longest.to_bytes(4, "big")) == []
+    client = login(method)
+    client.receive(startup_packet(user="a"))
+    client.give_credential("secret")
+    client.take_output()
+    (fact,) = client.receive(b"p" + (longest + excess).to_bytes(4, "big"))
+    assert isinstance(fact, LoginRefused)
+    sqlstate, text = refusal(client.take_output())
+    assert sqlstate == "08P01"
+    assert "invalid length" in text
 
 
 def test_what_a_client_pipelines_behind_its_login_is_the_sessions() -> None:
@@ -311,7 +325,7 @@ def test_steps_out_of_order_are_our_own_mistakes() -> None:
     with pytest.raises(IllegalUse):
         login().accept(FACTS)
     with pytest.raises(IllegalUse):
-        login("md5")
+        login("caching_sha2_password")
 
 
 def test_a_login_can_be_refused_in_any_phase() -> None:
@@ -393,7 +407,8 @@ def test_a_negotiated_version_is_no_answer_yet() -> None:
 
 @pytest.mark.parametrize("kind", [3, 5, 10])
 def test_a_verifier_cannot_prove_anything_to_an_engine(kind: int) -> None:
-    for password in (None, "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA"):
+    key = "A" * 43 + "="
+    for password in (None, f"SCRAM-SHA-256$4096:AAAA${key}:{key}"):
         made = engine_login(password)
         (fact,) = made.receive(build_authentication(kind, b"SCRAM-SHA-256\0\0" if kind == 10 else b"salt"))
         assert isinstance(fact, BackendRefused)

@@ -18,13 +18,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
 
 from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
 from proxy.errors import ConfigError
+from proxy.tls import TlsMode, TlsProblem, engine_tls, listener_tls
 
 __all__ = [
     "AdminConfig",
@@ -54,6 +55,9 @@ RELOADABLE = {"reload": True}
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
+
+
+_AnyTable = TypeVar("_AnyTable", bound=_Table)
 
 
 class Secret(_Table, frozen=True, kw_only=True):
@@ -86,6 +90,22 @@ class ListenerConfig(_Table, frozen=True, kw_only=True):
     """Protocol spoken on this port."""
     listen: str
     """Address and port for clients."""
+    client_tls_sslmode: TlsMode = "disable"
+    """TLS with clients. `disable`: not offered. `allow`, `prefer`: a client that asks for it gets it. `require`: a client
+    must use it. `verify-ca`, `verify-full`: and must show a certificate that the CA file vouches for. A CancelRequest may
+    always come without."""
+    client_tls_cert_file: str = ""
+    """Certificate, and what leads from it to the CA, in PEM form; relative to the config file. Read again at each reload,
+    like the other files."""
+    client_tls_key_file: str = ""
+    """Its private key; empty: in the same file."""
+    client_tls_ca_file: str = ""
+    """CA certificates that vouch for clients. Below `verify-ca` a client may show no certificate, but none that is not
+    vouched for."""
+    client_tls_protocols: str = "secure"
+    """Versions of TLS: `secure` (1.2 and 1.3), `tlsv1.2`, `tlsv1.3`."""
+    client_tls_ciphers: str = "default"
+    """Ciphers of TLS 1.2 as OpenSSL lists them; `default`: OpenSSL's choice."""
 
 
 class LogConfig(_Table, frozen=True, kw_only=True):
@@ -138,6 +158,21 @@ class EngineConfig(_Table, frozen=True, kw_only=True):
     """What it is when Turnout first starts; from then on the engine itself is asked."""
     login: EngineLogin | None = None
     """Account for the clients' backends; default: the client's own user and password."""
+    server_tls_sslmode: Annotated[TlsMode, Meta(extra=RELOADABLE)] = "prefer"
+    """TLS with this server, with the meanings of libpq's sslmode: `disable`, `allow` (only where the server refuses to go
+    without), `prefer` (where the server has it), `require`, `verify-ca` (the CA file vouches for the server),
+    `verify-full` (and its certificate has the name in `address`). PostgreSQL only."""
+    server_tls_ca_file: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """CA certificates that vouch for the server, in PEM form; relative to the config file. With one, `require` means
+    `verify-ca`, as in libpq. Read again at each reload, like the other files."""
+    server_tls_cert_file: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """Certificate to show to the server."""
+    server_tls_key_file: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """Its private key; empty: in the same file."""
+    server_tls_protocols: Annotated[str, Meta(extra=RELOADABLE)] = "secure"
+    """Versions of TLS: `secure` (1.2 and 1.3), `tlsv1.2`, `tlsv1.3`."""
+    server_tls_ciphers: Annotated[str, Meta(extra=RELOADABLE)] = "default"
+    """Ciphers of TLS 1.2 as OpenSSL lists them; `default`: OpenSSL's choice."""
 
 
 class SwitchConfig(_Table, frozen=True, kw_only=True):
@@ -288,9 +323,10 @@ def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Confi
     config = msgspec.convert(checked, Config)
     _check_meaning(config, problems)
     problems.raise_any()
-    resolved = _Resolver(problems, os.environ if environ is None else environ).resolve(config)
+    resolved = _with_paths(_Resolver(problems, os.environ if environ is None else environ).resolve(config), path)
+    _check_tls(resolved, problems)
     problems.raise_any()
-    return _with_paths(resolved, path)
+    return resolved
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -660,6 +696,25 @@ def _check_ports(config: Config, problems: _Problems) -> None:
         )
 
 
+def _check_tls(config: Config, problems: _Problems) -> None:
+    """Make every context once: what is wrong with a certificate is told now, not to the first client."""
+    for index, listener in enumerate(config.listener):
+        at: KeyPath = ("listener", index)
+        if listener.protocol != "postgresql" and listener.client_tls_sslmode != "disable":
+            problems.add((*at, "client_tls_sslmode"), "is for postgresql only")
+            continue
+        try:
+            listener_tls(listener)
+        except TlsProblem as problem:
+            problems.add((*at, f"client_tls_{problem.key}"), problem.text)
+    for name, service in config.service.items():
+        for engine_name, engine in service.engine.items():
+            try:
+                engine_tls(engine, service.protocol)
+            except TlsProblem as problem:
+                problems.add(("service", name, "engine", engine_name, f"server_tls_{problem.key}"), problem.text)
+
+
 def _is_wildcard(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_unspecified
@@ -769,7 +824,7 @@ def _origin(secret: Secret) -> str:
 
 
 def _with_paths(config: Config, path: Path) -> Config:
-    """`state_file` and `runtime_dir` as absolute paths; an empty `runtime_dir` gets its default."""
+    """All paths absolute; an empty `runtime_dir` gets its default."""
     folder = path.absolute().parent
     state_file = folder / config.state_file
     if config.runtime_dir:
@@ -778,7 +833,27 @@ def _with_paths(config: Config, path: Path) -> Config:
         runtime = Path(base) / "turnout"
     else:
         runtime = state_file.parent / f"{state_file.stem}.run"
-    return msgspec.structs.replace(config, state_file=str(state_file), runtime_dir=str(runtime))
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        state_file=str(state_file),
+        runtime_dir=str(runtime),
+        listener=[_with_tls_paths(one, folder) for one in config.listener],
+        service={
+            name: replace(service, engine={key: _with_tls_paths(one, folder) for key, one in service.engine.items()})
+            for name, service in config.service.items()
+        },
+    )
+
+
+def _with_tls_paths(table: _AnyTable, folder: Path) -> _AnyTable:
+    """The files of TLS with absolute paths; those that are not named stay so."""
+    named = {
+        key: str(folder / getattr(table, key))
+        for key in table.__struct_fields__
+        if "_tls_" in key and key.endswith("_file") and getattr(table, key)
+    }
+    return msgspec.structs.replace(table, **named)
 
 
 # --- showing and comparing ----------------------------------------------------------------------------------------

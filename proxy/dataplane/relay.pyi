@@ -1,6 +1,7 @@
+import ssl
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sized
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from protocols.errors import ProtocolViolation
 from protocols.wire import Ledger, Tracker
@@ -33,6 +34,8 @@ class Link:
     fd: int
     sink: Callable[[bytes], None] | None
     lost: str
+    channel_binding: bytes
+    peer_certificate: dict[str, Any] | None
     bytes_in: int
     bytes_out: int
     def __init__(self, loop: AbstractEventLoop, fd: int) -> None: ...
@@ -44,6 +47,19 @@ class Link:
     @property
     def is_open(self) -> bool: ...
     def serve(self) -> None: ...
+    def start_tls(
+        self,
+        context: ssl.SSLContext,
+        *,
+        is_server: bool,
+        hostname: str | None,
+        received: bytes,
+        done: Callable[[str], None],
+    ) -> None: ...
+    @property
+    def is_encrypted(self) -> bool: ...
+    @property
+    def ssl(self) -> ssl.SSLObject | None: ...
     def peek_end(self) -> bool: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...

@@ -14,6 +14,10 @@ was not measured by itself: `bench/relay.py` and `bench/memory.py` tell what the
 
 Back-pressure: while a link has unsent bytes, the link that feeds it is not read. A link is read as long as no reason
 to pause is set; each reason is a bit, so that they cannot undo each other.
+
+TLS stands between a link and its descriptor, and nobody above sees it: what is received is opened at once and as a
+whole, so that bytes to read are always in the kernel, where the reactor sees them; what is sent is sealed last, after
+corking, so that pieces that leave together share a record.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -21,7 +25,9 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from protocols.wire cimport (
     FETCH,
@@ -36,6 +42,7 @@ from protocols.wire cimport (
 )
 
 import os
+from ssl import MemoryBIO, SSLError, SSLWantReadError
 
 from protocols.errors import ProtocolViolation
 
@@ -65,10 +72,17 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t c_recv "recv"(int fd, void* buffer, size_t size, int flags)
     ssize_t c_send "send"(int fd, const void* buffer, size_t size, int flags)
     int c_shutdown "shutdown"(int fd, int how)
+    int SHUT_RD
     int SHUT_WR
     int MSG_NOSIGNAL
     int MSG_PEEK
     int MSG_DONTWAIT
+
+cdef extern from *:
+    """
+    static void turnout_nothing_yet(void) { errno = EAGAIN; }
+    """
+    void nothing_yet "turnout_nothing_yet"() noexcept nogil
 
 cdef enum:
     # Bytes asked of the kernel at once. Larger chunks did not help on loopback; smaller ones cost more calls.
@@ -77,6 +91,12 @@ cdef enum:
     CARRY_BYTES = 64
     # Latency buckets: bucket i counts requests under 2**i microseconds, the last one all longer ones.
     BUCKETS = 26
+    # Longest content of a TLS record (RFC 8446 section 5.1), and the longest record as it is on the wire (5.2; TLS 1.2
+    # allows 2048 more than the content, and a header).
+    RECORD_BYTES = 16384
+    SEALED_RECORD_BYTES = 18437
+    # Most bytes a peer may send before its handshake is complete. OpenSSL bounds each message; this bounds their sum.
+    HANDSHAKE_BYTES_MAX = 262144
     # Links served before the event loop looks at its other work again.
     EVENTS_AT_ONCE = 64
     LOOKS_AT_ONCE = 8
@@ -91,7 +111,13 @@ cdef enum:
 BUCKET_COUNT = BUCKETS
 
 # One buffer for the whole process: a worker has one thread, and nothing below a receive receives again.
-cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES]
+# Behind a chunk there is room for the record that the TLS of a link had begun before it.
+cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES + SEALED_RECORD_BYTES]
+
+# The same for TLS: a chunk as it comes from the kernel, and the content of one record.
+cdef unsigned char SEALED[CHUNK_BYTES]
+cdef unsigned char RECORD[RECORD_BYTES]
+cdef object RECORD_VIEW = PyMemoryView_FromMemory(<char*> RECORD, RECORD_BYTES, PyBUF_WRITE)
 
 
 cdef inline unsigned long long now_ns() noexcept nogil:
@@ -195,6 +221,71 @@ cdef Reactor reactor_of(loop):
     return _reactor
 
 
+cdef class Tls:
+    """The TLS of one link: an `ssl.SSLObject` on two memory BIOs.
+
+    Bound methods are kept, for they are called per chunk; those of the inner object, whose wrapper in Python would
+    cost as much again.
+    """
+
+    cdef:
+        readonly object ssl
+        object _incoming
+        object _outgoing
+        object _take_sealed
+        object _give_sealed
+        object _read
+        object _write
+        # Told once how the handshake ended; None afterwards.
+        object _done
+        bint _is_established
+        Py_ssize_t _handshake_bytes
+        # Unsealed bytes of a corked link.
+        bytearray _plain
+
+    def __init__(self, context, bint is_server, hostname, done):
+        self._incoming = MemoryBIO()
+        self._outgoing = MemoryBIO()
+        self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server, server_hostname=hostname)
+        self._give_sealed = self._incoming.write
+        self._take_sealed = self._outgoing.read
+        self._read = self.ssl._sslobj.read
+        self._write = self.ssl._sslobj.write
+        self._done = done
+
+    cdef Py_ssize_t open_records(self, Link link, unsigned char* into) except -2:
+        """Everything there is to read, like recv(2): its size, 0 at the end, -1 and EAGAIN if it is no whole record.
+
+        What is left is less than a record, so it fits behind the next chunk."""
+        cdef Py_ssize_t have = 0
+        cdef Py_ssize_t got
+        while True:
+            try:
+                got = self._read(RECORD_BYTES, RECORD_VIEW)
+            except SSLWantReadError:
+                break
+            except SSLError as error:
+                link.lost = f"TLS: {error.reason or error}"
+                got = 0
+            if got == 0:
+                # The end, said by the peer or by its mistake. What came before it counts; the kernel tells the rest.
+                if have == 0:
+                    return 0
+                c_shutdown(link.fd, SHUT_RD)
+                break
+            assert have + got <= CHUNK_BYTES + SEALED_RECORD_BYTES, "records are longer than their content"
+            memcpy(into + have, RECORD, got)
+            have += got
+            if self._incoming.pending == 0:
+                break
+        if self._outgoing.pending:
+            link._put_bytes(self._take_sealed())
+        if have == 0:
+            nothing_yet()
+            return -1
+        return have
+
+
 cdef class Link:
     """One connected, non-blocking descriptor: reading, sending, and the bytes that could not be sent yet.
 
@@ -209,11 +300,17 @@ cdef class Link:
         public object sink
         # Why the connection was lost; empty while it is not, and after an orderly end.
         readonly str lost
-        # Bytes received and sent since the beginning.
+        # `tls-server-end-point` of RFC 5929 (a hash of the certificate of the end that is the server), and what the
+        # peer's verified certificate says; set by whoever starts TLS.
+        public bytes channel_binding
+        public object peer_certificate
+        # Bytes received and sent since the beginning; within TLS, its content received and its records sent.
         readonly unsigned long long bytes_in
         readonly unsigned long long bytes_out
         Reactor _reactor
         Relay _relay
+        # None on a clear link.
+        Tls _tls
         bint _is_client
         # What the reactor watches for: EPOLLIN, EPOLLOUT, both, or 0 (not registered at all: a peer that hangs up is
         # reported whatever the interest, and would be again and again).
@@ -231,6 +328,7 @@ cdef class Link:
     def __cinit__(self, loop, int fd):
         self.fd = fd
         self.lost = ""
+        self.channel_binding = b""
         self._out = NULL
 
     def __init__(self, loop, int fd):
@@ -297,7 +395,9 @@ cdef class Link:
             except Exception as error:
                 owner.on_failure(error)
             return 0
-        size = c_recv(self.fd, SCRATCH, CHUNK_BYTES, 0)
+        if self._tls is not None and not self._tls._is_established:
+            return self._shake_hands()
+        size = self._receive(SCRATCH)
         if size < 0:
             if errno == EAGAIN or errno == EINTR:
                 return 0
@@ -309,6 +409,17 @@ cdef class Link:
         self.bytes_in += size
         self._give(PyBytes_FromStringAndSize(<char*> SCRATCH, size))
         return 0
+
+    cdef inline Py_ssize_t _receive(self, unsigned char* into) except -2:
+        """recv(2) of a chunk; `into` has room for CHUNK_BYTES + SEALED_RECORD_BYTES."""
+        cdef Py_ssize_t size
+        if self._tls is None:
+            return c_recv(self.fd, into, CHUNK_BYTES, 0)
+        size = c_recv(self.fd, SEALED, CHUNK_BYTES, 0)
+        if size <= 0:
+            return size
+        self._tls._give_sealed(PyMemoryView_FromMemory(<char*> SEALED, size, PyBUF_READ))
+        return self._tls.open_records(self, into)
 
     cdef int _give(self, bytes data) except -1:
         if self.sink is None:
@@ -324,10 +435,134 @@ cdef class Link:
         """Do what the reactor does when the link is readable. For tests and measurements."""
         self._readable()
 
+    # --- TLS ---
+
+    def start_tls(self, context, *, bint is_server, hostname, bytes received, done):
+        """Speak TLS from now on; `received` came already and belongs to the handshake.
+
+        `done(why)` is called once, perhaps at once: with an empty text when the handshake is complete, else with what
+        went wrong, and the owner closes. What comes behind the handshake goes to the sink after that. Only while the
+        link is part of no relay; what was sent before stays clear.
+        """
+        assert self._tls is None and self._relay is None
+        self._tls = Tls(context, is_server, hostname, done)
+        if received:
+            self._tls._handshake_bytes = PyBytes_GET_SIZE(received)
+            self._tls._give_sealed(received)
+        if received or not is_server:
+            self._step_handshake()
+
+    @property
+    def is_encrypted(self):
+        return self._tls is not None and self._tls._is_established
+
+    @property
+    def ssl(self):
+        """The `ssl.SSLObject`, for what it knows of the peer; None on a clear link."""
+        return self._tls.ssl if self._tls is not None else None
+
+    cdef int _shake_hands(self) except -1:
+        """Bytes of a handshake."""
+        cdef Py_ssize_t size = c_recv(self.fd, SEALED, CHUNK_BYTES, 0)
+        if size < 0:
+            if errno == EAGAIN or errno == EINTR:
+                return 0
+            self.lost = os.strerror(errno)
+        if size <= 0:
+            self._end_handshake(self.lost or "the peer left")
+            return 0
+        self._tls._handshake_bytes += size
+        if self._tls._handshake_bytes > HANDSHAKE_BYTES_MAX:
+            self._end_handshake("the handshake is too long")
+            return 0
+        self._tls._give_sealed(PyMemoryView_FromMemory(<char*> SEALED, size, PyBUF_READ))
+        return self._step_handshake()
+
+    cdef int _step_handshake(self) except -1:
+        cdef Tls tls = self._tls
+        cdef Py_ssize_t size
+        try:
+            tls.ssl.do_handshake()
+        except SSLWantReadError:
+            self._put_bytes(tls._take_sealed())
+            return 0
+        except SSLError as error:
+            # An alert may be among it.
+            self._put_bytes(tls._take_sealed())
+            self._end_handshake(getattr(error, "verify_message", "") or error.reason or str(error))
+            return 0
+        self._put_bytes(tls._take_sealed())
+        tls._is_established = True
+        self._end_handshake("")
+        if self.fd >= 0 and self._relay is None and tls._incoming.pending:
+            size = tls.open_records(self, SCRATCH)
+            if size >= 0:
+                self.bytes_in += size
+                self._give(PyBytes_FromStringAndSize(<char*> SCRATCH, size))
+        return 0
+
+    cdef int _end_handshake(self, str why) except -1:
+        done, self._tls._done = self._tls._done, None
+        if why:
+            self._pause(PAUSED_BY_OWNER)
+        if done is not None:
+            try:
+                done(why)
+            except Exception as error:
+                self._reactor._loop.call_exception_handler({"message": "a link's owner failed", "exception": error})
+        return 0
+
+    cdef int _seal(self, const unsigned char* data, Py_ssize_t size) except -1:
+        """Make records of it and send them; while the link is corked, only note it."""
+        cdef Tls tls = self._tls
+        if self._is_corked:
+            if tls._plain is None:
+                tls._plain = bytearray()
+            tls._plain += (<char*> data)[:size]
+            return 0
+        try:
+            tls._write(PyMemoryView_FromMemory(<char*> data, size, PyBUF_READ))
+        except SSLError as error:
+            self.lost = f"TLS: {error.reason or error}"
+            c_shutdown(self.fd, SHUT_RD)
+            return 0
+        return self._put_bytes(tls._take_sealed())
+
+    cdef int _seal_corked(self) except -1:
+        """What was noted while the link was corked, as few records."""
+        cdef bytes plain = bytes(self._tls._plain)
+        self._tls._plain = None
+        return self._seal(<const unsigned char*> PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+
+    cdef int _end_tls(self) except -1:
+        """Say that no more comes, as far as the kernel takes it at once."""
+        cdef bytes last
+        if not self._tls._is_established or self._out_end > self._out_start:
+            return 0
+        try:
+            self._tls.ssl.unwrap()
+        except SSLError:
+            # It would wait for the peer's answer, or the peer has gone.
+            pass
+        last = self._tls._take_sealed()
+        c_send(self.fd, PyBytes_AS_STRING(last), PyBytes_GET_SIZE(last), MSG_NOSIGNAL)
+        return 0
+
     # --- sending ---
 
-    cdef int _send(self, const unsigned char* data, Py_ssize_t size) except -1:
+    cdef inline int _send(self, const unsigned char* data, Py_ssize_t size) except -1:
         """Send, keep what the kernel does not take. A broken connection shows when it is read."""
+        if self.fd < 0 or size == 0:
+            return 0
+        if self._tls is not None:
+            return self._seal(data, size)
+        return self._put(data, size)
+
+    cdef int _put_bytes(self, bytes data) except -1:
+        return self._put(<const unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+    cdef int _put(self, const unsigned char* data, Py_ssize_t size) except -1:
+        """Bytes as they go to the kernel."""
         cdef Py_ssize_t sent = 0
         if self.fd < 0 or size == 0:
             return 0
@@ -376,6 +611,8 @@ cdef class Link:
 
     cdef int _uncork(self) except -1:
         self._is_corked = False
+        if self._tls is not None and self._tls._plain is not None:
+            self._seal_corked()
         if self._out_end > self._out_start and not self._is_writing:
             self._flush()
             if self._out_end > self._out_start:
@@ -447,6 +684,9 @@ cdef class Link:
         self._paused = 0
         self._watch()
         self._is_closing = True
+        if self._tls is not None and self._tls._plain is not None:
+            self._is_corked = False
+            self._seal_corked()
         if self._out_end == self._out_start:
             self._shut_down()
 
@@ -455,6 +695,8 @@ cdef class Link:
             self.close()
 
     cdef int _shut_down(self) except -1:
+        if self._tls is not None:
+            self._end_tls()
         c_shutdown(self.fd, SHUT_WR)
         return 0
 
@@ -466,6 +708,8 @@ cdef class Link:
         self._paused |= PAUSED_BY_OWNER
         self._is_writing = False
         self._watch()
+        if self._tls is not None and not self._is_closing:
+            self._end_tls()
         self.fd = -1
         self._relay = None
         self.sink = None
@@ -761,7 +1005,7 @@ cdef class Relay:
                 self.waiting_since_ns = now_ns()
             client._pause(PAUSED_BY_HOLD)
             return 0
-        size = c_recv(client.fd, SCRATCH + carried, CHUNK_BYTES, 0)
+        size = client._receive(SCRATCH + carried)
         if size <= 0:
             if size < 0:
                 if errno == EAGAIN or errno == EINTR:
@@ -911,7 +1155,7 @@ cdef class Relay:
         cdef Py_ssize_t carried = self._server_carried
         cdef Link server = self.server
         cdef unsigned long long errors = self.tracker.errors
-        size = c_recv(server.fd, SCRATCH + carried, CHUNK_BYTES, 0)
+        size = server._receive(SCRATCH + carried)
         if size <= 0:
             if size < 0:
                 if errno == EAGAIN or errno == EINTR:

@@ -10,6 +10,7 @@ import asyncio
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from bench.clients import ScramUser
 from bench.programs import PgBouncer, compile_c, find_pgbouncer, in_workspace, program
 from proxy.embedded import PostgresServer, Setup, Turnout, Workspace, free_port
 from proxy.embedded.certificate import write_certificate
@@ -25,19 +27,19 @@ from proxy.embedded.process import Process, ServerFailed
 
 PoolMode = Literal["session", "transaction"]
 
+_ROOT: Final = Path(__file__).resolve().parents[1]
+
 BACKENDS_IN_TRANSACTION_MODE: Final = 100
 """Of each pool. No client waits for one at up to as many clients; at 1,000 they share."""
 
-# auth_type `any` logs in at the server as the user that [databases] names.
 _PGBOUNCER_INI: Final = """\
 [databases]
-* = host=127.0.0.1 port={server_port} user={user}
+* = host=127.0.0.1 port={server_port}{forced}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
 listen_backlog = 4096
 unix_socket_dir =
-auth_type = any
 pool_mode = {pool_mode}
 default_pool_size = {pool_size}
 max_client_conn = 10000
@@ -68,6 +70,8 @@ class Way:
     pool_mode: PoolMode
     tls: bool = False
     """Between client and relay; the server is on loopback, in clear."""
+    user: ScramUser | None = None
+    """Who logs in by SCRAM; None: everybody does, by trust."""
 
     @property
     def pool_size(self) -> int:
@@ -79,10 +83,29 @@ def cpu_ns(pid: int) -> int:
     return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory of a process that is its own: resident and not shared with another process."""
-    fields = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(words[1]) * 1024 for words in fields if words[0] in ("Private_Clean:", "Private_Dirty:"))
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process, in bytes; what the kernel holds for it (socket buffers, page tables) is not in it."""
+
+    private: int
+    """Resident and not shared with another process."""
+    pss: int
+    """The same, and its part of what is shared."""
+    rss: int
+
+
+def memory(pid: int) -> Memory:
+    """Now, from smaps_rollup."""
+    sizes = {
+        words[0]: int(words[1]) * 1024
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        if len(words := line.split()) == 3
+    }
+    return Memory(
+        private=sizes["Private_Clean:"] + sizes["Private_Dirty:"],
+        pss=sizes["Pss:"],
+        rss=sizes["Rss:"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +179,14 @@ async def pgbouncer(
     """The PgBouncer of this machine; it refuses to run as root, so it runs as the servers' account."""
     which = which or find_pgbouncer()
     port = free_port()
-    more = []
+    if way.user is None:
+        # `any` logs in at the server as the user that [databases] names.
+        more = ["auth_type = any"]
+    else:
+        users = workspace.path / f"userlist-{port}.txt"
+        users.write_text(f'"{way.user.name}" "{way.user.verifier}"\n')
+        workspace.give(users)
+        more = ["auth_type = scram-sha-256", f"auth_file = {users}"]
     if which.prepares_in_transactions:
         more.append("max_prepared_statements = 200")
     if way.tls:
@@ -170,7 +200,7 @@ async def pgbouncer(
             pool_mode=way.pool_mode,
             pool_size=way.pool_size,
             folder=workspace.path,
-            user=SUPERUSER,
+            forced=f" user={SUPERUSER}" if way.user is None else "",
             more="\n".join(more),
         )
     )
@@ -178,6 +208,17 @@ async def pgbouncer(
     async with _child([in_workspace(which.path, workspace), "-q", config], workspace, f"pgbouncer-{port}") as child:
         await _listening(port, child)
         yield Relay(name="PgBouncer", port=port, pids=(child.pid,))
+
+
+@asynccontextmanager
+async def bare_reader(workspace: Workspace) -> AsyncIterator[Relay]:
+    """`bare_reader.py`: accepts and waits, for measurements of memory."""
+    port = free_port()
+    async with _child(
+        [sys.executable, "-m", "bench.bare_reader", str(port)], workspace, "bare-reader", ours=True
+    ) as one:
+        await _listening(port, one)
+        yield Relay(name="bare reader", port=port, pids=(one.pid,))
 
 
 @asynccontextmanager
@@ -201,8 +242,8 @@ async def turnout(workspace: Workspace, engine: PostgresServer, way: Way) -> Asy
         engines={"only": engine.address},
         admin_user=SUPERUSER,
         admin_password=PASSWORD,
-        users={},
-        auth_method="trust",
+        users={} if way.user is None else {way.user.name: way.user.verifier},
+        auth_method="trust" if way.user is None else "scram-sha-256",
         pool_mode=way.pool_mode,
         service={"pool_size": way.pool_size},
         log_level="warning",
@@ -221,12 +262,15 @@ async def turnout(workspace: Workspace, engine: PostgresServer, way: Way) -> Asy
 
 
 @asynccontextmanager
-async def _child(argv: list[str | Path], workspace: Workspace, name: str) -> AsyncIterator[Process]:
+async def _child(
+    argv: list[str | Path], workspace: Workspace, name: str, *, ours: bool = False
+) -> AsyncIterator[Process]:
+    """`ours`: a program of this repository, which the servers' account may not be able to read."""
     child = Process(
         argv,
         log=workspace.path / f"{name}.log",
-        cwd=workspace.path,
-        as_nobody=True,
+        cwd=_ROOT if ours else workspace.path,
+        as_nobody=not ours,
         death_signal=signal.SIGKILL,
     )
     try:

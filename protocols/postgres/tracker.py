@@ -755,8 +755,11 @@ class PostgresTracker(Tracker):
             return b"", b""
         message = self._unnamed_planned if self._unnamed_pending > 0 else self._unnamed
         if message is None:
-            # Whoever used the backend before may have left one.
-            return b"", NOWHERE if self._shares else b""
+            if not self._shares:
+                return b"", b""
+            # Whoever used the backend before may have left one. The server shall say in its words that there is none.
+            self._push(CLOSE | SWALLOWED)
+            return build_close(b"S", b""), b""
         self._push_unnamed(message, PARSE | WATCHED | SWALLOWED)
         return message, b""
 

@@ -98,9 +98,10 @@ class PostgresLedger:
         """Whole Parse messages by name (session mode)."""
         self._startup = startup
         self._statement_bytes = 0
-        self._found_pins: list[str] = []
-        self._lasting_pins: list[str] = []
-        self._custom_names: set[bytes] = set()
+        # Tuples and a frozenset: empty in most sessions, and then the same objects in all of them.
+        self._found_pins: tuple[str, ...] = ()
+        self._lasting_pins: tuple[str, ...] = ()
+        self._custom_names: frozenset[bytes] = frozenset()
         self._replayed: PostgresExchange | None = None
 
     # --- what is asked of it --------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class PostgresLedger:
 
     def _pin(self, reason: str) -> None:
         if reason not in self._lasting_pins:
-            self._lasting_pins.append(reason)
+            self._lasting_pins += (reason,)
 
     # --- exchanges ------------------------------------------------------------------------------------------------
 
@@ -225,9 +226,9 @@ class PostgresLedger:
         """The answer to an inspection is complete."""
         before = self._found()
         self.is_dirty = False
-        self._found_pins = []
+        self._found_pins = ()
         if errors:
-            self._found_pins = [PIN_UNKNOWN]
+            self._found_pins = (PIN_UNKNOWN,)
             return
         self.settings, self.role, self.session_user, self.prepared, self.channels = {}, None, None, {}, []
         parsed: set[bytes] = set()
@@ -268,7 +269,7 @@ class PostgresLedger:
 
     def _find_pin(self, reason: str) -> None:
         if reason not in self._found_pins:
-            self._found_pins.append(reason)
+            self._found_pins += (reason,)
 
 
 class Inspection(PostgresExchange):

@@ -108,6 +108,8 @@ class Naming:
 class Names:
     """All names of one session."""
 
+    __slots__ = ("_bytes_at_most", "_namings")
+
     def __init__(self) -> None:
         self._namings: dict[bytes, Naming] = {}
         self._bytes_at_most = 0

@@ -115,11 +115,11 @@ cdef class PostgresTracker(Tracker):
         bint _unnamed_lasting
         # Most statements kept on one backend (transaction mode).
         Py_ssize_t _statements_max
-        # Names of the client's statements that may change lasting state (session mode).
+        # Names of the client's statements that may change lasting state (session mode); None as long as there is none.
         set _lasting_names
         # The client's names of statements (transaction mode).
         object _names
-        # Objects behind the ring's WATCHED entries, in their order.
+        # Objects behind the ring's WATCHED entries, in their order; None while there is none.
         object _watched
         object _ledger
         # The backend's memory: see link().

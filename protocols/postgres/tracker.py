@@ -40,7 +40,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, cast
 
 import cython
 
@@ -115,19 +116,24 @@ _TOLD_WHEN_OFF: Final = frozenset({"in_hot_standby", "default_transaction_read_o
 first answer after the promotion: never tell a client that they are on when a backend is exchanged."""
 
 
+_NO_NOTES: Final = cast("dict[str, Any]", MappingProxyType({}))
+"""In the place of a backend's notes while there is no backend: one for all sessions, so nothing may write to it."""
+
+
 class _Closed:
     """Session mode: the client closed a statement of the ledger."""
 
     answer = CLOSE_COMPLETE
 
-    def __init__(self, ledger: PostgresLedger, lasting_names: set[bytes], name: bytes) -> None:
+    def __init__(self, ledger: PostgresLedger, lasting_names: set[bytes] | None, name: bytes) -> None:
         self._ledger = ledger
         self._lasting_names = lasting_names
         self._name = name
 
     def on_done(self) -> None:
         self._ledger.forget_statement(self._name)
-        self._lasting_names.discard(self._name)
+        if self._lasting_names is not None:
+            self._lasting_names.discard(self._name)
 
     def on_dropped(self, is_refused: bool) -> None:
         """The server did not look at it."""
@@ -219,12 +225,12 @@ class PostgresTracker(Tracker):
         self._unnamed: bytes | None = None
         self._unnamed_planned: bytes | None = None
         self._unnamed_lasting = False
-        self._lasting_names: set[bytes] = set()
+        self._lasting_names: set[bytes] | None = None
         self._names = Names()
-        self._watched: deque[Watched] = deque()
+        self._watched: deque[Watched] | None = None
         self._ledger = ledger
-        self._notes: dict[str, Any] = {}
-        self._client_view: dict[str, str] | None = None
+        self._notes: dict[str, Any] = _NO_NOTES
+        self._client_view: Mapping[str, str] | None = None
         self._told_parameters: Mapping[str, str] | None = None
 
     # --- the hot part ---------------------------------------------------------------------------------------------
@@ -492,8 +498,23 @@ class PostgresTracker(Tracker):
             self._lasting_in_flight -= 1
             self._lasting_ran = True
         if entry & WATCHED:
-            self._watched.popleft().on_done()
+            self._take_watched().on_done()
         return self._uncover()
+
+    def _watch(self, watched: Watched) -> None:
+        """The entry that is pushed next is WATCHED: this is what waits for its answer."""
+        if self._watched is None:
+            self._watched = deque()
+        self._watched.append(watched)
+
+    def _take_watched(self) -> Watched:
+        """What waited for the answer to the head. An empty deque takes 600 bytes: an idle session keeps none."""
+        watched = self._watched
+        assert watched is not None, "the ring has a WATCHED entry"
+        first = watched.popleft()
+        if not watched:
+            self._watched = None
+        return first
 
     def _uncover(self) -> int:
         """Look at the new head: nothing answers a COPY_END, and nobody but us an invented one."""
@@ -526,7 +547,7 @@ class PostgresTracker(Tracker):
                 self._lasting_in_flight -= 1
                 self._lasting_ran = True
             if entry & WATCHED:
-                self._watched.popleft().on_dropped(is_refused)
+                self._take_watched().on_dropped(is_refused)
             is_refused = False
         self._skipping = True
         self._unsynced = True
@@ -624,8 +645,10 @@ class PostgresTracker(Tracker):
             message = self._take_shared_parse(name, message[6 + len(name) :])
         else:
             if is_lasting:
+                if self._lasting_names is None:
+                    self._lasting_names = set()
                 self._lasting_names.add(name)
-            self._watched.append(_Parsed(self._ledger, name, message))
+            self._watch(_Parsed(self._ledger, name, message))
             self._push(PARSE | WATCHED)
         self._decide_fetching()
         return message
@@ -652,13 +675,13 @@ class PostgresTracker(Tracker):
             statement = unshared(body)
         naming = self._names.give(name, statement)
         if has:
-            self._watched.append(Named(self._names, name, naming, None))
+            self._watch(Named(self._names, name, naming, None))
             self._push(PARSE | WATCHED | INVENTED)
             return b""
         before = self._make_room(backend)
         naming.is_own = True
         sent = SentToBackend(backend, statement.name, self._syncs_sent)
-        self._watched.append(Named(self._names, name, naming, sent))
+        self._watch(Named(self._names, name, naming, sent))
         self._push(PARSE | WATCHED)
         return before + statement.parse_message()
 
@@ -707,11 +730,11 @@ class PostgresTracker(Tracker):
             self._watch_unnamed(_UnnamedEnded(self), None)
             self._push(CLOSE | WATCHED)
         elif not self._shares:
-            self._watched.append(_Closed(self._ledger, self._lasting_names, name))
+            self._watch(_Closed(self._ledger, self._lasting_names, name))
             self._push(CLOSE | WATCHED)
         elif self._names.find(name) is not None:
             # The backend keeps it for others.
-            self._watched.append(Named(self._names, name, self._names.give(name, None), None))
+            self._watch(Named(self._names, name, self._names.give(name, None), None))
             self._push(CLOSE | WATCHED | INVENTED)
             return b""
         else:
@@ -727,7 +750,7 @@ class PostgresTracker(Tracker):
             before, called = self._provide_unnamed()
             return before, called, self._unnamed_lasting
         if not self._shares:
-            return b"", name, name in self._lasting_names
+            return b"", name, self._lasting_names is not None and name in self._lasting_names
         naming = self._names.naming(name)
         if naming is None or naming.statement is None:
             # Made by SQL's PREPARE, or a mistake. One of our names would reach another session's statement.
@@ -745,7 +768,7 @@ class PostgresTracker(Tracker):
             # Whether it is there depends on what is under way, so it comes again by another name.
             statement = unshared(statement.body)
         before = self._make_room(backend)
-        self._watched.append(SentToBackend(backend, statement.name, self._syncs_sent))
+        self._watch(SentToBackend(backend, statement.name, self._syncs_sent))
         self._push(PARSE | WATCHED | SWALLOWED)
         return before + statement.parse_message(), statement.name
 
@@ -769,7 +792,7 @@ class PostgresTracker(Tracker):
 
     def _watch_unnamed(self, watched: Watched, planned: bytes | None) -> None:
         """Something is under way that makes `planned` the unnamed statement."""
-        self._watched.append(watched)
+        self._watch(watched)
         self._unnamed_planned = planned
         self._unnamed_pending += 1
         self._unnamed_sync = self._syncs_sent
@@ -797,7 +820,7 @@ class PostgresTracker(Tracker):
         name = backend.oldest_beyond(self._statements_max)
         if name is None:
             return b""
-        self._watched.append(Evicted(backend, name, self._syncs_sent))
+        self._watch(Evicted(backend, name, self._syncs_sent))
         self._push(CLOSE | WATCHED | SWALLOWED)
         return build_close(b"S", name)
 
@@ -812,7 +835,7 @@ class PostgresTracker(Tracker):
         """Whether the names in Bind and Describe matter."""
         self._fetches_names = (
             self._shares
-            or len(self._lasting_names) > 0
+            or (self._lasting_names is not None and len(self._lasting_names) > 0)
             or self._unnamed_lasting
             or ((self._unnamed is not None or self._unnamed_pending > 0) and not self._unnamed_here)
         )
@@ -834,15 +857,16 @@ class PostgresTracker(Tracker):
 
     def _take_parameter_status(self, message: bytes) -> bytes:
         name, value = parse_parameter_status(message)
+        if self._notes is _NO_NOTES:
+            raise IllegalUse("a server's message before link()")
         self._notes.setdefault("parameters", {})[name] = value
         if self._head != self._tail and name not in _TOLD_WHEN_OFF:
             # A function may have set it.
             self._lasting_ran = True
-        if self._client_view is None:
-            raise IllegalUse("a server's message before link()")
+        assert self._client_view is not None, "link() sets it"
         if self._client_view.get(name) == value:
             return b""
-        self._client_view[name] = value
+        self._client_view = {**self._client_view, name: value}
         self._told_parameters = None
         return message
 
@@ -861,6 +885,7 @@ class PostgresTracker(Tracker):
     def take_invented(self) -> bytes:
         answers = []
         while self._invent_due:
+            assert self._watched is not None, "an invented answer is watched"
             answers.append(self._watched[0].answer)
             self._pop()
         self.has_invented = False
@@ -882,12 +907,15 @@ class PostgresTracker(Tracker):
             return b""
         if self._client_view is None:
             # The login told the client what the backend said at its own.
-            self._client_view = dict(backend.parameters)
+            self._client_view = backend.parameters
+        view = self._client_view
         told = []
         for name, value in {**backend.parameters, **(changed or {})}.items():
-            if self._client_view.get(name) != value and not (name in _TOLD_WHEN_OFF and value == "on"):
-                self._client_view[name] = value
+            if view.get(name) != value and not (name in _TOLD_WHEN_OFF and value == "on"):
+                # Never in place: most sessions share the mapping of their backends.
+                view = {**view, name: value}
                 told.append(build_parameter_status(name, value))
+        self._client_view = view
         self._told_parameters = None if changed else backend.parameters
         return b"".join(told)
 
@@ -896,7 +924,7 @@ class PostgresTracker(Tracker):
             entry = self._ring[self._head & self._mask]
             self._head += 1
             if entry & WATCHED:
-                self._watched.popleft().on_dropped(False)
+                self._take_watched().on_dropped(False)
         self._units = 0
         self._lasting_in_flight = 0
         self._server_left = 0
@@ -908,7 +936,7 @@ class PostgresTracker(Tracker):
         self._skipping = False
         self._tx = 0x49
         self._unnamed_here = False
-        self._notes = {}
+        self._notes = _NO_NOTES
         self._decide_fetching()
 
 

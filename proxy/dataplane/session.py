@@ -64,7 +64,6 @@ class Session:
     """See the module. The relay's owner; every `on_…` is called by the relay."""
 
     __slots__ = (
-        "_backend_task",
         "_idle_mark",
         "_is_asking",
         "_login",
@@ -122,7 +121,6 @@ class Session:
         self._pool: Pool | None = None
         self._pool_epoch = -1
         self._shelf: Shelf | None = None
-        self._backend_task: asyncio.Task[None] | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -232,7 +230,7 @@ class Session:
             self._login_timer = None
         if self.standing is Standing.ENDED:
             self.runtime.registry.add(self)
-        self._backend_task = spawn(self._guard(self._arrive()), name=f"session {self.id} arrives")
+        spawn(self._guard(self._arrive()), name=f"session {self.id} arrives")
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         """A bug in a session's task ends that session, which nobody would go on with."""
@@ -255,6 +253,9 @@ class Session:
         if self.standing is not Standing.ARRIVING:
             runtime.give_back(backend)
             return
+        if backend.startup == startup:
+            # One object for all that share backends, or for session and backend; clients come with a copy each.
+            self.startup = startup = backend.startup
         self.ledger = self.wire.ledger(startup)
         self.tracker = self.wire.tracker(
             self.ledger,
@@ -520,7 +521,7 @@ class Session:
             if ledger.is_dirty:
                 # In this very step: the client may send its next statement before anything else runs.
                 relay.set_gate(GATE_CLOSED)
-                self._backend_task = spawn(self._guard(self._settle_later()), name=f"session {self.id} settles")
+                spawn(self._guard(self._settle_later()), name=f"session {self.id} settles")
                 return
             if ledger.is_empty:
                 self._return_backend()

@@ -38,6 +38,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "service.shop.admin.password": '{ env = "TURNOUT_ADMIN_PASSWORD" }',
     "service.shop.auth.method": '"scram-sha-256"',
     "service.shop.auth.users": '{ file = "users.txt" }',
+    "service.shop.auth.hba": '{ file = "hba.conf" }',
     "service.shop.engine.blue.address": '"127.0.0.1:5432"',
     "service.shop.engine.blue.role": '"primary"',
     "service.shop.engine.blue.login.user": '"app"',
@@ -47,6 +48,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
 
 LIVE: Final = frozenset(EXAMPLES) - {
     "control.token",
+    "service.shop.auth.hba",
     "service.shop.engine.blue.login.user",
     "service.shop.engine.blue.login.password",
 }
@@ -152,6 +154,8 @@ def _kind(kind: inspect.Type) -> str:
             return ", ".join(f'"{value}"' for value in kind.values)
         case inspect.StrType():
             return "text"
+        case inspect.BoolType():
+            return "true or false"
         case inspect.IntType():
             return "whole number" + spell_range(kind)
         case inspect.FloatType():
@@ -268,7 +272,7 @@ _SECRETS: Final = """\
 A *secret* does not stand in the file. It is one of
 
 - `{ env = "NAME" }`: the value of an environment variable,
-- `{ file = "path" }`: the first line of a file, relative to the config file. `auth.users` takes the whole file.
+- `{ file = "path" }`: the first line of a file, relative to the config file. `auth.users` and `auth.hba` take the whole file.
 
 A file that others on the machine must not read should have mode 0600 and belong to the account Turnout runs as.
 """

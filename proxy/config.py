@@ -23,8 +23,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
+from protocols.postgres.auth import is_md5, is_verifier
 from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
 from proxy.errors import ConfigError
+from proxy.hba import HbaError, expand, parse_hba
 from proxy.tls import TlsMode, TlsProblem, engine_tls, listener_tls
 
 __all__ = [
@@ -66,7 +68,8 @@ class Secret(_Table, frozen=True, kw_only=True):
     env: str | None = None
     """Name of an environment variable."""
     file: str | None = None
-    """Path of a file, relative to the config file; its first line, without the line's end (`users`: the whole file)."""
+    """Path of a file, relative to the config file; its first line, without the line's end (`users`, `hba`: the whole
+    file)."""
     value: str | None = None
     """Filled when the file is loaded; not allowed in the file itself."""
 
@@ -132,12 +135,46 @@ class AdminConfig(_Table, frozen=True, kw_only=True):
 class AuthConfig(_Table, frozen=True, kw_only=True):
     """How the clients of a service log in at Turnout."""
 
-    method: Literal["trust", "scram-sha-256", "mysql_native_password", "caching_sha2_password"]
-    """How clients prove who they are."""
+    method: Literal[
+        "trust",
+        "password",
+        "md5",
+        "scram-sha-256",
+        "cert",
+        "hba",
+        "mysql_native_password",
+        "caching_sha2_password",
+    ]
+    """How clients prove who they are. PostgreSQL: `trust`, `password` (in clear text, over TLS), `md5`, `scram-sha-256`
+    (with channel binding over TLS), `cert` (a certificate with the user's name), or `hba`: the rules of the file `hba` say.
+    MySQL: `trust`, `mysql_native_password`, `caching_sha2_password`."""
     users: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
     """Users and passwords in PgBouncer's userlist.txt form: `"user" "password"`, one a line, a password being plain
-    text or a SCRAM-SHA-256 verifier. Required unless `method` is trust. With plain text the same password opens the
-    engine's connections."""
+    text, an md5 hash or a SCRAM-SHA-256 verifier. Required unless `method` is trust or cert, or the engine is asked
+    (`auth_query`). With plain text the same password opens the engine's connections; with a verifier the client's own
+    proof does. A changed file is read at the next login."""
+    hba: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
+    """Rules in the form of pg_hba.conf: who may come from where to which database, and by which method. Used with
+    method `hba` only. PgBouncer: `auth_hba_file`."""
+    auth_query: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """PostgreSQL: asks the active engine for users that are not in `users`: `$1` is the user's name, the answer is no row,
+    or one with the name and the secret. Empty: nobody is asked for, unless `auth_user` is set; then the query is
+    `select rolname, rolpassword from pg_catalog.pg_authid where rolname = $1`."""
+    auth_user: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """Account that asks `auth_query`; its password is in `users`. Empty: that of `admin`."""
+    auth_dbname: Annotated[str, Meta(extra=RELOADABLE)] = ""
+    """Database in which `auth_query` is asked; empty: the client's."""
+    password_in_clear: Annotated[bool, Meta(extra=RELOADABLE)] = False
+    """Let clients send passwords in clear text without TLS, too. Everybody on the way can read them."""
+
+    @property
+    def query(self) -> str:
+        """The query that finds users on the engine; empty: the engine is not asked."""
+        return self.auth_query or (DEFAULT_AUTH_QUERY if self.auth_user else "")
+
+
+DEFAULT_AUTH_QUERY: Final = "select rolname, rolpassword from pg_catalog.pg_authid where rolname = $1"
+"""See `AuthConfig.auth_query`. Whether the role may log in, and until when, is asked besides, whatever the query is."""
 
 
 class EngineLogin(_Table, frozen=True, kw_only=True):
@@ -287,7 +324,7 @@ SECRET_BYTES_MAX: Final = 16 * 1024 * 1024
 """Most bytes of a password or users file: some 80,000 users with SCRAM-SHA-256 verifiers."""
 
 _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
-    "postgresql": ("trust", "scram-sha-256"),
+    "postgresql": ("trust", "password", "md5", "scram-sha-256", "cert", "hba"),
     "mysql": ("trust", "mysql_native_password", "caching_sha2_password"),
 }
 
@@ -670,8 +707,23 @@ def _check_auth(service: ServiceConfig, at: KeyPath, problems: _Problems) -> Non
             (*at, "auth", "method"),
             f'"{service.auth.method}" is not for {service.protocol}; expected {_choice(fitting)}',
         )
-    if service.auth.users is None and service.auth.method != "trust":
-        problems.add((*at, "auth"), '"users" is missing; only method "trust" goes without')
+    auth = service.auth
+    if auth.users is None and not auth.query and auth.method not in ("trust", "cert", "hba"):
+        if service.protocol == "postgresql":
+            problems.add(
+                (*at, "auth"), '"users" is missing; name a file, or let the engine be asked: auth_query, auth_user'
+            )
+        else:
+            problems.add((*at, "auth"), '"users" is missing; only method "trust" goes without')
+    if auth.method == "hba" and auth.hba is None:
+        problems.add((*at, "auth"), '"hba" is missing; method "hba" needs a file with rules')
+    if auth.auth_query and "$1" not in auth.auth_query:
+        problems.add((*at, "auth", "auth_query"), "has no $1, which stands for the user's name")
+    for key in ("auth_query", "auth_user", "auth_dbname", "password_in_clear"):
+        if getattr(auth, key) and service.protocol != "postgresql":
+            problems.add((*at, "auth", key), "is for postgresql only")
+    if auth.auth_dbname and not auth.query:
+        problems.add((*at, "auth", "auth_dbname"), "is for auth_query, which is not set")
 
 
 def _check_ports(config: Config, problems: _Problems) -> None:
@@ -748,8 +800,9 @@ class _Resolver:
         for name, service in config.service.items():
             at: KeyPath = ("service", name)
             admin = replace(service.admin, password=self._password(service.admin.password, (*at, "admin", "password")))
-            users = self._secret(service.auth.users, (*at, "auth", "users"))
+            users = self._with_place(self._secret(service.auth.users, (*at, "auth", "users")))
             self._check_users(service, users, (*at, "auth", "users"))
+            hba = self._rules(service, (*at, "auth", "hba"))
             engines = {}
             for engine_name, engine in service.engine.items():
                 login = engine.login
@@ -757,7 +810,9 @@ class _Resolver:
                     key = (*at, "engine", engine_name, "login", "password")
                     login = replace(login, password=self._password(login.password, key))
                 engines[engine_name] = replace(engine, login=login)
-            services[name] = replace(service, admin=admin, auth=replace(service.auth, users=users), engine=engines)
+            services[name] = replace(
+                service, admin=admin, auth=replace(service.auth, users=users, hba=hba), engine=engines
+            )
         token = self._password(control.token, ("control", "token"))
         return replace(config, control=replace(control, token=token), service=services)
 
@@ -798,10 +853,46 @@ class _Resolver:
             self._problems.add(at, f"{path} is not UTF-8")
         return None
 
+    def _with_place(self, users: Secret | None) -> Secret | None:
+        """With the file's absolute path: workers look whether it has changed."""
+        if users is None or users.file is None:
+            return users
+        return msgspec.structs.replace(users, file=str(self._problems.path.absolute().parent / users.file))
+
+    def _place(self, secret: Secret) -> str:
+        return str(self._problems.path.parent / secret.file) if secret.file is not None else f"${secret.env}"
+
+    def _rules(self, service: ServiceConfig, at: KeyPath) -> Secret | None:
+        """The rule file with its includes in place."""
+        rules = self._secret(service.auth.hba, at)
+        if rules is None or rules.value is None:
+            return rules
+        folder = self._problems.path.parent
+        if rules.file is not None:
+            folder = (folder / rules.file).parent
+
+        def read(name: str) -> str:
+            with (folder / name).open("rb") as file:
+                return file.read(CONFIG_BYTES_MAX).decode("utf-8", "replace")
+
+        try:
+            text = expand(rules.value, read)
+            parsed = parse_hba(text)
+        except HbaError as error:
+            self._problems.add_elsewhere(f"{self._place(rules)}:{error.line}", error.text)
+            return rules
+        if not parsed:
+            self._problems.add(at, f"{_origin(rules)} has no rule: nobody could log in")
+        asks = next((rule for rule in parsed if rule.method in ("md5", "password", "scram-sha-256")), None)
+        if asks is not None and service.auth.method == "hba" and service.auth.users is None and not service.auth.query:
+            text_of = f'line {asks.line} of {_origin(rules)} asks for passwords: "users" is missing, or auth_query'
+            self._problems.add(at, text_of)
+        return msgspec.structs.replace(rules, value=text)
+
     def _check_users(self, service: ServiceConfig, users: Secret | None, at: KeyPath) -> None:
         if users is None or users.value is None:
             return
-        place = str(self._problems.path.parent / users.file) if users.file is not None else f"${users.env}"
+        place = self._place(users)
         try:
             known = parse_users(users.value)
         except UsersError as error:
@@ -810,13 +901,26 @@ class _Resolver:
         if not known:
             self._problems.add(at, f"{_origin(users)} names no user")
         for name, secret in known.items():
-            if re.fullmatch(r"md5[0-9a-f]{32}", secret):
-                reason = "has an md5 hash, which cannot prove a login here; use plain text or a SCRAM-SHA-256 verifier"
-            elif secret.startswith("SCRAM-SHA-256$") and service.protocol == "mysql":
-                reason = "has a SCRAM-SHA-256 verifier, which MySQL's methods cannot use; use plain text"
-            else:
-                continue
-            self._problems.add_elsewhere(place, f'user "{name}" {reason}')
+            reason = _unfit(service, secret)
+            if reason:
+                self._problems.add_elsewhere(place, f'user "{name}" {reason}')
+
+
+def _unfit(service: ServiceConfig, secret: str) -> str:
+    """Why a user's secret cannot be used by this service; empty if it can."""
+    if service.protocol == "mysql":
+        if is_md5(secret):
+            return "has an md5 hash, which MySQL's methods cannot use; use plain text"
+        if secret.startswith("SCRAM-SHA-256$"):
+            return "has a SCRAM-SHA-256 verifier, which MySQL's methods cannot use; use plain text"
+    elif secret.startswith("SCRAM-SHA-256$") and not is_verifier(secret):
+        return "has a SCRAM-SHA-256 verifier that is not complete; copy rolpassword of pg_authid as a whole"
+    elif is_md5(secret) and service.auth.method == "scram-sha-256":
+        return (
+            'has an md5 hash, which method "scram-sha-256" cannot use; use plain text or a SCRAM-SHA-256 verifier, '
+            'or method "md5"'
+        )
+    return ""
 
 
 def _origin(secret: Secret) -> str:

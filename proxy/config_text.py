@@ -13,8 +13,8 @@ KeyPath = tuple[str | int, ...]
 
 USER_NAME_BYTES_MAX: Final = 128
 """PgBouncer MAX_USERNAME; longer than PostgreSQL's 63 and MySQL's 32 characters."""
-PASSWORD_BYTES_MAX: Final = 2_048
-"""PgBouncer MAX_PASSWORD."""
+PASSWORD_BYTES_MAX: Final = 65_530
+"""What fits into a PasswordMessage of PostgreSQL (PG_MAX_AUTH_TOKEN_LENGTH). Tokens of cloud services are long."""
 
 _BARE_END: Final = re.compile(r"[,\]}\n#]")
 _KEY_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
@@ -208,7 +208,7 @@ def parse_users(text: str) -> dict[str, str]:
 
     One user a line: `"name" "secret"`, both in double quotes, a double quote in either written twice; the rest of a
     line is ignored, and so are blank lines and lines that begin with `;`. A name that comes twice is refused (PgBouncer
-    takes one of them, and does not say which). A secret is plain text or a `SCRAM-SHA-256$…` verifier.
+    takes one of them, and does not say which). A secret is plain text, `md5…` or a `SCRAM-SHA-256$…` verifier.
 
     Raises UsersError.
     """

@@ -205,10 +205,20 @@ REFUSED = {
     ]),
     "a method of the other protocol": (change("scram-sha-256", "caching_sha2_password"), [
         ('turnout.toml:16: service.shop.auth.method: "caching_sha2_password" is not for postgresql; '
-        'expected "trust" or "scram-sha-256"')
+        'expected "trust", "password", "md5", "scram-sha-256", "cert" or "hba"')
     ]),
     "no users": (change(', users = { file = "users.txt" }', ""), [
-        'turnout.toml:16: service.shop.auth: "users" is missing; only method "trust" goes without'
+        ('turnout.toml:16: service.shop.auth: "users" is missing; name a file, or let the engine be asked: auth_query, '
+        "auth_user")
+    ]),
+    "rules without a file": (change('"scram-sha-256"', '"hba"'), [
+        'turnout.toml:16: service.shop.auth: "hba" is missing; method "hba" needs a file with rules'
+    ]),
+    "a query for nobody": (change("users =", 'auth_query = "select 1, 2", users ='), [
+        "turnout.toml:16: service.shop.auth.auth_query: has no $1, which stands for the user's name"
+    ]),
+    "a database for no query": (change("users =", 'auth_dbname = "postgres", users ='), [
+        "turnout.toml:16: service.shop.auth.auth_dbname: is for auth_query, which is not set"
     ]),
     "a control port for everybody without a token": (change("127.0.0.1:7432", "0.0.0.0:7432"), [
         ('turnout.toml:3: control: "token" is missing; without one, only a loopback address may be listened on, '
@@ -277,6 +287,59 @@ def test_an_error_in_the_users_file_names_its_line_and_no_secret(folder: Path, u
     [line] = complaints(folder, GOOD)
     assert line.startswith(complaint)
     assert "hunter2" not in line
+
+
+def test_an_md5_hash_is_of_use_to_the_methods_that_can_use_it(folder: Path) -> None:
+    (folder / "users.txt").write_text('"app" "md55d41402abc4b2a76b9719d911017c592"\n')
+    for method in ("md5", "password"):
+        users = read(folder, change('"scram-sha-256"', f'"{method}"')).service["shop"].auth.users
+        assert users is not None
+        assert users.file == str(folder / "users.txt"), "workers look there whether it has changed"
+
+
+def test_users_may_come_from_the_engine_alone(folder: Path) -> None:
+    auth = read(folder, change('users = { file = "users.txt" }', 'auth_user = "app"')).service["shop"].auth
+    assert "pg_authid" in auth.query
+    auth = read(folder, change("users =", 'auth_query = "select * from f($1)", users =')).service["shop"].auth
+    assert auth.query == "select * from f($1)"
+    assert read(folder, GOOD).service["shop"].auth.query == ""
+
+
+RULED = change('method = "scram-sha-256", users =', 'method = "hba", hba = { file = "hba.conf" }, users =')
+
+
+def test_rules_are_read_with_what_they_include(folder: Path) -> None:
+    (folder / "admins").write_text("anna\nbert\n")
+    (folder / "hba.conf").write_text("# ours\nhost all @admins all md5\n")
+    rules = read(folder, RULED).service["shop"].auth.hba
+    assert rules is not None
+    assert rules.value == "# ours\nhost all anna,bert all md5\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        ("\nhost all all all peer\n", 'hba.conf:2: method "peer" is not supported; here may stand: trust, reject'),
+        ("host all @nobody all md5\n", "hba.conf:1: @nobody cannot be read: No such file or directory"),
+        ("# nothing\n", "turnout.toml:16: service.shop.auth.hba: hba.conf has no rule: nobody could log in"),
+    ],
+)
+def test_an_error_in_the_rules_names_their_line(folder: Path, rules: str, complaint: str) -> None:
+    (folder / "hba.conf").write_text(rules)
+    [line] = complaints(folder, RULED)
+    assert line.startswith(complaint)
+
+
+def test_rules_that_ask_for_passwords_need_users(folder: Path) -> None:
+    (folder / "hba.conf").write_text("host all admin all trust\nhost all all all md5\n")
+    [line] = complaints(folder, RULED.replace(', users = { file = "users.txt" }', ""))
+    assert line.endswith('line 2 of hba.conf asks for passwords: "users" is missing, or auth_query')
+
+
+def test_half_a_verifier_is_no_password(folder: Path) -> None:
+    (folder / "users.txt").write_text('"app" "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy"\n')
+    [line] = complaints(folder, GOOD)
+    assert line.startswith('users.txt: user "app" has a SCRAM-SHA-256 verifier that is not complete')
 
 
 def test_a_scram_verifier_is_no_use_to_mysql(folder: Path) -> None:

@@ -36,6 +36,7 @@ def test_the_sample_config_is_one_with_every_key_set_too(tmp_path: Path) -> None
     (tmp_path / "turnout.toml").write_text(re.sub(r"^#(?=\S)", "", sample(), flags=re.MULTILINE))
     (tmp_path / "users.txt").write_text((ROOT / "conf/users.txt").read_text())
     (tmp_path / "login.txt").write_text("x\n")
+    (tmp_path / "hba.conf").write_text("host all all all md5\n")
     loaded = load(tmp_path / "turnout.toml", environ={"TURNOUT_ADMIN_PASSWORD": "x", "TURNOUT_TOKEN": "y"})
     assert sorted(loaded.service) == ["blog", "shop"]
 
@@ -44,6 +45,7 @@ def test_what_the_sample_shows_as_default_is_the_default(tmp_path: Path) -> None
     (tmp_path / "turnout.toml").write_text(re.sub(r"^#(?=\S)", "", sample(), flags=re.MULTILINE))
     (tmp_path / "users.txt").write_text('"a" "b"\n')
     (tmp_path / "login.txt").write_text("x\n")
+    (tmp_path / "hba.conf").write_text("host all all all md5\n")
     shown = load(tmp_path / "turnout.toml", environ={"TURNOUT_ADMIN_PASSWORD": "x", "TURNOUT_TOKEN": "y"})
     default = Config(listener=shown.listener, service=shown.service)
     for field in ("workers", "max_client_conn", "client_login_timeout_s", "log"):

@@ -317,6 +317,15 @@ class Exchange(Protocol):
         """Take bytes of the backend; True once the answer is complete. Raises ProtocolViolation."""
 
 
+class UserInquiry(Exchange, Protocol):
+    """Asks an engine who a user is."""
+
+    secret: str | None
+    """What is kept of the user's password; None: nobody may log in by it."""
+    why: str
+    """Why there is no secret, for the log; empty if there is one, or if something was refused (`errors`)."""
+
+
 class Ledger(Protocol):
     """What has to be repeated on another backend so that the session does not notice.
 
@@ -393,6 +402,13 @@ class Wire(Protocol):
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery).
         `tracker` is the session's: in MySQL an error in the middle of an answer goes on with its sequence ids."""
+
+    def user_inquiry(self, query: str, user: str) -> UserInquiry | None:
+        """Ask an engine for `user` by PgBouncer's auth_query. Runs on a backend that was opened with
+        `inquiry_parameters` only. None: no engine can know a user of this name. IllegalUse in MySQL."""
+
+    inquiry_parameters: tuple[tuple[str, str], ...]
+    """Startup parameters of a backend for `user_inquiry`."""
 
     def goodbye(self) -> bytes:
         """What a client sends last (Terminate, COM_QUIT)."""

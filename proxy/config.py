@@ -50,6 +50,7 @@ __all__ = [
     "parse_address",
     "parse_users",
     "reload_diff",
+    "unfit_secret",
 ]
 
 RELOADABLE = {"reload": True}
@@ -901,12 +902,12 @@ class _Resolver:
         if not known:
             self._problems.add(at, f"{_origin(users)} names no user")
         for name, secret in known.items():
-            reason = _unfit(service, secret)
+            reason = unfit_secret(service, secret)
             if reason:
                 self._problems.add_elsewhere(place, f'user "{name}" {reason}')
 
 
-def _unfit(service: ServiceConfig, secret: str) -> str:
+def unfit_secret(service: ServiceConfig, secret: str) -> str:
     """Why a user's secret cannot be used by this service; empty if it can."""
     if service.protocol == "mysql":
         if is_md5(secret):

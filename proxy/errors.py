@@ -89,6 +89,20 @@ class LoginError(ProxyError):
     mysql_sqlstate = "28000"
 
 
+class LoginRejected(LoginError):
+    """The rules do not let this client in, whatever it proves."""
+
+    sqlstate = "28000"
+
+
+class LookupFailed(LoginError):
+    """Nobody knows who the client is, because the engine could not be asked."""
+
+    sqlstate = "08006"
+    mysql_code = 2013
+    mysql_sqlstate = "HY000"
+
+
 class UnknownDatabase(LoginError):
     """No service has a database of this name."""
 

@@ -26,7 +26,6 @@ from protocols import mysql, postgres
 from protocols.wire import ProtocolName, Wire
 from proxy import ipc
 from proxy.config import Config, decode_effective
-from proxy.config_text import parse_users
 from proxy.dataplane.backend import send_cancel
 from proxy.dataplane.listener import Listener
 from proxy.dataplane.moving import Move
@@ -193,14 +192,11 @@ class Worker:
         self.seats.workers = config.workers
         set_up_log(config.log, who=f"worker {self.index}")
         for name, service in config.service.items():
-            secret = service.auth.users
-            users = parse_users(secret.value or "") if secret is not None else {}
             runtime = self.runtimes.get(name)
             if runtime is None:
                 self.runtimes[name] = Runtime(
                     name,
                     service,
-                    users,
                     WIRES[service.protocol],
                     order.active.get(name, service.active),
                     order.epochs.get(name, 0),
@@ -208,7 +204,7 @@ class Worker:
                     self.seats,
                 )
             else:
-                runtime.reconfigure(service, users)
+                runtime.reconfigure(service)
         failed: list[str] = []
         wanted: set[tuple[ProtocolName, str]] = {(listener.protocol, listener.listen) for listener in config.listener}
         for key in wanted - self._listeners.keys():

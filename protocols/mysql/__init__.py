@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from protocols.errors import IllegalUse
 from protocols.mysql.exchange import Exchange
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
 from protocols.mysql.ledger import MysqlLedger, check, reset
 from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
-from protocols.wire import BackendFacts, Credential, ErrorReply, Ledger, ProtocolName, Startup, Tracker, Wire
+from protocols.wire import (
+    BackendFacts,
+    Credential,
+    ErrorReply,
+    Ledger,
+    ProtocolName,
+    Startup,
+    Tracker,
+    UserInquiry,
+    Wire,
+)
 
 
 class MysqlWire:
@@ -65,6 +76,11 @@ class MysqlWire:
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         return error_packet(error, tracker.next_sequence() if isinstance(tracker, MysqlTracker) else 1)
+
+    inquiry_parameters: tuple[tuple[str, str], ...] = ()
+
+    def user_inquiry(self, query: str, user: str) -> UserInquiry | None:
+        raise IllegalUse("a MySQL server tells nobody what it keeps of a password")
 
     def goodbye(self) -> bytes:
         return quit_packet()

@@ -7,7 +7,7 @@ from typing import Final
 
 from protocols.errors import IllegalUse
 from protocols.postgres import ledger as _ledger
-from protocols.postgres import replies
+from protocols.postgres import lookup, replies
 from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.handshake import PostgresClientLogin, PostgresServerLogin
 from protocols.postgres.ledger import PostgresLedger
@@ -25,6 +25,7 @@ from protocols.wire import (
     ProtocolName,
     Startup,
     Tracker,
+    UserInquiry,
     Wire,
 )
 
@@ -72,6 +73,11 @@ class PostgresWire:
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         return replies.error(error)
+
+    inquiry_parameters = lookup.PARAMETERS
+
+    def user_inquiry(self, query: str, user: str) -> UserInquiry | None:
+        return lookup.UserInquiry(query, user) if lookup.may_be_a_name(user) else None
 
     def goodbye(self) -> bytes:
         return replies.goodbye()

@@ -38,6 +38,9 @@ CANCEL_KEY_BYTES_MAX: Final = 256
 CHANNEL_BYTES_MAX: Final = 63
 """Longest name of an object: NAMEDATALEN - 1."""
 
+NAME_BYTES_MAX: Final = 1024
+"""Longest name of a user that an engine is asked for. PostgreSQL's own have 63; users of a table may have more."""
+
 # --- SQLSTATE -----------------------------------------------------------------------------------------------------
 
 SQLSTATE_PROTOCOL_VIOLATION: Final = "08P01"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from protocols.errors import ProtocolViolation
-from protocols.wire import BackendFacts, BackendReady, BackendRefused, Exchange, Startup, Wire
+from protocols.wire import BackendFacts, BackendReady, BackendRefused, Credential, Exchange, Startup, Wire
 from proxy.dataplane.relay import Link
 from proxy.errors import ConnectFailed, EngineLost, EngineRefused
 
@@ -217,7 +217,7 @@ async def connect(address: str, engine: str) -> socket.socket:
 
 
 async def open_backend(
-    wire: Wire, engine: str, address: str, startup: Startup, password: str | None, timeout_s: float
+    wire: Wire, engine: str, address: str, startup: Startup, password: Credential, timeout_s: float
 ) -> Backend:
     """Connect and log in. Raises ConnectFailed (a retry is safe), EngineRefused, EngineLost."""
     loop = asyncio.get_running_loop()
@@ -238,8 +238,8 @@ async def open_backend(
         raise
 
 
-async def _log_in(wire: Wire, engine: str, link: Link, startup: Startup, password: str | None) -> BackendReady:
-    login = wire.server_login(startup, password)
+async def _log_in(wire: Wire, engine: str, link: Link, startup: Startup, password: Credential) -> BackendReady:
+    login = wire.server_login(startup, password, binding=link.channel_binding)
     outcome: asyncio.Future[BackendReady] = asyncio.get_running_loop().create_future()
 
     def received(data: bytes) -> None:

@@ -394,7 +394,9 @@ class Move:
         self._emit(self._answer.all_held)
 
     def _process_ids(self) -> list[int]:
-        return sorted({pid for pool in self.runtime.pools(self.runtime.active) for pid in pool.process_ids()})
+        runtime = self.runtime
+        pooled = {pid for pool in runtime.pools(runtime.active) for pid in pool.process_ids()}
+        return sorted(pooled.union(runtime.lookups.process_ids(runtime.active)))
 
     def ended(self, session: Session) -> None:
         """A session ended during the switch."""

@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from protocols.wire import BackendFacts, Exchange, Startup, Wire
+from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
 from proxy.config import ServiceConfig
 from proxy.dataplane.backend import Backend, open_backend
+from proxy.dataplane.lookups import Lookups
 from proxy.dataplane.pool import Pool, PoolRules, Waiter
 from proxy.dataplane.registry import Registry, Standing
 from proxy.dataplane.relay import Meter
 from proxy.dataplane.seats import Seats
-from proxy.errors import ConnectFailed, EngineError, HoldExpired, ProxyError
+from proxy.dataplane.users import Users
+from proxy.errors import ConnectFailed, EngineError, EngineRefused, HoldExpired, ProxyError
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
@@ -31,7 +33,6 @@ class Runtime:
         self,
         name: str,
         config: ServiceConfig,
-        users: dict[str, str],
         wire: Wire,
         active: str,
         epoch: int,
@@ -40,8 +41,9 @@ class Runtime:
     ) -> None:
         self.name = name
         self.config = config
-        self.users = users
         self.wire = wire
+        self.users = Users(name, config, self._find_user)
+        self.lookups = Lookups(name, wire, self._open_for_lookups)
         self.active = active
         self.epoch = epoch
         self.registry = Registry()
@@ -70,10 +72,11 @@ class Runtime:
         """Transaction mode: a backend is lent for a transaction, not for a session."""
         return self.config.pool_mode == "transaction"
 
-    def reconfigure(self, config: ServiceConfig, users: dict[str, str]) -> None:
+    def reconfigure(self, config: ServiceConfig) -> None:
         """A reload: settings and users change, sessions and pools stay."""
         self.config = config
-        self.users = users
+        self.users.reconfigure(config)
+        self.lookups.close()
         self._rules = rules_of(config)
         for pool in self._pools.values():
             pool.rules = self._rules
@@ -109,27 +112,32 @@ class Runtime:
 
     # --- engines ---
 
-    def login_of(self, engine: str, startup: Startup) -> tuple[Startup, str | None]:
-        """What a backend for a client's `startup` is opened with, and the password."""
+    def login_of(self, engine: str, startup: Startup) -> Startup:
+        """What a backend for a client's `startup` is opened with."""
+        login = self.config.engine[engine].login
+        return startup if login is None else replace(startup, user=login.user)
+
+    def _credential_of(self, engine: str, own: Startup) -> Credential:
+        """What opens a backend of `own` now; it may be another at the next."""
         login = self.config.engine[engine].login
         if login is not None:
-            password = login.password.value if login.password is not None else None
-            return replace(startup, user=login.user), password
-        return startup, self.users.get(startup.user)
+            return login.password.value if login.password is not None else None
+        return self.users.credential_of(own.user)
 
     async def open(self, engine: str, startup: Startup) -> Backend:
         """A fresh backend, in no pool. `startup` is the client's. Raises EngineError."""
-        own, password = self.login_of(engine, startup)
-        return await self._open(engine, own, password)
+        return await self.open_as(engine, self.login_of(engine, startup))
 
     async def open_as(self, engine: str, own: Startup) -> Backend:
         """A fresh backend for a pool: `own` is what the pool's backends are opened with. Raises EngineError."""
-        login = self.config.engine[engine].login
-        if login is not None:
-            return await self._open(engine, own, login.password.value if login.password is not None else None)
-        return await self._open(engine, own, self.users.get(own.user))
+        try:
+            return await self._open(engine, own, self._credential_of(engine, own))
+        except EngineRefused as error:
+            if error.sqlstate == "28P01" and self.config.engine[engine].login is None:
+                self.users.refused(own.user)
+            raise
 
-    async def _open(self, engine: str, startup: Startup, password: str | None) -> Backend:
+    async def _open(self, engine: str, startup: Startup, password: Credential) -> Backend:
         address = self.config.engine[engine].address
         try:
             backend = await open_backend(
@@ -172,17 +180,40 @@ class Runtime:
             backend.close(says_goodbye=True)
         return facts
 
+    # --- users ---
+
+    async def _find_user(self, user: str, database: str) -> str | None:
+        """Ask the active engine. Raises ProxyError."""
+        await self.may_serve()
+        auth = self.config.auth
+        startup = Startup(auth.auth_user or self.config.admin.user, database, self.wire.inquiry_parameters)
+        return await self.lookups.secret_of(self.active, startup, auth.query, user)
+
+    async def _open_for_lookups(self, engine: str, startup: Startup) -> Backend:
+        if self.config.auth.auth_user:
+            return await self._open(engine, startup, self.users.known(startup.user))
+        admin = self.config.admin.password
+        return await self._open(engine, startup, admin.value if admin is not None else None)
+
+    def proven(self, user: str, credential: Credential) -> None:
+        """A client's login proved to be `user`; see `Users.won`."""
+        if self.users.won(user, credential):
+            # What was refused before may have been refused for want of this.
+            for name, pool in self._pools.items():
+                if name[2] == user:
+                    pool.forgive()
+
     # --- pools ---
 
     def pool(self, engine: str, startup: Startup) -> Pool:
         """The pool on `engine` for a client's `startup`."""
-        own, password = self.login_of(engine, startup)
+        own = self.login_of(engine, startup)
         name = (engine, own.database, own.user)
         pool = self._pools.get(name)
         if pool is None:
 
             async def open_one(wanted: Startup) -> Backend:
-                return await self._open(engine, wanted, password)
+                return await self.open_as(engine, wanted)
 
             pool = self._pools[name] = Pool(
                 name,
@@ -202,7 +233,7 @@ class Runtime:
     ) -> Waiter:
         """Ask for a backend on the active engine. Only while the service is not held."""
         assert not self.is_holding, "a held service lends nothing"
-        own, _ = self.login_of(self.active, startup)
+        own = self.login_of(self.active, startup)
         deadline_ns = time.monotonic_ns() + int(self.config.query_wait_timeout_s * 1e9)
         waiter = Waiter(own, granted, refused, deadline_ns)
         self.pool(self.active, startup).request(waiter)
@@ -229,6 +260,7 @@ class Runtime:
         """Close the pools of an engine that serves no more."""
         for name in [name for name in self._pools if name[0] == engine]:
             self._pools.pop(name).close()
+        self.lookups.close(engine)
 
     def _check(self, backend: Backend) -> Exchange | None:
         return self.wire.check(backend.startup, self.config.server_check_query)

@@ -21,8 +21,10 @@ import structlog
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import ProtocolViolation
 from protocols.wire import (
+    CLEAR,
     BackendFacts,
     CancelRequested,
+    Channel,
     ClientLogin,
     CredentialWanted,
     ErrorReply,
@@ -71,6 +73,7 @@ class Session:
         "_pool",
         "_pool_epoch",
         "_shelf",
+        "_user",
         "_waiter",
         "backend",
         "cancel_key",
@@ -111,6 +114,8 @@ class Session:
         """What a switch under way keeps with this session; only `moving` touches it."""
         self._login: ClientLogin | None = None
         self._login_timer: asyncio.TimerHandle | None = None
+        self._user = ""
+        """Who the client says it is, from its first packet on."""
         self.has_seat = False
         """Counted as a client of the service; only the worker touches it."""
         self._idle_mark = (-1, 0)
@@ -139,6 +144,9 @@ class Session:
 
     def begin(self, method: str, greeting: BackendFacts | None, databases: Sequence[str]) -> None:
         """Start the login. MySQL greets first, hence `greeting`."""
+        if method == "hba":
+            # Which method it is, the rules say once the client has told who it is.
+            method = "scram-sha-256"
         self._login = self.wire.client_login(
             method=method, facts=greeting, connection_id=self.id & 0xFFFFFFFF, databases=databases
         )
@@ -172,6 +180,8 @@ class Session:
                 return
             if isinstance(fact, LoginProven):
                 self.link.send(login.take_output())
+                assert self.runtime is not None, "the credential look-up has set it"
+                self.runtime.proven(fact.startup.user, fact.credential)
                 self._proven(fact.startup)
                 return
             if isinstance(fact, CancelRequested):
@@ -188,6 +198,8 @@ class Session:
     def _count_failure(self) -> None:
         if self.runtime is not None:
             self.runtime.login_failures += 1
+            if self._user:
+                self.runtime.users.doubt(self._user)
 
     def _look_up(self, login: ClientLogin, wanted: CredentialWanted) -> None:
         runtime = self.worker.service_of(self.wire.name, wanted.database)
@@ -204,10 +216,42 @@ class Session:
         if full is not None:
             self.refuse_login(full)
             return
-        if runtime.config.auth.method == "trust":
-            self._login_facts(login, login.give_credential(""))
-        else:
-            self._login_facts(login, login.give_credential(runtime.users.get(wanted.user)))
+        self._user = wanted.user
+        users, link = runtime.users, self.link
+        channel = CLEAR
+        if link.is_encrypted:
+            channel = Channel(is_encrypted=True, binding=link.channel_binding, certificate=link.peer_certificate)
+        try:
+            method = users.method_for(wanted, self.client.rpartition(":")[0], channel)
+        except ProxyError as error:
+            self.refuse_login(error)
+            return
+        if method == "trust" or (method == "cert" and users.is_open):
+            # Who they are is not asked, or has been proven by the connection, and nobody keeps a list.
+            self._login_facts(login, login.give_credential("", method=method, channel=channel))
+            return
+        secret = users.known(wanted.user)
+        if secret is None and users.needs_asking(wanted.user):
+            # What else the client sends has to wait in its socket.
+            link.pause()
+            spawn(self._guard(self._ask_for(login, wanted, method, channel)), name=f"session {self.id} is looked up")
+            return
+        self._login_facts(login, login.give_credential(secret, method=method, channel=channel))
+
+    async def _ask_for(self, login: ClientLogin, wanted: CredentialWanted, method: str, channel: Channel) -> None:
+        """Go on with the login once the engine has told who the user is."""
+        assert self.runtime is not None
+        try:
+            secret = await self.runtime.users.find(wanted.user, wanted.database)
+        except ProxyError as error:
+            if self._login is login:
+                self.refuse_login(error)
+            return
+        if self._login is not login:
+            # The client left, or its time was over.
+            return
+        self.link.resume()
+        self._login_facts(login, login.give_credential(secret, method=method, channel=channel))
 
     def refuse_unserved(self) -> None:
         """No service speaks this protocol."""
@@ -375,7 +419,7 @@ class Session:
             return
         if self._pool is None or self._pool_epoch != runtime.epoch:
             self._pool = runtime.pool(runtime.active, startup)
-            self._shelf = self._pool.shelf(runtime.login_of(runtime.active, startup)[0])
+            self._shelf = self._pool.shelf(runtime.login_of(runtime.active, startup))
             self._pool_epoch = runtime.epoch
         assert self._shelf is not None
         assert self.relay is not None

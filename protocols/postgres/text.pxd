@@ -9,7 +9,7 @@ cpdef bint is_plain(const unsigned char* data, Py_ssize_t start, Py_ssize_t end)
 @cython.locals(depth=int, c=cython.uchar)
 cdef Py_ssize_t _skip_blank(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept
 
-@cython.locals(position=Py_ssize_t, c=cython.uchar, packed=cython.ulonglong, size=Py_ssize_t)
+@cython.locals(position=Py_ssize_t, c=cython.uchar, packed=cython.uint, more=cython.uint, size=Py_ssize_t)
 cdef bint _begins_plainly(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept
 
 @cython.locals(c=cython.uchar)

@@ -144,12 +144,15 @@ def _is_word_byte(c: int) -> bool:
 
 def _begins_plainly(data: bytes, start: int, end: int) -> bool:
     """The word at `start` is one of the set, or there is none: the end, or the middle of a literal."""
-    packed = 0
+    # Four letters each: a constant of more would make a Python object of what it is compared with.
+    packed = more = 0
     position = start
     while position < end and _is_word_byte(data[position]):
         c = data[position] | 0x20
-        if position - start < 8:
+        if position - start < 4:
             packed = (packed << 8) | c
+        elif position - start < 8:
+            more = (more << 8) | c
         position += 1
     size = position - start
     if size == 0:
@@ -169,34 +172,38 @@ def _begins_plainly(data: bytes, start: int, end: int) -> bool:
         )
     if size == 5:
         return (
-            packed == 0x62_65_67_69_6E  # begin
-            or packed == 0x73_74_61_72_74  # start
-            or packed == 0x61_62_6F_72_74  # abort
-            or packed == 0x74_61_62_6C_65  # table
-            or packed == 0x66_65_74_63_68  # fetch
-            or packed == 0x63_6C_6F_73_65  # close
-            or packed == 0x6D_65_72_67_65  # merge
+            (packed == 0x62_65_67_69 and more == 0x6E)  # begin
+            or (packed == 0x73_74_61_72 and more == 0x74)  # start
+            or (packed == 0x61_62_6F_72 and more == 0x74)  # abort
+            or (packed == 0x74_61_62_6C and more == 0x65)  # table
+            or (packed == 0x66_65_74_63 and more == 0x68)  # fetch
+            or (packed == 0x63_6C_6F_73 and more == 0x65)  # close
+            or (packed == 0x6D_65_72_67 and more == 0x65)  # merge
         )
     if size == 6:
         return (
-            packed == 0x73_65_6C_65_63_74  # select
-            or packed == 0x69_6E_73_65_72_74  # insert
-            or packed == 0x75_70_64_61_74_65  # update
-            or packed == 0x64_65_6C_65_74_65  # delete
-            or packed == 0x63_6F_6D_6D_69_74  # commit
-            or packed == 0x76_61_6C_75_65_73  # values
-            or packed == 0x76_61_63_75_75_6D  # vacuum
-            or packed == 0x6E_6F_74_69_66_79  # notify
+            (packed == 0x73_65_6C_65 and more == 0x63_74)  # select
+            or (packed == 0x69_6E_73_65 and more == 0x72_74)  # insert
+            or (packed == 0x75_70_64_61 and more == 0x74_65)  # update
+            or (packed == 0x64_65_6C_65 and more == 0x74_65)  # delete
+            or (packed == 0x63_6F_6D_6D and more == 0x69_74)  # commit
+            or (packed == 0x76_61_6C_75 and more == 0x65_73)  # values
+            or (packed == 0x76_61_63_75 and more == 0x75_6D)  # vacuum
+            or (packed == 0x6E_6F_74_69 and more == 0x66_79)  # notify
         )
     if size == 7:
-        return packed == 0x72_65_6C_65_61_73_65 or packed == 0x61_6E_61_6C_79_7A_65  # release, analyze
+        return (packed == 0x72_65_6C_65 and more == 0x61_73_65) or (
+            packed == 0x61_6E_61_6C and more == 0x79_7A_65
+        )  # release, analyze
     if size == 8:
-        return packed == 0x72_6F_6C_6C_62_61_63_6B or packed == 0x74_72_75_6E_63_61_74_65  # rollback, truncate
+        return (packed == 0x72_6F_6C_6C and more == 0x62_61_63_6B) or (
+            packed == 0x74_72_75_6E and more == 0x63_61_74_65
+        )  # rollback, truncate
     if size == 9:
-        return packed == 0x73_61_76_65_70_6F_69_6E and data[start + 8] | 0x20 == 0x74  # savepoint
+        return (packed == 0x73_61_76_65 and more == 0x70_6F_69_6E) and data[start + 8] | 0x20 == 0x74  # savepoint
     if size == 10:
         return (
-            packed == 0x63_68_65_63_6B_70_6F_69  # checkpoint
+            (packed == 0x63_68_65_63 and more == 0x6B_70_6F_69)  # checkpoint
             and data[start + 8] | 0x20 == 0x6E
             and data[start + 9] | 0x20 == 0x74
         )

@@ -9,8 +9,8 @@ A chunk that is forwarded whole touches no Python object: it is received into on
 process share, judged there, and sent from there. Only what could not be sent, or is held back by the gate, is copied.
 
 Readiness comes from one epoll instance of our own, which the event loop watches as a single descriptor: one call from
-the loop serves every link that is ready, and a link costs no handle of the loop. What that saves
-was not measured by itself: `bench/relay.py` and `bench/memory.py` tell what the whole costs.
+the loop serves every link that is ready, and a link costs no handle of the loop. It is edge-triggered, which saves the
+kernel a second look at every link that was served; `_receive`, `_look_again` and `_register` keep what that asks for.
 
 Back-pressure: while a link has unsent bytes, the link that feeds it is not read. A link is read as long as no reason
 to pause is set; each reason is a bit, so that they cannot undo each other.
@@ -49,6 +49,42 @@ from protocols.errors import ProtocolViolation
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
 
+cdef extern from *:
+    """
+    #include <sys/epoll.h>
+    #include <sys/socket.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* The three calls of the per-chunk path, without what libc puts around them: recv, send and epoll_wait are points
+       at which a thread can be cancelled, which in a process of several threads costs two atomic exchanges a call. */
+    static inline ssize_t chunk_recv(int fd, void *buffer, size_t size)
+    {
+    #ifdef SYS_recvfrom
+        return syscall(SYS_recvfrom, fd, buffer, size, 0, NULL, NULL);
+    #else
+        return recv(fd, buffer, size, 0);
+    #endif
+    }
+
+    static inline ssize_t chunk_send(int fd, const void *buffer, size_t size)
+    {
+    #ifdef SYS_sendto
+        return syscall(SYS_sendto, fd, buffer, size, MSG_NOSIGNAL, NULL, 0);
+    #else
+        return send(fd, buffer, size, MSG_NOSIGNAL);
+    #endif
+    }
+
+    static inline int events_wait(int epfd, struct epoll_event *events, int count, int timeout_ms)
+    {
+        return (int) syscall(SYS_epoll_pwait, epfd, events, count, timeout_ms, NULL, 8);
+    }
+    """
+    ssize_t chunk_recv(int fd, void* buffer, size_t size) noexcept nogil
+    ssize_t chunk_send(int fd, const void* buffer, size_t size) noexcept nogil
+    int events_wait(int epfd, epoll_event* events, int count, int timeout_ms) noexcept nogil
+
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
         void* ptr
@@ -57,7 +93,6 @@ cdef extern from "sys/epoll.h" nogil:
         epoll_data_t data
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout)
     enum:
         EPOLL_CLOEXEC
         EPOLL_CTL_ADD
@@ -67,28 +102,24 @@ cdef extern from "sys/epoll.h" nogil:
         EPOLLOUT
         EPOLLERR
         EPOLLHUP
+        EPOLLRDHUP
+        EPOLLET
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t c_recv "recv"(int fd, void* buffer, size_t size, int flags)
-    ssize_t c_send "send"(int fd, const void* buffer, size_t size, int flags)
     int c_shutdown "shutdown"(int fd, int how)
     int SHUT_RD
     int SHUT_WR
-    int MSG_NOSIGNAL
     int MSG_PEEK
     int MSG_DONTWAIT
-
-cdef extern from *:
-    """
-    static void turnout_nothing_yet(void) { errno = EAGAIN; }
-    """
-    void nothing_yet "turnout_nothing_yet"() noexcept nogil
 
 cdef enum:
     # Bytes asked of the kernel at once. Larger chunks did not help on loopback; smaller ones cost more calls.
     CHUNK_BYTES = 65536
     # Longest incomplete header a tracker leaves (protocols.wire.CARRY_BYTES_MAX).
     CARRY_BYTES = 64
+    # Of Link._receive: nothing to read now.
+    NOTHING = -1
     # Latency buckets: bucket i counts requests under 2**i microseconds, the last one all longer ones.
     BUCKETS = 26
     # Longest content of a TLS record (RFC 8446 section 5.1), and the longest record as it is on the wire (5.2; TLS 1.2
@@ -97,9 +128,12 @@ cdef enum:
     SEALED_RECORD_BYTES = 18437
     # Most bytes a peer may send before its handshake is complete. OpenSSL bounds each message; this bounds their sum.
     HANDSHAKE_BYTES_MAX = 262144
-    # Links served before the event loop looks at its other work again.
+    # Events taken from the kernel at once.
     EVENTS_AT_ONCE = 64
-    LOOKS_AT_ONCE = 8
+    # How long traffic is served before the event loop looks at its timers and other descriptors, and how long more
+    # traffic is waited for meanwhile.
+    STAY_NS = 2000000
+    WAIT_MS = 1
 
 cdef enum:
     # Reasons why a link is not read.
@@ -170,6 +204,8 @@ cdef class Reactor:
         # Links that closed while a batch is walked: kept until its end, since events may still point to them.
         list _closed
         bint _is_walking
+        # Python code was called that may have given the loop something to do.
+        bint _is_due
 
     def __cinit__(self, loop):
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -185,29 +221,74 @@ cdef class Reactor:
         c_close(self._epoll)
 
     def _on_ready(self):
+        """Serve what is ready, and stay while more comes.
+
+        An answer follows its request within a fraction of a millisecond. Waiting for it here, in our own epoll set,
+        costs one call of the kernel; going back to the loop costs that call, another one on the set inside the loop's,
+        and the loop's own work. The loop gets its turn after STAY_NS, when nothing has come for WAIT_MS, and at once
+        when Python code was called that may have given it something to do.
+        """
         cdef:
             epoll_event events[EVENTS_AT_ONCE]
-            int count, i, _look
-            Link link
+            int count
+            unsigned long long leave_ns = 0
+        self._is_due = False
+        count = events_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
+        while count > 0:
+            self._serve(events, count)
+            if self._is_due:
+                break
+            if leave_ns == 0:
+                leave_ns = now_ns() + STAY_NS
+            elif now_ns() > leave_ns:
+                break
+            # With the GIL: the few other threads of a worker look up names, and can wait for a millisecond.
+            count = events_wait(self._epoll, events, EVENTS_AT_ONCE, WAIT_MS)
+
+    cdef int _serve(self, epoll_event* events, int count) except -1:
+        cdef:
+            int i = 0
+            uint32_t happened
+            Link link = None
+            object owner = None
         self._is_walking = True
         try:
-            # Several at once mean that more have come meanwhile: looking again here is cheaper than a turn of the loop.
-            for _look in range(LOOKS_AT_ONCE):
-                count = epoll_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
-                for i in range(count):
-                    link = <Link> events[i].data.ptr
-                    if link.fd >= 0 and link._paused == 0 and events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR):
-                        link._readable()
-                    if link.fd >= 0 and link._is_writing and events[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
-                        link._writable()
-                if self._closed:
-                    # No event of the next look points to them.
-                    self._closed.clear()
-                if count < 2:
-                    break
+            while i < count:
+                # One try for many links: entering it costs as much as reading some of them does.
+                try:
+                    while i < count:
+                        link = <Link> events[i].data.ptr
+                        happened = events[i].events
+                        i += 1
+                        if happened & ~EPOLLOUT and link.fd >= 0 and link._paused == 0:
+                            # What goes wrong may be found after it has closed the relay.
+                            owner = None if link._relay is None else link._relay.owner
+                            link._readable()
+                            if happened & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+                                # The end may stand behind the bytes that were read: no event of its own tells of it.
+                                link._look_again()
+                        if happened & (EPOLLOUT | EPOLLHUP | EPOLLERR) and link._is_writing and link.fd >= 0:
+                            link._writable()
+                except Exception as error:
+                    self._went_wrong(link, owner, error)
         finally:
             self._is_walking = False
-            self._closed.clear()
+            if self._closed:
+                # No event of the next look points to them.
+                self._closed = []
+        return 0
+
+    cdef int _went_wrong(self, Link link, owner, error) except -1:
+        """One link's trouble must not become that of the others."""
+        self._is_due = True
+        link._look_again()
+        if owner is None:
+            self._loop.call_exception_handler({"message": "a link failed", "exception": error})
+        elif isinstance(error, ProtocolViolation):
+            owner.on_violation(error)
+        else:
+            owner.on_failure(error)
+        return 0
 
 
 # A process has one event loop at a time; tests have one after another.
@@ -254,7 +335,7 @@ cdef class Tls:
         self._done = done
 
     cdef Py_ssize_t open_records(self, Link link, unsigned char* into) except -2:
-        """Everything there is to read, like recv(2): its size, 0 at the end, -1 and EAGAIN if it is no whole record.
+        """Everything there is to read, like `Link._take`: its size, 0 at the end, NOTHING if it is no whole record.
 
         What is left is less than a record, so it fits behind the next chunk."""
         cdef Py_ssize_t have = 0
@@ -281,8 +362,7 @@ cdef class Tls:
         if self._outgoing.pending:
             link._put_bytes(self._take_sealed())
         if have == 0:
-            nothing_yet()
-            return -1
+            return NOTHING
         return have
 
 
@@ -312,8 +392,7 @@ cdef class Link:
         # None on a clear link.
         Tls _tls
         bint _is_client
-        # What the reactor watches for: EPOLLIN, EPOLLOUT, both, or 0 (not registered at all: a peer that hangs up is
-        # reported whatever the interest, and would be again and again).
+        # What the reactor watches for: EPOLLIN, EPOLLOUT, both, or 0 (not registered at all).
         uint32_t _interest
         bint _is_writing
         bint _is_corked
@@ -346,7 +425,6 @@ cdef class Link:
 
     cdef int _watch(self) except -1:
         """Tell the reactor what is wanted now."""
-        cdef epoll_event event
         cdef uint32_t interest = (EPOLLIN if self._paused == 0 else 0) | (EPOLLOUT if self._is_writing else 0)
         cdef int act
         if interest == self._interest or self.fd < 0:
@@ -357,11 +435,22 @@ cdef class Link:
             act = EPOLL_CTL_ADD
         else:
             act = EPOLL_CTL_MOD
-        event.events = interest
+        self._interest = interest
+        return self._register(act)
+
+    cdef int _register(self, int act) except -1:
+        """Adding and changing make the kernel look: what is there already is reported, whenever it came."""
+        cdef epoll_event event
+        event.events = self._interest | EPOLLRDHUP | EPOLLET
         event.data.ptr = <void*> self
         if epoll_ctl(self._reactor._epoll, act, self.fd, &event) < 0:
             raise OSError(errno, os.strerror(errno))
-        self._interest = interest
+        return 0
+
+    cdef int _look_again(self) except -1:
+        """Have what is there reported again: not all of it was read, as far as we know."""
+        if self.fd >= 0 and self._interest != 0:
+            self._register(EPOLL_CTL_MOD)
         return 0
 
     cdef int _pause(self, int reason) except -1:
@@ -382,48 +471,67 @@ cdef class Link:
     cdef int _readable(self) except -1:
         cdef Relay relay = self._relay
         cdef Py_ssize_t size
-        cdef object owner
         if relay is not None:
-            owner = relay.owner  # what goes wrong may be found after it has closed the relay
-            try:
-                if self._is_client:
-                    relay._client_readable()
-                else:
-                    relay._server_readable()
-            except ProtocolViolation as error:
-                owner.on_violation(error)
-            except Exception as error:
-                owner.on_failure(error)
+            if self._is_client:
+                relay._client_readable()
+            else:
+                relay._server_readable()
             return 0
         if self._tls is not None and not self._tls._is_established:
             return self._shake_hands()
         size = self._receive(SCRATCH)
-        if size < 0:
-            if errno == EAGAIN or errno == EINTR:
-                return 0
-            self.lost = os.strerror(errno)
-        if size <= 0:
+        if size == NOTHING:
+            return 0
+        if size == 0:
             self._pause(PAUSED_BY_OWNER)
             self._give(b"")
             return 0
-        self.bytes_in += size
         self._give(PyBytes_FromStringAndSize(<char*> SCRATCH, size))
         return 0
 
     cdef inline Py_ssize_t _receive(self, unsigned char* into) except -2:
-        """recv(2) of a chunk; `into` has room for CHUNK_BYTES + SEALED_RECORD_BYTES."""
+        """A chunk for whoever understands it; `into` has room for CHUNK_BYTES + SEALED_RECORD_BYTES.
+
+        Returns its size, 0 at the end (`lost` says why, unless it is an orderly one), NOTHING if there is nothing now.
+        """
         cdef Py_ssize_t size
         if self._tls is None:
-            return c_recv(self.fd, into, CHUNK_BYTES, 0)
-        size = c_recv(self.fd, SEALED, CHUNK_BYTES, 0)
-        if size <= 0:
+            size = self._take(into)
+        else:
+            size = self._take(SEALED)
+            if size <= 0:
+                return size
+            self._tls._give_sealed(PyMemoryView_FromMemory(<char*> SEALED, size, PyBUF_READ))
+            size = self._tls.open_records(self, into)
+        if size > 0:
+            self.bytes_in += size
+        return size
+
+    cdef inline Py_ssize_t _take(self, unsigned char* into) except -2:
+        """recv(2) of a chunk; returns what `_receive` returns.
+
+        Readiness is reported once, when bytes arrive. Less than was asked for means that there was no more; a full
+        chunk means that there may be.
+        """
+        cdef Py_ssize_t size = chunk_recv(self.fd, into, CHUNK_BYTES)
+        if 0 < size < CHUNK_BYTES:
             return size
-        self._tls._give_sealed(PyMemoryView_FromMemory(<char*> SEALED, size, PyBUF_READ))
-        return self._tls.open_records(self, into)
+        if size > 0:
+            self._look_again()
+            return size
+        if size < 0:
+            if errno == EAGAIN:
+                return NOTHING
+            if errno == EINTR:
+                self._look_again()
+                return NOTHING
+            self.lost = os.strerror(errno)
+        return 0
 
     cdef int _give(self, bytes data) except -1:
         if self.sink is None:
             return 0
+        self._reactor._is_due = True
         try:
             self.sink(data)
         except Exception as error:
@@ -433,7 +541,10 @@ cdef class Link:
 
     def serve(self):
         """Do what the reactor does when the link is readable. For tests and measurements."""
-        self._readable()
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.ptr = <void*> self
+        self._reactor._serve(&event, 1)
 
     # --- TLS ---
 
@@ -463,12 +574,10 @@ cdef class Link:
 
     cdef int _shake_hands(self) except -1:
         """Bytes of a handshake."""
-        cdef Py_ssize_t size = c_recv(self.fd, SEALED, CHUNK_BYTES, 0)
-        if size < 0:
-            if errno == EAGAIN or errno == EINTR:
-                return 0
-            self.lost = os.strerror(errno)
-        if size <= 0:
+        cdef Py_ssize_t size = self._take(SEALED)
+        if size == NOTHING:
+            return 0
+        if size == 0:
             self._end_handshake(self.lost or "the peer left")
             return 0
         self._tls._handshake_bytes += size
@@ -506,6 +615,7 @@ cdef class Link:
         if why:
             self._pause(PAUSED_BY_OWNER)
         if done is not None:
+            self._reactor._is_due = True
             try:
                 done(why)
             except Exception as error:
@@ -545,7 +655,7 @@ cdef class Link:
             # It would wait for the peer's answer, or the peer has gone.
             pass
         last = self._tls._take_sealed()
-        c_send(self.fd, PyBytes_AS_STRING(last), PyBytes_GET_SIZE(last), MSG_NOSIGNAL)
+        chunk_send(self.fd, PyBytes_AS_STRING(last), PyBytes_GET_SIZE(last))
         return 0
 
     # --- sending ---
@@ -567,7 +677,7 @@ cdef class Link:
         if self.fd < 0 or size == 0:
             return 0
         if self._out_end == self._out_start and not self._is_corked:
-            sent = c_send(self.fd, data, size, MSG_NOSIGNAL)
+            sent = chunk_send(self.fd, data, size)
             if sent == size:
                 self.bytes_out += size
                 return 0
@@ -621,7 +731,7 @@ cdef class Link:
 
     cdef int _flush(self) except -1:
         cdef Py_ssize_t sent
-        sent = c_send(self.fd, self._out + self._out_start, self._out_end - self._out_start, MSG_NOSIGNAL)
+        sent = chunk_send(self.fd, self._out + self._out_start, self._out_end - self._out_start)
         if sent < 0:
             if errno == EAGAIN or errno == EINTR:
                 return 0
@@ -799,6 +909,11 @@ cdef class Relay:
         client._is_client = True
         client.sink = None
 
+    cdef inline object _told(self):
+        """The owner, about to be told something: what it does may give the loop work."""
+        self.client._reactor._is_due = True
+        return self.owner
+
     # --- linking ---
 
     def attach(self, Link server):
@@ -956,8 +1071,10 @@ cdef class Relay:
             else:
                 self._feed_server(<unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         except ProtocolViolation as error:
+            self.client._reactor._is_due = True
             owner.on_violation(error)
         except Exception as error:
+            self.client._reactor._is_due = True
             owner.on_failure(error)
         return 0
 
@@ -999,7 +1116,7 @@ cdef class Relay:
         cdef Link client = self.client
         if self.is_held:
             if client.peek_end():
-                self.owner.on_client_end()
+                self._told().on_client_end()
                 return 0
             if self.waiting_since_ns == 0:
                 self.waiting_since_ns = now_ns()
@@ -1007,13 +1124,9 @@ cdef class Relay:
             return 0
         size = client._receive(SCRATCH + carried)
         if size <= 0:
-            if size < 0:
-                if errno == EAGAIN or errno == EINTR:
-                    return 0
-                client.lost = os.strerror(errno)
-            self.owner.on_client_end()
+            if size == 0:
+                self._told().on_client_end()
             return 0
-        client.bytes_in += size
         self.meter.bytes_in += size
         self.last_request_ns = now_ns()
         if self._span_began_ns == 0:
@@ -1104,7 +1217,7 @@ cdef class Relay:
                         corked = None
                     # The owner may link a server and open the gate right here.
                     if tracker.gate == GATE_CLOSED and not self.is_held and not self._borrow():
-                        self.owner.on_gate()
+                        self._told().on_gate()
                     if tracker.gate == GATE_OPEN and self.owner is not None:
                         continue
                     if self.owner is None:
@@ -1143,9 +1256,9 @@ cdef class Relay:
         if self.tracker.has_invented:
             self.client.send(self.tracker.take_invented())
         if self.tracker.client_left:
-            self.owner.on_client_left()
+            self._told().on_client_left()
             return True
-        self.owner.on_fetched()
+        self._told().on_fetched()
         return self.owner is None
 
     # --- server to client ---
@@ -1157,13 +1270,9 @@ cdef class Relay:
         cdef unsigned long long errors = self.tracker.errors
         size = server._receive(SCRATCH + carried)
         if size <= 0:
-            if size < 0:
-                if errno == EAGAIN or errno == EINTR:
-                    return 0
-                server.lost = os.strerror(errno)
-            self.owner.on_server_end()
+            if size == 0:
+                self._told().on_server_end()
             return 0
-        server.bytes_in += size
         self.meter.bytes_out += size
         if carried:
             memcpy(SCRATCH, self._server_carry, carried)
@@ -1172,14 +1281,14 @@ cdef class Relay:
         self.ended_with_error = self.tracker.errors != errors
         if self._stamps_first_answer:
             self._stamps_first_answer = False
-            self.owner.on_first_answer(now_ns())
+            self._told().on_first_answer(now_ns())
         if self._span_began_ns and self.tracker.is_idle():
             self.meter.add_span(now_ns() - self._span_began_ns)
             self._span_began_ns = 0
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()
         if self.notifies and self.owner is not None and self.at_boundary() and not self._give_back():
-            self.owner.on_boundary()
+            self._told().on_boundary()
         return 0
 
     cdef int _feed_server(self, unsigned char* data, Py_ssize_t size) except -1:

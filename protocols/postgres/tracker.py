@@ -250,7 +250,10 @@ class PostgresTracker(Tracker):
                 break
             tag = data[position]
             size = (
-                (data[position + 1] << 24) | (data[position + 2] << 16) | (data[position + 3] << 8) | data[position + 4]
+                (cython.cast(cython.Py_ssize_t, data[position + 1]) << 24)
+                | (data[position + 2] << 16)
+                | (data[position + 3] << 8)
+                | data[position + 4]
             )
             sent = self._client_table[tag]
             if sent == CLIENT_REFUSE:
@@ -361,7 +364,10 @@ class PostgresTracker(Tracker):
                 break
             tag = data[position]
             size = (
-                (data[position + 1] << 24) | (data[position + 2] << 16) | (data[position + 3] << 8) | data[position + 4]
+                (cython.cast(cython.Py_ssize_t, data[position + 1]) << 24)
+                | (data[position + 2] << 16)
+                | (data[position + 3] << 8)
+                | data[position + 4]
             )
             if size < 4 or size > LENGTH_MAX:
                 raise ProtocolViolation("server", f"message of type 0x{tag:02x} with invalid length {size}")

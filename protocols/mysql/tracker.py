@@ -600,7 +600,12 @@ class MysqlTracker(Tracker):
             raise ProtocolViolation("client", "a COM_STMT_EXECUTE of less than 10 bytes")
         if end - position < 14:
             return T_MORE
-        identifier = data[position + 5] | data[position + 6] << 8 | data[position + 7] << 16 | data[position + 8] << 24
+        identifier = (
+            data[position + 5]
+            | data[position + 6] << 8
+            | data[position + 7] << 16
+            | cython.cast(cython.ulong, data[position + 8]) << 24
+        )
         statement = self._recent
         if statement is None or statement.client_id != identifier:
             statement = self._find(identifier)
@@ -645,7 +650,12 @@ class MysqlTracker(Tracker):
             return T_FETCH
         if end - position < 9:
             return T_MORE
-        identifier = data[position + 5] | data[position + 6] << 8 | data[position + 7] << 16 | data[position + 8] << 24
+        identifier = (
+            data[position + 5]
+            | data[position + 6] << 8
+            | data[position + 7] << 16
+            | cython.cast(cython.ulong, data[position + 8]) << 24
+        )
         self._note_statement_command(command, identifier)
         self._begin_client(size)
         return T_TAKEN
@@ -881,7 +891,7 @@ class MysqlTracker(Tracker):
                     self._ring[entry + 4]
                     | self._ring[entry + 5] << 8
                     | self._ring[entry + 6] << 16
-                    | self._ring[entry + 7] << 24
+                    | cython.cast(cython.ulong, self._ring[entry + 7]) << 24
                 )
                 self._note_cursor(command, identifier, is_error)
         elif command == COM_INIT_DB:

@@ -660,6 +660,16 @@ def test_mariadbs_last_prepared_statement_passes() -> None:
     assert relay.tracker.at_boundary()
 
 
+@pytest.mark.parametrize("called", [c.STATEMENT_LAST_PREPARED, 0x8000_0001])
+def test_a_statement_with_the_upper_bit_set_is_found(called: int) -> None:
+    relay = Relay()
+    prepared = 0x8000_0001
+    relay.ask(prepare("set @a = ?"), relay.speech.prepared(prepared, parameters=1))
+    relay.ask(execute(called, parameters=1, types=b"\x08\0", values=b"v" * 8), [ok_payload()])
+    assert relay.ledger.is_dirty
+    assert relay.ledger.statements[prepared].types == b"\x08\0"
+
+
 def test_executing_a_marked_text_marks_the_ledger_each_time() -> None:
     relay = Relay()
     relay.ask(prepare("set @a = ?"), relay.speech.prepared(1, parameters=1))

@@ -151,6 +151,11 @@ class Startup:
     character_set: int = 0
     """MySQL collation id the client asked for."""
 
+    @property
+    def is_replication(self) -> bool:
+        """PostgreSQL: a walsender. What it holds (slots) no reset takes away, so it serves one session only."""
+        return any(name == "replication" for name, _ in self.parameters)
+
 
 @dataclass(frozen=True, slots=True)
 class ScramKeys:
@@ -187,6 +192,8 @@ class CredentialWanted:
 
     user: str
     database: str
+    is_replication: bool = False
+    """PostgreSQL's physical replication: no database is meant, and `database` may name none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +237,42 @@ class BackendRefused:
     code: str
     sqlstate: str
     message: str
+    is_too_new: bool = False
+    """Perhaps because of the protocol version we asked for: a login with `oldest` may do."""
+    is_before_proof: bool = False
+    """The engine had not asked for a proof: who we are and how we came (with TLS or without) was the reason."""
 
 
-LoginFact = CredentialWanted | LoginProven | LoginRefused | CancelRequested | BackendReady | BackendRefused
+@dataclass(frozen=True, slots=True)
+class TlsWanted:
+    """From here on the peer speaks TLS: what is in the output goes out clear, the rest of the connection does not.
+
+    The shell does the handshake and then goes on with the decrypted bytes, or ends the connection.
+    """
+
+    received: bytes = b""
+    """What came already and belongs to the handshake."""
+    alpn: str = ""
+    """The application protocol (RFC 7301) that must come out of the handshake; empty: any, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsRefused:
+    """The engine goes on without TLS, or wants to be asked anew on another connection (`is_over`)."""
+
+    is_over: bool = False
+
+
+LoginFact = (
+    TlsWanted
+    | TlsRefused
+    | CredentialWanted
+    | LoginProven
+    | LoginRefused
+    | CancelRequested
+    | BackendReady
+    | BackendRefused
+)
 
 
 # --- portability --------------------------------------------------------------------------------------------------
@@ -283,6 +323,10 @@ class Login(Protocol):
 
 class ClientLogin(Login, Protocol):
     """The server's part of a login, spoken to a client. In MySQL the greeting is in the output from the start."""
+
+    @property
+    def secret_bytes(self) -> int:
+        """Size of the cancel key that `accept` wants: 4, or 32 in PostgreSQL's protocol 3.2. Final once proven."""
 
     def give_credential(
         self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
@@ -365,10 +409,16 @@ class Wire(Protocol):
     """`reset` makes any used backend like a fresh one; else only one whose session's ledger is empty."""
 
     def client_login(
-        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+        self,
+        *,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+        offers_tls: bool = False,
     ) -> ClientLogin:
         """`method`: trust, password, md5, scram-sha-256, cert; mysql_native_password, caching_sha2_password. `facts`:
-        of the active engine, for MySQL's greeting."""
+        of the active engine, for MySQL's greeting. `offers_tls`: the shell can do what TlsWanted asks for."""
 
     def change_user_login(
         self,
@@ -383,9 +433,16 @@ class Wire(Protocol):
         """MySQL's COM_CHANGE_USER: a login in the middle of a session of `startup`, that begins with `message`. Its
         first facts come from `receive(b"")`. IllegalUse in PostgreSQL, which has no such thing."""
 
-    def server_login(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> Login:
+    def tls_request(self) -> Login | None:
+        """What begins a connection to an engine that shall have TLS: yields TlsWanted or TlsRefused, after which a
+        login or a cancel request follows. None: this protocol does not begin so."""
+
+    def server_login(
+        self, startup: Startup, password: Credential, *, binding: bytes = b"", oldest: bool = False
+    ) -> Login:
         """A login at an engine. `password` is None where none is known (trust). `binding`: tls-server-end-point of
-        the engine's certificate, if the connection has TLS; PostgreSQL logins bind to it."""
+        the engine's certificate, if the connection has TLS; PostgreSQL logins bind to it. `oldest`: ask for the
+        protocol's oldest version, for an engine that refuses to negotiate."""
 
     def ledger(self, startup: Startup) -> Ledger: ...
 

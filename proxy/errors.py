@@ -72,6 +72,8 @@ class EngineRefused(EngineError):
         self.sqlstate = refused.sqlstate
         self.mysql_code = int(refused.code) if refused.code.isdigit() else 1105
         self.mysql_sqlstate = refused.sqlstate
+        self.is_too_new = refused.is_too_new
+        self.is_before_proof = refused.is_before_proof
 
 
 class EngineLost(EngineError):
@@ -100,6 +102,14 @@ class LookupFailed(LoginError):
 
     sqlstate = "08006"
     mysql_code = 2013
+    mysql_sqlstate = "HY000"
+
+
+class TlsRequired(LoginError):
+    """A client came without TLS to a port that wants it."""
+
+    sqlstate = "28000"
+    mysql_code = 3159
     mysql_sqlstate = "HY000"
 
 

@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -92,8 +92,15 @@ class CollectFigures(Message, tag=True, frozen=True, kw_only=True):
 class CancelQuery(Message, tag=True, frozen=True, kw_only=True):
     """A PostgreSQL CancelRequest that reached another worker."""
 
+    request: int
     process_id: int
     secret: bytes
+
+
+class CancelDone(Message, tag=True, frozen=True, kw_only=True):
+    """The other workers have done what they could about the worker's CancelWanted of this number."""
+
+    request: int
 
 
 class Quit(Message, tag=True, frozen=True, kw_only=True):
@@ -102,7 +109,19 @@ class Quit(Message, tag=True, frozen=True, kw_only=True):
     drain_s: float
 
 
-Order = Configure | Prepare | Hold | Terminate | Retarget | Release | ListSessions | CollectFigures | CancelQuery | Quit
+Order = (
+    Configure
+    | Prepare
+    | Hold
+    | Terminate
+    | Retarget
+    | Release
+    | ListSessions
+    | CollectFigures
+    | CancelQuery
+    | CancelDone
+    | Quit
+)
 
 # --- facts: worker -> supervisor ----------------------------------------------------------------------------------
 
@@ -286,8 +305,15 @@ class WorkerFigures(Message, tag=True, frozen=True, kw_only=True):
 class CancelWanted(Message, tag=True, frozen=True, kw_only=True):
     """A PostgreSQL CancelRequest whose session is not in this worker."""
 
+    request: int
     process_id: int
     secret: bytes
+
+
+class CancelTaken(Message, tag=True, frozen=True, kw_only=True):
+    """A CancelQuery has been dealt with: the engine has taken it, or the session is not here, or runs nothing."""
+
+    request: int
 
 
 class EngineLost(Message, tag=True, frozen=True, kw_only=True):
@@ -312,6 +338,7 @@ Fact = (
     | SessionList
     | WorkerFigures
     | CancelWanted
+    | CancelTaken
     | EngineLost
 )
 

@@ -358,14 +358,17 @@ class _Ears:
     def worker_said(self, worker: int, fact: ipc.Fact) -> None:
         match fact:
             case ipc.CancelWanted():
-                self._supervisor._crew.tell_all(
-                    ipc.CancelQuery(process_id=fact.process_id, secret=fact.secret), but=worker
-                )
+                spawn(self._cancel(worker, fact), name=f"cancel request of worker {worker}")
             case ipc.EngineLost():
                 _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
                 self._tell("engine.lost", {"worker": worker, "engine": fact.engine, "why": fact.why}, fact.service)
             case _:
                 self._supervisor._switches.worker_said(worker, fact)
+
+    async def _cancel(self, worker: int, wanted: ipc.CancelWanted) -> None:
+        crew = self._supervisor._crew
+        await crew.cancel(wanted.process_id, wanted.secret, but=worker)
+        crew.tell(worker, ipc.CancelDone(request=wanted.request))
 
     def _tell(self, kind: str, data: dict[str, Any], service: str = "") -> None:
         self._supervisor._publish(Event(kind=kind, at=time.time(), service=service, data=data))

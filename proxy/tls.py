@@ -74,6 +74,7 @@ class EngineTls:
         return (False, True) if self.mode == "allow" else (True, False)
 
 
+NO_LISTENER_TLS: Final = ListenerTls("disable", None)
 NO_ENGINE_TLS: Final = EngineTls("disable", None, "")
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ import uvloop
 from protocols import mysql, postgres
 from protocols.wire import ProtocolName, Wire
 from proxy import ipc
-from proxy.config import Config, decode_effective
+from proxy.config import Config, ServiceConfig, decode_effective
 from proxy.dataplane.backend import send_cancel
 from proxy.dataplane.listener import Listener
 from proxy.dataplane.moving import Move
@@ -34,9 +35,10 @@ from proxy.dataplane.relay import Link
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
-from proxy.errors import Aborted, EngineError, TooManyConnections
+from proxy.errors import Aborted, TooManyConnections
 from proxy.log import set_up as set_up_log
 from proxy.tasks import spawn
+from proxy.tls import ListenerTls, TlsProblem, listener_tls
 
 _log = structlog.get_logger("turnout.worker")
 
@@ -77,6 +79,10 @@ class Worker:
         self.seats = Seats(socket_path.with_name("seats"), index, WORKERS_MAX)
         """What is counted over all workers."""
         self._listeners: dict[tuple[ProtocolName, str], Listener] = {}
+        self._tls: dict[tuple[ProtocolName, str], ListenerTls] = {}
+        self._cancels: dict[int, asyncio.Future[None]] = {}
+        """Cancel requests that other workers were asked about."""
+        self._cancel_number = 0
         self._number = index << 24
         """Session numbers are unique over the workers: the index is in the upper bits."""
         self._writer: asyncio.StreamWriter | None = None
@@ -163,7 +169,11 @@ class Worker:
             case ipc.CollectFigures():
                 self.emit(self._figures(order.request))
             case ipc.CancelQuery():
-                self.cancel(order.process_id, order.secret, is_local=False)
+                spawn(self._cancel_for(order), name="cancel for another worker")
+            case ipc.CancelDone():
+                done = self._cancels.get(order.request)
+                if done is not None and not done.done():
+                    done.set_result(None)
             case ipc.Quit():
                 self._on_quit(order.drain_s)
 
@@ -191,26 +201,21 @@ class Worker:
         self.config = config
         self.seats.workers = config.workers
         set_up_log(config.log, who=f"worker {self.index}")
-        for name, service in config.service.items():
-            runtime = self.runtimes.get(name)
-            if runtime is None:
-                self.runtimes[name] = Runtime(
-                    name,
-                    service,
-                    WIRES[service.protocol],
-                    order.active.get(name, service.active),
-                    order.epochs.get(name, 0),
-                    self._engine_lost,
-                    self.seats,
-                )
-            else:
-                runtime.reconfigure(service)
         failed: list[str] = []
+        for name, service in config.service.items():
+            try:
+                self._configure_service(name, service, order)
+            except TlsProblem as problem:
+                self._trouble(failed, is_first, f"server_tls_{problem.key} of service {name}: {problem.text}")
+        for listener_config in config.listener:
+            try:
+                self._tls[(listener_config.protocol, listener_config.listen)] = listener_tls(listener_config)
+            except TlsProblem as problem:
+                self._trouble(failed, is_first, f"client_tls_{problem.key} of {listener_config.listen}: {problem.text}")
         wanted: set[tuple[ProtocolName, str]] = {(listener.protocol, listener.listen) for listener in config.listener}
         for key in wanted - self._listeners.keys():
             protocol, address = key
-            wire = WIRES[protocol]
-            listener = Listener(address, lambda sock, client, wire=wire: self._accepted(wire, sock, client))  # type: ignore[misc]
+            listener = Listener(address, partial(self._accepted, WIRES[protocol], key))
             try:
                 listener.open()
             except OSError as error:
@@ -225,19 +230,42 @@ class Worker:
             gc.freeze()
         self.emit(ipc.Configured(failed=failed))
 
+    def _configure_service(self, name: str, service: ServiceConfig, order: ipc.Configure) -> None:
+        runtime = self.runtimes.get(name)
+        if runtime is None:
+            self.runtimes[name] = Runtime(
+                name,
+                service,
+                WIRES[service.protocol],
+                order.active.get(name, service.active),
+                order.epochs.get(name, 0),
+                self._engine_lost,
+                self.seats,
+            )
+        else:
+            runtime.reconfigure(service)
+
+    @staticmethod
+    def _trouble(failed: list[str], is_first: bool, text: str) -> None:
+        """Something of the config cannot be done: at the start nothing is served, later what was there stays."""
+        if is_first:
+            failed.append(text)
+        else:
+            _log.error("the reload was not applied everywhere", why=text)
+
     def _engine_lost(self, service: str, engine: str, why: str) -> None:
         self.emit(ipc.EngineLost(service=service, engine=engine, why=why, at_ns=time.monotonic_ns()))
 
     # --- clients ---
 
-    def _accepted(self, wire: Wire, sock: socket.socket, client: str) -> None:
+    def _accepted(self, wire: Wire, key: tuple[ProtocolName, str], sock: socket.socket, client: str) -> None:
         if len(self.sessions) >= self.config.max_client_conn + STRANGERS_MAX:
             # Nobody knows who they are, and what an answer costs is what a flood wants.
             sock.close()
             return
         self._number += 1
         link = Link(asyncio.get_running_loop(), sock.detach())
-        session = Session(self, wire, self._number, link, client)
+        session = Session(self, wire, self._number, link, client, self._tls[key])
         self.sessions[session.id] = session
         runtime = self._first_runtime(wire.name)
         if runtime is None:
@@ -288,6 +316,11 @@ class Worker:
                 rest = rest or runtime
         return rest
 
+    def only_service_of(self, protocol: ProtocolName) -> Runtime | None:
+        """The service of that protocol, if there is one only."""
+        found = [runtime for runtime in self.runtimes.values() if runtime.wire.name == protocol]
+        return found[0] if len(found) == 1 else None
+
     def forget(self, session: Session) -> bool:
         """Drop a session from every index; False if that was done before."""
         if session.cancel_key is not None:
@@ -297,32 +330,45 @@ class Worker:
             self.seats.give(CLIENTS)
         return self.sessions.pop(session.id, None) is not None
 
-    def cancel(self, process_id: int, secret: bytes, *, is_local: bool) -> None:
-        """A CancelRequest: to the backend that runs the session's query now. Local ones may be another worker's."""
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """A CancelRequest: to the backend that runs the session's query now, in whichever worker. Returns once no engine
+        will do anything about it any more."""
+        if await self._cancel_here(process_id, secret) or self.config.workers == 1 or self._writer is None:
+            return
+        self._cancel_number += 1
+        request = self._cancel_number
+        done = self._cancels[request] = asyncio.get_running_loop().create_future()
+        self.emit(ipc.CancelWanted(request=request, process_id=process_id, secret=secret))
+        await asyncio.wait([done], timeout=2 * CANCEL_TIMEOUT_S)
+        del self._cancels[request]
+
+    async def _cancel_for(self, order: ipc.CancelQuery) -> None:
+        await self._cancel_here(order.process_id, order.secret)
+        self.emit(ipc.CancelTaken(request=order.request))
+
+    async def _cancel_here(self, process_id: int, secret: bytes) -> bool:
+        """True if the session is one of this worker, whether anything was to be cancelled or not."""
         session = self.sessions_by_key.get((process_id, secret))
         if session is None:
-            if is_local:
-                self.emit(ipc.CancelWanted(process_id=process_id, secret=secret))
-            return
-        backend = session.backend
-        if backend is None or session.is_asking or session.relay is None or session.relay.at_boundary():
+            return False
+        backend, runtime = session.backend, session.runtime
+        if backend is None or runtime is None or session.is_asking:
             # Nothing of this client runs; what the proxy asks itself must not be cancelled.
-            return
-        runtime = session.runtime
-        assert runtime is not None
+            return True
+        if session.relay is None or session.relay.at_boundary():
+            return True
         pool = runtime.pool_of(backend)
         backend.cancels += 1
-
-        async def send() -> None:
-            try:
-                await send_cancel(runtime.wire, backend, CANCEL_TIMEOUT_S)
-            except EngineError as error:
-                _log.info("cancel not delivered", session=session.id, why=error.text)
-            finally:
-                if pool is not None:
-                    pool.cancel_done(backend)
-
-        spawn(send(), name=f"cancel session {session.id}")
+        is_sure = False
+        try:
+            is_sure = await send_cancel(runtime.wire, backend, CANCEL_TIMEOUT_S)
+        finally:
+            backend.cancel_ended(is_sure=is_sure)
+            if pool is not None:
+                pool.cancel_done(backend)
+        if not is_sure:
+            _log.info("nobody knows whether a cancel request was heard", session=session.id, engine=backend.engine)
+        return True
 
     # --- figures ---
 

@@ -41,6 +41,8 @@ HELLO_TIMEOUT_S: Final = 15.0
 """From the start of the process to its first words; imports take time on a busy machine."""
 ANSWER_TIMEOUT_S: Final = 1.0
 """For figures and session lists; who is later is left out."""
+CANCEL_TIMEOUT_S: Final = 6.0
+"""A worker waits five seconds for an engine to take a cancel request."""
 BACKOFF_S: Final = (0.05, 0.2, 1.0, 5.0)
 """Pauses before a worker that keeps ending is started again; a life of `STEADY_S` starts over."""
 STEADY_S: Final = 10.0
@@ -258,9 +260,25 @@ class Workers:
         lists = await self._ask(lambda request: ipc.ListSessions(request=request, service=service), ipc.SessionList)
         return [session for one in lists for session in one.sessions]
 
-    async def _ask(self, order: Callable[[int], ipc.Order], answer: type[T]) -> list[T]:
+    async def cancel(self, process_id: int, secret: bytes, *, but: int) -> None:
+        """Have all workers but one look for the session of a CancelRequest; until they have done what they could."""
+        await self._ask(
+            lambda request: ipc.CancelQuery(request=request, process_id=process_id, secret=secret),
+            ipc.CancelTaken,
+            but=but,
+            timeout_s=CANCEL_TIMEOUT_S,
+        )
+
+    async def _ask(
+        self,
+        order: Callable[[int], ipc.Order],
+        answer: type[T],
+        *,
+        but: int | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> list[T]:
         self._request += 1
-        asked = {index for index in self.workers() if self._alive[index].writer is not None}
+        asked = {index for index in self.workers() if index != but and self._alive[index].writer is not None}
         if not asked:
             return []
         answers: list[Any] = []
@@ -270,12 +288,12 @@ class Workers:
         try:
             for index in asked.copy():
                 self.tell(index, order(request))
-            await asyncio.wait([done], timeout=ANSWER_TIMEOUT_S)
+            await asyncio.wait([done], timeout=timeout_s)
         finally:
             del self._requests[request]
         return [one for one in answers if isinstance(one, answer)]
 
-    def _answered(self, index: int, fact: ipc.SessionList | ipc.WorkerFigures) -> None:
+    def _answered(self, index: int, fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken) -> None:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
             waiting[1].append(fact)
@@ -358,7 +376,7 @@ class Workers:
                     if self._restarts.get(worker.index):
                         self._kill(worker, "it could not open all ports")
                 self._notify()
-            case ipc.SessionList() | ipc.WorkerFigures():
+            case ipc.SessionList() | ipc.WorkerFigures() | ipc.CancelTaken():
                 self._answered(worker.index, fact)
             case _:
                 self._ears.worker_said(worker.index, fact)

@@ -31,7 +31,13 @@ class MysqlWire:
     """A default database cannot be taken away from a connection that was opened without one."""
 
     def client_login(
-        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+        self,
+        *,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+        offers_tls: bool = False,
     ) -> MysqlClientLogin:
         return MysqlClientLogin(method=method, facts=facts, connection_id=connection_id, databases=databases)
 
@@ -55,8 +61,13 @@ class MysqlWire:
             databases=databases,
         )
 
-    def server_login(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> MysqlServerLogin:
-        """MySQL has no keys in place of a password, and binds to no channel."""
+    def tls_request(self) -> None:
+        """MySQL asks for TLS in the login."""
+
+    def server_login(
+        self, startup: Startup, password: Credential, *, binding: bytes = b"", oldest: bool = False
+    ) -> MysqlServerLogin:
+        """MySQL has no keys in place of a password, binds to no channel, and knows one version only."""
         return MysqlServerLogin(startup, password if isinstance(password, str) else None)
 
     def ledger(self, startup: Startup) -> MysqlLedger:

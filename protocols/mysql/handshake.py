@@ -75,6 +75,9 @@ class ClientPhase(enum.Enum):
 class _ClientAuth:
     """What a login and COM_CHANGE_USER have in common: from the credential on."""
 
+    secret_bytes = 4
+    """MySQL's clients are told no cancel key."""
+
     def __init__(self, *, method: str, facts: BackendFacts | None, databases: Sequence[str]) -> None:
         if method not in METHODS:
             raise IllegalUse(f"authentication method {method!r} is not one of MySQL")

@@ -1,4 +1,4 @@
-"""PostgreSQL's wire protocol, version 3.0. `WIRE` is what the rest of Turnout knows of it."""
+"""PostgreSQL's wire protocol, versions 3.0 and 3.2. `WIRE` is what the rest of Turnout knows of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from protocols.errors import IllegalUse
 from protocols.postgres import ledger as _ledger
 from protocols.postgres import lookup, replies
 from protocols.postgres.exchange import Group, PostgresExchange
-from protocols.postgres.handshake import PostgresClientLogin, PostgresServerLogin
+from protocols.postgres.handshake import NEWEST_MINOR, PostgresClientLogin, PostgresServerLogin, PostgresTlsRequest
 from protocols.postgres.ledger import PostgresLedger
 from protocols.postgres.messages import build_query
 from protocols.postgres.statements import PER_BACKEND_MAX
@@ -38,10 +38,16 @@ class PostgresWire:
     """By DISCARD ALL."""
 
     def client_login(
-        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+        self,
+        *,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+        offers_tls: bool = False,
     ) -> ClientLogin:
-        """PostgreSQL servers say nothing before the client does: only `method` matters."""
-        return PostgresClientLogin(method=method)
+        """PostgreSQL servers say nothing before the client does: only `method` and `offers_tls` matter."""
+        return PostgresClientLogin(method=method, offers_tls=offers_tls)
 
     def change_user_login(
         self,
@@ -55,8 +61,13 @@ class PostgresWire:
     ) -> ClientLogin:
         raise IllegalUse("PostgreSQL has no login in the middle of a session")
 
-    def server_login(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> Login:
-        return PostgresServerLogin(startup, password, binding=binding)
+    def tls_request(self) -> Login | None:
+        return PostgresTlsRequest()
+
+    def server_login(
+        self, startup: Startup, password: Credential, *, binding: bytes = b"", oldest: bool = False
+    ) -> Login:
+        return PostgresServerLogin(startup, password, binding=binding, minor=0 if oldest else NEWEST_MINOR)
 
     def ledger(self, startup: Startup) -> Ledger:
         return PostgresLedger(startup)

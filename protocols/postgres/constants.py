@@ -11,6 +11,10 @@ from typing import Final
 
 PROTOCOL_3_0: Final = 0x0003_0000
 PROTOCOL_3_2: Final = 0x0003_0002
+TLS_HANDSHAKE: Final = 0x16
+"""First byte of a connection that begins with TLS (RFC 8446 section 5.1): as a length it would be far too long."""
+ALPN: Final = "postgresql"
+"""The application protocol of such a connection."""
 CANCEL_REQUEST_CODE: Final = 80877102
 SSL_REQUEST_CODE: Final = 80877103
 GSSENC_REQUEST_CODE: Final = 80877104
@@ -35,6 +39,10 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 CANCEL_KEY_BYTES_MAX: Final = 256
 """Longest cancel key of protocol 3.2."""
 
+CANCEL_KEY_BYTES_3_0: Final = 4
+CANCEL_KEY_BYTES_3_2: Final = 32
+"""What we give to clients; PostgreSQL 18 gives as much."""
+
 CHANNEL_BYTES_MAX: Final = 63
 """Longest name of an object: NAMEDATALEN - 1."""
 
@@ -47,6 +55,7 @@ SQLSTATE_PROTOCOL_VIOLATION: Final = "08P01"
 SQLSTATE_FEATURE_NOT_SUPPORTED: Final = "0A000"
 SQLSTATE_INVALID_AUTHORIZATION: Final = "28000"
 SQLSTATE_INVALID_PASSWORD: Final = "28P01"
+SQLSTATE_INVALID_PARAMETER_VALUE: Final = "22023"
 
 # --- numbers shared with tracker.pxd; a test compares the two -------------------------------------------------------
 

@@ -1,12 +1,16 @@
 """Logins: the server's part, spoken to clients, and the client's part, spoken to engines.
 
-Protocol versions: 3.0 is spoken to both. A client that asks for a newer 3.x (3.2 of libpq 18, the grease 3.9999 of
-libpq 19) or with `_pq_.` options is told so once, by NegotiateProtocolVersion, before anything else, and goes on in 3.0;
-one that asks for another major version is refused. Cancel keys towards clients therefore have four bytes.
+Protocol versions: 3.0 to 3.2 are spoken to clients. One that asks for a newer 3.x (the grease 3.9999 of libpq 19) or with
+`_pq_.` options is told so once, by NegotiateProtocolVersion, before anything else, and goes on in what it asked for, 3.2
+at most; one that asks for another major version is refused. Cancel keys towards clients have four bytes before 3.2. What
+an engine is asked for does not depend on that: 3.2, and whatever it negotiates; one that refuses to negotiate is asked
+again for 3.0 (`BackendRefused.is_too_new`). The versions differ in nothing but the cancel key.
 
-TLS and GSS encryption are answered with `N`. Bytes that a client sent behind such a request without waiting for the
-answer would be taken from the plain connection into the encrypted one (CVE-2021-23214): a violation even though both are
-refused, so that it does not depend on the answer.
+GSS encryption is answered with `N`, and so is TLS where it is not offered. Bytes that a client sent behind such a request
+without waiting for the answer would be taken from the plain connection into the encrypted one (CVE-2021-23214): a
+violation whatever the answer is. The same holds for bytes behind an engine's answer (CVE-2021-23222). A connection that
+begins with a TLS handshake (direct TLS) needs no request, and must agree on `postgresql` by ALPN: otherwise the bytes of
+another protocol's client could be led here.
 """
 
 from __future__ import annotations
@@ -17,16 +21,22 @@ from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.postgres.constants import (
+    ALPN,
     AUTH_MESSAGE_BYTES_MAX,
+    CANCEL_KEY_BYTES_3_0,
+    CANCEL_KEY_BYTES_3_2,
     CANCEL_REQUEST_CODE,
     GSSENC_REQUEST_CODE,
     LOGIN_MESSAGE_BYTES_MAX,
     PROTOCOL_3_0,
+    PROTOCOL_3_2,
     SQLSTATE_FEATURE_NOT_SUPPORTED,
     SQLSTATE_INVALID_AUTHORIZATION,
+    SQLSTATE_INVALID_PARAMETER_VALUE,
     SQLSTATE_PROTOCOL_VIOLATION,
     SSL_REQUEST_CODE,
     STARTUP_BYTES_MAX,
+    TLS_HANDSHAKE,
 )
 from protocols.postgres.framing import Framer
 from protocols.postgres.messages import (
@@ -36,6 +46,7 @@ from protocols.postgres.messages import (
     build_negotiate_protocol_version,
     build_parameter_status,
     build_ready,
+    build_ssl_request,
     build_startup,
     parse_authentication,
     parse_backend_key,
@@ -60,9 +71,16 @@ from protocols.wire import (
     LoginProven,
     LoginRefused,
     Startup,
+    TlsRefused,
+    TlsWanted,
 )
 
+NEWEST_MINOR: Final = PROTOCOL_3_2 & 0xFFFF
+"""The newest 3.x that is spoken here."""
+
+# As PostgreSQL's parse_bool takes them.
 _OFF: Final = frozenset({"off", "false", "no", "0", "f", "fa", "fal", "fals", "n", "of"})
+_ON: Final = frozenset({"on", "true", "yes", "1", "t", "tr", "tru", "y", "ye"})
 
 
 class Phase(enum.Enum):
@@ -83,19 +101,27 @@ class Phase(enum.Enum):
 class PostgresClientLogin:
     """See `wire.ClientLogin`."""
 
-    def __init__(self, *, method: str) -> None:
+    def __init__(self, *, method: str, offers_tls: bool = False) -> None:
         if method not in METHODS:
             raise IllegalUse(f"PostgreSQL clients cannot log in by {method}")
         self._method = method
         self._framer = Framer("client", AUTH_MESSAGE_BYTES_MAX)
         self._output = bytearray()
         self._phase = Phase.START
-        self._refused_encryptions: set[int] = set()
+        self._offers_tls = offers_tls
+        self._is_begun = False
+        self._answered_requests: set[int] = set()
+        self._minor = 0
         self._startup: Startup | None = None
         self._proof: ClientProof | None = None
 
     def receive(self, data: bytes) -> Sequence[LoginFact]:
         """Take bytes of the client. Raises ProtocolViolation. Any cut of the stream gives the same facts."""
+        if data and not self._is_begun:
+            self._is_begun = True
+            if data[0] == TLS_HANDSHAKE and self._offers_tls:
+                self._answered_requests |= {SSL_REQUEST_CODE, GSSENC_REQUEST_CODE}
+                return [TlsWanted(received=data, alpn=ALPN)]
         self._framer.receive(data)
         facts: list[LoginFact] = []
         while True:
@@ -142,12 +168,17 @@ class PostgresClientLogin:
         # A client that did not wait for the question has nothing to prove with.
         return self.receive(b"")
 
+    @property
+    def secret_bytes(self) -> int:
+        """See `wire.ClientLogin`."""
+        return CANCEL_KEY_BYTES_3_2 if self._minor >= NEWEST_MINOR else CANCEL_KEY_BYTES_3_0
+
     def accept(self, backend: BackendFacts) -> bytes:
         """See `wire.ClientLogin`."""
         if self._phase is not Phase.PROVEN:
             raise IllegalUse("accept without LoginProven")
-        if len(backend.secret) != 4:
-            raise IllegalUse("protocol 3.0 has cancel keys of four bytes")
+        if len(backend.secret) != self.secret_bytes:
+            raise IllegalUse(f"this client's cancel key has {self.secret_bytes} bytes")
         self._phase = Phase.ENDED
         parameters = b"".join(build_parameter_status(name, value) for name, value in backend.parameters.items())
         key = build_backend_key(backend.process_id, backend.secret)
@@ -167,16 +198,23 @@ class PostgresClientLogin:
                 raise ProtocolViolation("client", "a request for encryption with a body")
             if not self._framer.is_empty:
                 raise ProtocolViolation("client", "bytes behind a request for encryption, before its answer")
-            if code in self._refused_encryptions:
-                raise ProtocolViolation("client", "the same request for encryption twice")
-            self._refused_encryptions.add(code)
+            if code in self._answered_requests:
+                raise ProtocolViolation("client", "a request for encryption after its answer")
+            self._answered_requests.add(code)
+            if code == SSL_REQUEST_CODE and self._offers_tls:
+                # Within TLS there is nothing more to ask for.
+                self._answered_requests.add(GSSENC_REQUEST_CODE)
+                self._output += b"S"
+                return [TlsWanted()]
             self._output += b"N"
             return []
         if code == CANCEL_REQUEST_CODE:
             self._phase = Phase.ENDED
             return [CancelRequested(*parse_cancel_request(body))]
         if code >> 16 != PROTOCOL_3_0 >> 16:
-            text = f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: server supports 3.0 to 3.0"
+            text = (
+                f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: server supports 3.0 to 3.{NEWEST_MINOR}"
+            )
             return self._refuse("FATAL", SQLSTATE_FEATURE_NOT_SUPPORTED, text)
         return self._take_startup(code & 0xFFFF, parse_startup_parameters(body))
 
@@ -184,20 +222,25 @@ class PostgresClientLogin:
         unknown = [name for name in parameters if name.startswith("_pq_.")]
         for name in unknown:
             del parameters[name]
-        if minor > 0 or unknown:
-            self._output += build_negotiate_protocol_version(PROTOCOL_3_0, unknown)
+        self._minor = min(minor, NEWEST_MINOR)
+        if minor > NEWEST_MINOR or unknown:
+            self._output += build_negotiate_protocol_version(PROTOCOL_3_0 | self._minor, unknown)
         user = parameters.pop("user", "")
         database = parameters.pop("database", "") or user
         if not user:
             text = "no PostgreSQL user name specified in startup packet"
             return self._refuse("FATAL", SQLSTATE_INVALID_AUTHORIZATION, text)
         replication = parameters.pop("replication", "off")
-        if replication.lower() not in _OFF:
-            text = "replication connections do not go through Turnout; connect to the server itself"
-            return self._refuse("FATAL", SQLSTATE_FEATURE_NOT_SUPPORTED, text)
-        self._startup = Startup(user, database, tuple(sorted(parameters.items())))
+        if replication == "database" or replication.lower() in _ON:
+            parameters["replication"] = replication
+        elif replication.lower() not in _OFF:
+            text = f'invalid value for parameter "replication": "{replication}"'
+            return self._refuse("FATAL", SQLSTATE_INVALID_PARAMETER_VALUE, text)
+        # Physical replication is of the whole server: the name, if there is one, only tells which service is meant.
+        own = "" if "replication" in parameters and replication != "database" else database
+        self._startup = Startup(user, own, tuple(sorted(parameters.items())))
         self._phase = Phase.CREDENTIAL
-        return [CredentialWanted(user, database)]
+        return [CredentialWanted(user, database, is_replication=not own)]
 
     # --- proofs ---------------------------------------------------------------------------------------------------
 
@@ -227,13 +270,52 @@ class PostgresClientLogin:
         return [LoginRefused(text)]
 
 
+_UNKNOWN_VERSION: Final = frozenset({SQLSTATE_FEATURE_NOT_SUPPORTED, SQLSTATE_PROTOCOL_VIOLATION})
+"""How servers refuse a version without negotiating: PostgreSQL before 9.3, and other poolers."""
+
+
+class PostgresTlsRequest:
+    """SSLRequest to an engine and its answer: `wire.Login`. The request is in the output from the start."""
+
+    def __init__(self) -> None:
+        self._output = build_ssl_request()
+
+    def receive(self, data: bytes) -> Sequence[LoginFact]:
+        """Take the engine's answer. Raises ProtocolViolation."""
+        if data[:1] == b"E":
+            # An ErrorResponse of a server that cannot even fork: not to be shown, for anybody in between may have sent
+            # it (CVE-2024-10977).
+            return [TlsRefused(is_over=True)]
+        if len(data) > 1:
+            raise ProtocolViolation("server", "bytes behind the answer to a request for encryption")
+        if data == b"S":
+            return [TlsWanted()]
+        if data == b"N":
+            return [TlsRefused()]
+        raise ProtocolViolation("server", f"answer {data!r} to a request for encryption")
+
+    def take_output(self) -> bytes:
+        """Bytes for the engine, each only once."""
+        output, self._output = self._output, b""
+        return output
+
+    def take_unread(self) -> bytes:
+        """Nothing: what comes behind the answer is a violation."""
+        return b""
+
+
 class PostgresServerLogin:
     """A login at an engine: `wire.Login`. The first packet is in the output from the start."""
 
-    def __init__(self, startup: Startup, password: Credential, *, binding: bytes = b"") -> None:
+    def __init__(
+        self, startup: Startup, password: Credential, *, binding: bytes = b"", minor: int = NEWEST_MINOR
+    ) -> None:
         self._proof = ServerProof(startup.user, password, binding)
         self._framer = Framer("server", LOGIN_MESSAGE_BYTES_MAX)
-        self._output = bytearray(build_startup(startup.user, startup.database, startup.parameters))
+        self._output = bytearray(build_startup(startup.user, startup.database, startup.parameters, minor))
+        self._minor = minor
+        self._is_negotiated = False
+        self._is_asked = False
         self._is_authenticated = False
         self._is_ended = False
         self._parameters: dict[str, str] = {}
@@ -267,15 +349,24 @@ class PostgresServerLogin:
         tag = message[:1]
         if tag == b"E":
             fields = parse_error(message)
-            return BackendRefused(fields.sqlstate, fields.sqlstate, fields.message)
+            return BackendRefused(
+                fields.sqlstate,
+                fields.sqlstate,
+                fields.message,
+                is_too_new=self._minor > 0 and not self._is_asked and fields.sqlstate in _UNKNOWN_VERSION,
+                is_before_proof=not self._is_asked,
+            )
         if tag == b"N":
             return None
         if tag == b"v":
-            # We ask for 3.0 without options: nothing to negotiate, but a server may say so.
-            parse_negotiate_protocol_version(message)
+            minor, unknown = parse_negotiate_protocol_version(message)
+            if self._is_negotiated or self._is_asked or minor > self._minor or unknown:
+                raise ProtocolViolation("server", "it negotiates what was not asked for")
+            self._is_negotiated = True
             return None
         if not self._is_authenticated:
             if tag == b"R":
+                self._is_asked = True
                 return self._take_authentication(message)
         elif tag == b"S":
             name, value = parse_parameter_status(message)

@@ -50,6 +50,7 @@ PIN_LARGE_STATEMENT: Final = "statement too large"
 PIN_MANY_STATEMENTS: Final = "too many prepared statements"
 PIN_CUSTOM_NAMES: Final = "too many custom settings"
 PIN_BATCHED_PREPARE: Final = "prepared statement in a batch"
+PIN_REPLICATION: Final = "replication connection"
 PIN_UNKNOWN: Final = "inspection failed"
 
 _INSPECTION: Final = rb"""
@@ -100,7 +101,7 @@ class PostgresLedger:
         self._statement_bytes = 0
         # Tuples and a frozenset: empty in most sessions, and then the same objects in all of them.
         self._found_pins: tuple[str, ...] = ()
-        self._lasting_pins: tuple[str, ...] = ()
+        self._lasting_pins: tuple[str, ...] = (PIN_REPLICATION,) if startup.is_replication else ()
         self._custom_names: frozenset[bytes] = frozenset()
         self._replayed: PostgresExchange | None = None
 

@@ -95,11 +95,11 @@ def readable(text: bytes) -> str:
 # --- first packets ------------------------------------------------------------------------------------------------
 
 
-def build_startup(user: str, database: str, parameters: Iterable[tuple[str, str]] = ()) -> bytes:
-    """StartupMessage of protocol 3.0."""
-    pairs = [("user", user), ("database", database), *parameters]
+def build_startup(user: str, database: str, parameters: Iterable[tuple[str, str]] = (), minor: int = 0) -> bytes:
+    """StartupMessage of protocol 3.`minor`. No database: a connection for physical replication."""
+    pairs = [("user", user), *([("database", database)] if database else []), *parameters]
     body = b"".join(encode(name) + b"\0" + encode(value) + b"\0" for name, value in pairs)
-    return build_untagged(PROTOCOL_3_0, body + b"\0")
+    return build_untagged(PROTOCOL_3_0 | minor, body + b"\0")
 
 
 def parse_startup_parameters(body: bytes) -> dict[str, str]:

@@ -111,14 +111,15 @@ SERVER: Final[Mapping[tuple[str, Awaited], Move]] = {
     ("I", Awaited.QUERY): Move.PASS,
     ("G", Awaited.QUERY): Move.COPY_IN,
     ("H", Awaited.QUERY): Move.PASS,
+    # START_REPLICATION: from here on CopyData goes both ways, until both have sent CopyDone.
+    ("W", Awaited.QUERY): Move.PASS,
     ("d", Awaited.QUERY): Move.PASS,
     ("c", Awaited.QUERY): Move.PASS,
     ("Z", Awaited.QUERY): Move.READY,
     # Function call.
     ("V", Awaited.CALL): Move.PASS,
     ("Z", Awaited.CALL): Move.READY,
-    # Left out on purpose: CopyBothResponse 'W' (replication only, refused at login), authentication 'R',
-    # BackendKeyData 'K' and NegotiateProtocolVersion 'v' (part of the login).
+    # Left out on purpose: authentication 'R', BackendKeyData 'K' and NegotiateProtocolVersion 'v' (part of the login).
 }
 
 UNIT_ENDS: Final = frozenset({Awaited.SYNC, Awaited.QUERY, Awaited.CALL})

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, BackendReady, BackendRefused, Credential, Exchange, Startup, Wire
 from proxy.dataplane.relay import Link
-from proxy.errors import ConnectFailed, EngineLost, EngineRefused
+from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse
+from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused
+from proxy.tls import NO_ENGINE_TLS, EngineTls
 
 if TYPE_CHECKING:
     from proxy.dataplane.pool import Shelf
@@ -29,6 +31,7 @@ class Backend:
 
     __slots__ = (
         "_heard",
+        "_is_uncancelled",
         "_lost",
         "_unread",
         "_waiting",
@@ -38,6 +41,7 @@ class Backend:
         "engine",
         "facts",
         "idle_since_ns",
+        "is_doubtful",
         "link",
         "notes",
         "on_closed",
@@ -45,11 +49,19 @@ class Backend:
         "opened_ns",
         "shelf",
         "startup",
+        "tls",
         "wire",
     )
 
     def __init__(
-        self, wire: Wire, engine: str, address: str, startup: Startup, link: Link, facts: BackendFacts
+        self,
+        wire: Wire,
+        engine: str,
+        address: str,
+        startup: Startup,
+        link: Link,
+        facts: BackendFacts,
+        tls: EngineTls = NO_ENGINE_TLS,
     ) -> None:
         self.wire = wire
         self.engine = engine
@@ -57,12 +69,17 @@ class Backend:
         self.startup = startup
         self.link = link
         self.facts = facts
+        self.tls = tls
+        """How a cancel request to it is encrypted, if its own connection is."""
         self.notes: dict[str, Any] = {}
         """The tracker's memory of this backend (its prepared statements)."""
         self.shelf: Shelf | None = None
         """Where its pool puts it while it is idle; set by the pool."""
         self.cancels = 0
         """Cancel requests on their way to it; it is not lent again before they are done."""
+        self.is_doubtful = False
+        """A cancel request may still reach it, nobody knows when: it serves nobody else."""
+        self._is_uncancelled: asyncio.Future[None] | None = None
         self.opened_ns = self.idle_since_ns = self.checked_ns = time.monotonic_ns()
         """`checked_ns`: when its pool last asked whether it still answers."""
         self.on_closed: Callable[[], None] | None = None
@@ -81,7 +98,7 @@ class Backend:
     @property
     def is_fresh(self) -> bool:
         """Connected, and silent since it became idle: it may be lent."""
-        return not self._lost and not self._unread
+        return not self._lost and not self._unread and not self.is_doubtful
 
     @property
     def is_lost(self) -> bool:
@@ -106,6 +123,18 @@ class Backend:
     @property
     def has_unread(self) -> bool:
         return bool(self._unread)
+
+    def hear(self, data: bytes) -> None:
+        """What the server said behind the end of its login."""
+        self._received(data)
+
+    def cancel_ended(self, *, is_sure: bool = True) -> None:
+        """One of `cancels` is done."""
+        self.cancels -= 1
+        self.is_doubtful = self.is_doubtful or not is_sure
+        if self.cancels == 0 and self._is_uncancelled is not None:
+            self._is_uncancelled.set_result(None)
+            self._is_uncancelled = None
 
     def _received(self, data: bytes) -> None:
         if not data:
@@ -150,8 +179,12 @@ class Backend:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting = (exchange, done)
         try:
-            self.link.send(exchange.request)
             async with asyncio.timeout(timeout_s):
+                if self.cancels:
+                    # A late cancel would hit what the proxy asks.
+                    self._is_uncancelled = asyncio.get_running_loop().create_future()
+                    await self._is_uncancelled
+                self.link.send(exchange.request)
                 await done
             if exchange.parameters:
                 told = {**self.facts.parameters, **exchange.parameters}
@@ -217,67 +250,99 @@ async def connect(address: str, engine: str) -> socket.socket:
 
 
 async def open_backend(
-    wire: Wire, engine: str, address: str, startup: Startup, password: Credential, timeout_s: float
+    wire: Wire,
+    engine: str,
+    address: str,
+    startup: Startup,
+    password: Credential,
+    timeout_s: float,
+    tls: EngineTls = NO_ENGINE_TLS,
 ) -> Backend:
-    """Connect and log in. Raises ConnectFailed (a retry is safe), EngineRefused, EngineLost."""
-    loop = asyncio.get_running_loop()
-    link: Link | None = None
+    """Connect and log in. Raises ConnectFailed (a retry is safe), EngineRefused, EngineLost.
+
+    Like libpq, `allow` and `prefer` try the other way, with or without TLS, on another connection if the engine does not
+    want this one, which it says before it asks for any proof.
+    """
     try:
         async with asyncio.timeout(timeout_s):
-            sock = await connect(address, engine)
-            link = Link(loop, sock.detach())
-            ready = await _log_in(wire, engine, link, startup, password)
-            return Backend(wire, engine, address, startup, link, ready.facts)
+            *others, last = tls.attempts()
+            for is_encrypted in others:
+                try:
+                    return await _open(wire, engine, address, startup, password, tls if is_encrypted else NO_ENGINE_TLS)
+                except TlsFailed:
+                    continue
+                except EngineRefused as error:
+                    if not (error.is_before_proof and error.sqlstate.startswith(_UNWANTED)):
+                        raise
+            return await _open(wire, engine, address, startup, password, tls if last else NO_ENGINE_TLS)
     except TimeoutError as error:
-        if link is not None:
-            link.close()
         raise ConnectFailed(f"engine {engine} at {address} did not let us in within {timeout_s:g} s") from error
+
+
+_UNWANTED: Final = "28"
+"""SQLSTATE class of a host-based rule that does not fit."""
+
+
+async def _open(
+    wire: Wire, engine: str, address: str, startup: Startup, password: Credential, tls: EngineTls
+) -> Backend:
+    try:
+        return await _open_once(wire, engine, address, startup, password, tls, oldest=False)
+    except EngineRefused as error:
+        if not error.is_too_new:
+            raise
+    return await _open_once(wire, engine, address, startup, password, tls, oldest=True)
+
+
+async def _open_once(
+    wire: Wire, engine: str, address: str, startup: Startup, password: Credential, tls: EngineTls, *, oldest: bool
+) -> Backend:
+    sock = await connect(address, engine)
+    link = Link(asyncio.get_running_loop(), sock.detach())
+    try:
+        if tls.context is not None:
+            await ask_for_tls(wire, engine, link, tls)
+        login = wire.server_login(startup, password, binding=link.channel_binding, oldest=oldest)
+        fact = await converse(engine, link, login)
+        if isinstance(fact, BackendRefused):
+            raise EngineRefused(engine, fact)
+        assert isinstance(fact, BackendReady)
+        backend = Backend(wire, engine, address, startup, link, fact.facts, tls)
+        if unread := login.take_unread():
+            backend.hear(unread)
+        return backend
     except BaseException:
-        if link is not None:
-            link.close()
+        link.close()
         raise
 
 
-async def _log_in(wire: Wire, engine: str, link: Link, startup: Startup, password: Credential) -> BackendReady:
-    login = wire.server_login(startup, password, binding=link.channel_binding)
-    outcome: asyncio.Future[BackendReady] = asyncio.get_running_loop().create_future()
+async def send_cancel(wire: Wire, backend: Backend, timeout_s: float) -> bool:
+    """Ask the engine to cancel what `backend` runs now, and wait until the engine has taken the request, which it says
+    by closing the connection. With TLS where the backend's own connection has it.
 
-    def received(data: bytes) -> None:
-        if outcome.done():
-            return
-        if not data:
-            outcome.set_exception(
-                ConnectFailed(f"engine {engine} ended the login: {link.lost or 'it closed the connection'}")
-            )
-            return
-        try:
-            facts = login.receive(data)
-        except ProtocolViolation as error:
-            outcome.set_exception(EngineLost(f"engine {engine} broke the protocol at login: {error.text}"))
-            return
-        link.send(login.take_output())
-        for fact in facts:
-            if isinstance(fact, BackendReady):
-                outcome.set_result(fact)
-            elif isinstance(fact, BackendRefused):
-                outcome.set_exception(EngineRefused(engine, fact))
-
-    link.sink = received
-    link.send(login.take_output())
-    return await outcome
-
-
-async def send_cancel(wire: Wire, backend: Backend, timeout_s: float) -> None:
-    """Ask the engine to cancel what `backend` runs now, and wait until the engine has taken the request."""
-    sock = await connect(backend.address, backend.engine)
-    loop = asyncio.get_running_loop()
+    True: nothing is under way any more. A cancel is a wish: what fails is told to nobody.
+    """
+    link: Link | None = None
+    is_sent = False
     try:
         async with asyncio.timeout(timeout_s):
-            await loop.sock_sendall(sock, wire.cancel_request(backend.facts))
-            while await loop.sock_recv(sock, 256):
-                pass
-    except (TimeoutError, OSError):
-        # A cancel is a wish: the query goes on, and the client's own timeout decides.
-        pass
+            sock = await connect(backend.address, backend.engine)
+            link = Link(asyncio.get_running_loop(), sock.detach())
+            if backend.link.is_encrypted:
+                await ask_for_tls(wire, backend.engine, link, backend.tls)
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def received(data: bytes) -> None:
+                if not data and not ended.done():
+                    ended.set_result(None)
+
+            link.sink = received
+            is_sent = True
+            link.send(wire.cancel_request(backend.facts))
+            await ended
+            return True
+    except (TimeoutError, EngineError):
+        return not is_sent
     finally:
-        sock.close()
+        if link is not None:
+            link.close()

@@ -465,7 +465,7 @@ class Pool:
     def give_back(self, backend: Backend) -> None:
         """A lent backend that is at a boundary and needs no reset."""
         self._lent.discard(backend)
-        if self._is_closed or backend.is_lost:
+        if self._is_closed or backend.is_lost or backend.is_doubtful:
             backend.close(says_goodbye=not backend.is_lost)
             self._open_for_waiters()
             return
@@ -518,7 +518,6 @@ class Pool:
 
     def cancel_done(self, backend: Backend) -> None:
         """A cancel request to `backend` has ended; if the backend was given back meanwhile, it is free now."""
-        backend.cancels -= 1
         if backend.cancels == 0 and backend in self._parked:
             self._parked.remove(backend)
             self.give_back(backend)

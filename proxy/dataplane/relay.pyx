@@ -577,6 +577,11 @@ cdef class Link:
         cdef Py_ssize_t size = self._take(SEALED)
         if size == NOTHING:
             return 0
+        if self._is_closing:
+            # It failed; the peer is given the time to read why.
+            if size == 0:
+                self.close()
+            return 0
         if size == 0:
             self._end_handshake(self.lost or "the peer left")
             return 0
@@ -605,6 +610,8 @@ cdef class Link:
         self._end_handshake("")
         if self.fd >= 0 and self._relay is None and tls._incoming.pending:
             size = tls.open_records(self, SCRATCH)
+            if size == 0:
+                self._pause(PAUSED_BY_OWNER)
             if size >= 0:
                 self.bytes_in += size
                 self._give(PyBytes_FromStringAndSize(<char*> SCRATCH, size))

@@ -21,6 +21,7 @@ from proxy.dataplane.relay import Meter
 from proxy.dataplane.seats import Seats
 from proxy.dataplane.users import Users
 from proxy.errors import ConnectFailed, EngineError, EngineRefused, HoldExpired, ProxyError
+from proxy.tls import engine_tls
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
@@ -59,6 +60,7 @@ class Runtime:
         self.errors_ended = 0
         self._engine_lost = engine_lost
         self._seats = seats
+        self._tls = {engine: engine_tls(one, config.protocol) for engine, one in config.engine.items()}
         self._rules = rules_of(config)
         self._engine_lost_ns: dict[str, int] = {}
         self._pools: dict[tuple[str, str, str], Pool] = {}
@@ -74,6 +76,8 @@ class Runtime:
 
     def reconfigure(self, config: ServiceConfig) -> None:
         """A reload: settings and users change, sessions and pools stay."""
+        # First, for it may fail: a file of a certificate may be another one now. Raises TlsProblem.
+        self._tls = {engine: engine_tls(one, config.protocol) for engine, one in config.engine.items()}
         self.config = config
         self.users.reconfigure(config)
         self.lookups.close()
@@ -141,7 +145,13 @@ class Runtime:
         address = self.config.engine[engine].address
         try:
             backend = await open_backend(
-                self.wire, engine, address, startup, password, self.config.server_connect_timeout_s
+                self.wire,
+                engine,
+                address,
+                startup,
+                password,
+                self.config.server_connect_timeout_s,
+                self._tls[engine],
             )
         except ConnectFailed as error:
             self.report_lost(engine, error.text)

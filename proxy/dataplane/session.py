@@ -35,14 +35,25 @@ from protocols.wire import (
     LoginProven,
     LoginRefused,
     Startup,
+    TlsWanted,
     Tracker,
     Wire,
 )
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link, Relay
-from proxy.errors import EngineError, EngineLost, IdleInTransaction, IdleTooLong, ProxyError, UnknownDatabase
+from proxy.dataplane.tls import accept_tls
+from proxy.errors import (
+    EngineError,
+    EngineLost,
+    IdleInTransaction,
+    IdleTooLong,
+    ProxyError,
+    TlsRequired,
+    UnknownDatabase,
+)
 from proxy.tasks import spawn
+from proxy.tls import NO_LISTENER_TLS, ListenerTls
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
@@ -88,16 +99,21 @@ class Session:
         "runtime",
         "standing",
         "startup",
+        "tls",
         "tracker",
         "wire",
         "worker",
     )
 
-    def __init__(self, worker: Worker, wire: Wire, number: int, link: Link, client: str) -> None:
+    def __init__(
+        self, worker: Worker, wire: Wire, number: int, link: Link, client: str, tls: ListenerTls = NO_LISTENER_TLS
+    ) -> None:
         self.worker = worker
         self.wire = wire
         self.id = number
         self.link = link
+        self.tls = tls
+        """What its port offers."""
         self.client = client
         """address:port of the client."""
         self.opened_ns = time.monotonic_ns()
@@ -148,7 +164,11 @@ class Session:
             # Which method it is, the rules say once the client has told who it is.
             method = "scram-sha-256"
         self._login = self.wire.client_login(
-            method=method, facts=greeting, connection_id=self.id & 0xFFFFFFFF, databases=databases
+            method=method,
+            facts=greeting,
+            connection_id=self.id & 0xFFFFFFFF,
+            databases=databases,
+            offers_tls=self.tls.context is not None,
         )
         self._login_timer = asyncio.get_running_loop().call_later(
             self.worker.config.client_login_timeout_s, self._login_expired
@@ -184,9 +204,12 @@ class Session:
                 self.runtime.proven(fact.startup.user, fact.credential)
                 self._proven(fact.startup)
                 return
+            if isinstance(fact, TlsWanted):
+                self.link.send(login.take_output())
+                accept_tls(self.link, self.tls, fact, self._tls_ended)
+                return
             if isinstance(fact, CancelRequested):
-                self.worker.cancel(fact.process_id, fact.secret, is_local=True)
-                self._end("")
+                spawn(self._guard(self._cancel(fact)), name=f"cancel request {self.id}")
                 return
             if isinstance(fact, LoginRefused):
                 self.link.send(login.take_output())
@@ -195,6 +218,22 @@ class Session:
                 return
         self.link.send(login.take_output())
 
+    def _tls_ended(self, why: str) -> None:
+        if why:
+            self._end(f"no TLS: {why}")
+
+    async def _cancel(self, wanted: CancelRequested) -> None:
+        """Pass a CancelRequest on. Nothing is ever answered; the client's connection ends when the engine has taken the
+        request, so that a client that waits for it knows that its next query is safe."""
+        self._login = None
+        self.link.sink = self._left_before_cancelled
+        await self.worker.cancel(wanted.process_id, wanted.secret)
+        self._end("")
+
+    def _left_before_cancelled(self, data: bytes) -> None:
+        if not data:
+            self._end("")
+
     def _count_failure(self) -> None:
         if self.runtime is not None:
             self.runtime.login_failures += 1
@@ -202,7 +241,14 @@ class Session:
                 self.runtime.users.doubt(self._user)
 
     def _look_up(self, login: ClientLogin, wanted: CredentialWanted) -> None:
+        if self.tls.is_required and not self.link.is_encrypted:
+            self.refuse_login(
+                TlsRequired("this port takes no client without TLS", hint="Connect with sslmode=require or above.")
+            )
+            return
         runtime = self.worker.service_of(self.wire.name, wanted.database)
+        if runtime is None and wanted.is_replication:
+            runtime = self.worker.only_service_of(self.wire.name)
         if runtime is None:
             self.refuse_login(
                 UnknownDatabase(
@@ -307,7 +353,10 @@ class Session:
             statements_max=runtime.config.max_prepared_statements,
         )
         process_id = backend.facts.process_id if not runtime.shares_backends else secrets.randbelow(2**31 - 1) + 1
-        self.cancel_key = (process_id, secrets.token_bytes(4))
+        self.cancel_key = (process_id, secrets.token_bytes(login.secret_bytes))
+        while self.cancel_key in self.worker.sessions_by_key:
+            # Another client has it: its backend had the same process id, on another engine or before it was moved.
+            self.cancel_key = (process_id, secrets.token_bytes(login.secret_bytes))
         self.worker.sessions_by_key[self.cancel_key] = self
         facts = replace(backend.facts, process_id=process_id, secret=self.cancel_key[1])
         accepted = login.accept(facts)
@@ -317,8 +366,8 @@ class Session:
         self.relay = Relay(self, self.link, self.tracker, runtime.meter)
         self._lend(backend)
         runtime.registry.move(self, Standing.SERVING)
-        if runtime.shares_backends:
-            self.relay.notifies = True
+        self.relay.notifies = runtime.shares_backends
+        if runtime.shares_backends and self.ledger.is_empty:
             self._return_backend()
         else:
             self.relay.set_gate(GATE_OPEN)
@@ -732,7 +781,8 @@ class Session:
         relay.detach()
         backend.listen()
         pool = runtime.pool_of(backend)
-        if not is_clean or backend.is_lost or pool is None or backend.engine != runtime.active:
+        is_usable = is_clean and not backend.is_lost and not backend.startup.is_replication
+        if not is_usable or pool is None or backend.engine != runtime.active:
             self._forget(backend)
         elif ledger is not None and runtime.shares_backends and ledger.is_empty and not ledger.is_dirty:
             pool.give_back(backend)

@@ -41,7 +41,7 @@ async def talk(path: str, index: int) -> None:
                     figures = ipc.WorkerFigures(request=order.request, cpu_s=0.0, rss_bytes=index, services=[])
                     writer.write(ipc.encode(figures))
                 case ipc.CancelQuery():
-                    writer.write(ipc.encode(ipc.CancelWanted(process_id=order.process_id, secret=order.secret)))
+                    writer.write(ipc.encode(ipc.CancelTaken(request=order.request)))
                 case ipc.Quit():
                     return
                 case _:

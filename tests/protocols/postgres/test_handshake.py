@@ -42,6 +42,8 @@ from protocols.wire import (
     LoginProven,
     LoginRefused,
     Startup,
+    TlsRefused,
+    TlsWanted,
 )
 from tests.protocols.postgres.relay import may_violate, query, split, tags
 
@@ -98,7 +100,7 @@ def test_startup_bytes_that_are_no_utf8_reach_the_backend_unchanged() -> None:
     client.receive(packet)
     (fact,) = client.give_credential("")
     assert isinstance(fact, LoginProven)
-    assert WIRE.server_login(fact.startup, None).take_output() == packet
+    assert WIRE.server_login(fact.startup, None, oldest=True).take_output() == packet
 
 
 @pytest.mark.parametrize("order", [[0], [1], [0, 1], [1, 0], []])
@@ -121,12 +123,13 @@ def test_bytes_behind_a_request_for_encryption_are_a_violation(first: bytes, beh
 def test_encryption_is_not_asked_for_twice() -> None:
     client = login()
     client.receive(build_ssl_request())
-    with pytest.raises(ProtocolViolation, match="twice"):
+    with pytest.raises(ProtocolViolation, match="after its answer"):
         client.receive(build_ssl_request())
 
 
 @pytest.mark.parametrize("secret", [b"abcd", bytes(256)])
 def test_a_cancel_request_is_a_fact_and_gets_no_answer(secret: bytes) -> None:
+    """field-notes: BackendKeyData length"""
     client = login()
     client.receive(build_ssl_request())
     client.take_output()
@@ -141,16 +144,21 @@ def test_a_cancel_key_has_4_to_256_bytes(secret: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "options", "negotiated"),
+    ("version", "options", "minor", "negotiated"),
     [
-        (PROTOCOL_3_0, [], False),
-        (PROTOCOL_3_0, ["_pq_.a", "_pq_.b"], True),
-        (PROTOCOL_3_2, [], True),
-        (0x0003_0001, [], True),
-        (3 << 16 | 9999, ["_pq_.test_protocol_negotiation"], True),
+        (PROTOCOL_3_0, [], 0, False),
+        (PROTOCOL_3_0, ["_pq_.a", "_pq_.b"], 0, True),
+        (0x0003_0001, [], 1, False),
+        (PROTOCOL_3_2, [], 2, False),
+        (PROTOCOL_3_2, ["_pq_.a"], 2, True),
+        (0x0003_0003, [], 2, True),
+        (3 << 16 | 9999, ["_pq_.test_protocol_negotiation"], 2, True),
     ],
 )
-def test_newer_versions_are_negotiated_down_once(version: int, options: list[str], negotiated: bool) -> None:
+def test_newer_versions_are_negotiated_down_once(
+    version: int, options: list[str], minor: int, negotiated: bool
+) -> None:
+    """field-notes: NegotiateProtocolVersion"""
     client = login()
     packet = startup_packet(version, user="a", **dict.fromkeys(options, "x"))
     assert client.receive(packet) == [CredentialWanted("a", "a")]
@@ -158,10 +166,15 @@ def test_newer_versions_are_negotiated_down_once(version: int, options: list[str
     assert bool(output) == negotiated
     if negotiated:
         assert tags(output) == "v"
-        assert int.from_bytes(output[5:9], "big") == PROTOCOL_3_0, "the whole number, as PostgreSQL sends it"
-        assert parse_negotiate_protocol_version(output) == (0, options)
+        assert int.from_bytes(output[5:9], "big") == 3 << 16 | minor, "the whole number, as PostgreSQL sends it"
+        assert parse_negotiate_protocol_version(output) == (minor, options)
     (fact,) = client.give_credential("")
     assert fact == LoginProven(Startup("a", "a")), "options of the protocol are not the backend's"
+    size = 32 if minor == 2 else 4
+    assert client.secret_bytes == size
+    accepted = client.accept(replace(FACTS, secret=bytes(size)))
+    assert tags(accepted).count("v") == 0, "it is negotiated once"
+    assert build_backend_key(FACTS.process_id, bytes(size)) in accepted
 
 
 @pytest.mark.parametrize("version", [0, 0x0002_0000, 0x0004_0000, 1234 << 16 | 1])
@@ -172,18 +185,117 @@ def test_other_versions_are_refused(version: int) -> None:
     assert refusal(client.take_output())[0] == "0A000"
 
 
-@pytest.mark.parametrize("value", ["true", "database", "1", "on", "yes"])
-def test_replication_is_refused_by_name(value: str) -> None:
+@pytest.mark.parametrize("value", ["true", "1", "on", "yes"])
+def test_physical_replication_is_of_no_database(value: str) -> None:
     client = login()
-    (fact,) = client.receive(startup_packet(user="a", replication=value))
+    client.receive(startup_packet(user="a", database="b", replication=value))
+    (fact,) = client.give_credential("")
+    assert fact == LoginProven(Startup("a", "", (("replication", value),)))
+    assert b"database" not in WIRE.server_login(fact.startup, None).take_output()
+
+
+def test_logical_replication_is_of_its_database() -> None:
+    client = login()
+    assert client.receive(startup_packet(user="a", database="b", replication="database")) == [
+        CredentialWanted("a", "b")
+    ]
+    (fact,) = client.give_credential("")
+    assert isinstance(fact, LoginProven)
+    assert fact.startup == Startup("a", "b", (("replication", "database"),))
+    assert fact.startup.is_replication
+
+
+def test_no_replication_is_an_ordinary_session() -> None:
+    client = login()
+    assert client.receive(startup_packet(user="a", replication="off")) == [CredentialWanted("a", "a")]
+    (fact,) = client.give_credential("")
+    assert fact == LoginProven(Startup("a", "a"))
+
+
+def test_replication_that_is_neither_is_refused() -> None:
+    client = login()
+    (fact,) = client.receive(startup_packet(user="a", replication="maybe"))
     assert isinstance(fact, LoginRefused)
-    sqlstate, text = refusal(client.take_output())
-    assert sqlstate == "0A000"
-    assert "replication" in text
+    assert refusal(client.take_output())[0] == "22023"
 
 
-def test_no_replication_is_no_reason() -> None:
-    assert login().receive(startup_packet(user="a", replication="off")) == [CredentialWanted("a", "a")]
+# --- TLS ----------------------------------------------------------------------------------------------------------
+
+
+def tls_login() -> PostgresClientLogin:
+    return PostgresClientLogin(method="trust", offers_tls=True)
+
+
+@pytest.mark.parametrize("asks_gss_first", [False, True])
+def test_tls_is_answered_s_and_everything_else_comes_within_it(asks_gss_first: bool) -> None:
+    """field-notes: SSLRequest / GSSENCRequest"""
+    client = tls_login()
+    if asks_gss_first:
+        assert client.receive(build_gssenc_request()) == []
+        assert client.take_output() == b"N"
+    assert client.receive(build_ssl_request()) == [TlsWanted()]
+    assert client.take_output() == b"S"
+    assert client.receive(startup_packet(user="a")) == [CredentialWanted("a", "a")]
+    assert client.take_output() == b""
+
+
+@pytest.mark.parametrize("again", [build_ssl_request(), build_gssenc_request()])
+def test_within_tls_no_encryption_is_asked_for(again: bytes) -> None:
+    client = tls_login()
+    client.receive(build_ssl_request())
+    with pytest.raises(ProtocolViolation, match="after its answer"):
+        client.receive(again)
+
+
+@pytest.mark.parametrize("behind", [b"\0", startup_packet(user="a"), b"\x16\x03\x01"])
+def test_what_came_in_clear_is_never_used_within_tls(behind: bytes) -> None:
+    """field-notes: SSLRequest / GSSENCRequest"""
+    with pytest.raises(ProtocolViolation, match="before its answer"):
+        tls_login().receive(build_ssl_request() + behind)
+
+
+def test_a_connection_may_begin_with_tls_and_then_must_agree_on_the_protocol() -> None:
+    """field-notes: Direct TLS"""
+    client = tls_login()
+    hello = b"\x16\x03\x01\x00\x05hello"
+    assert client.receive(hello) == [TlsWanted(received=hello, alpn="postgresql")]
+    assert client.take_output() == b""
+    with pytest.raises(ProtocolViolation, match="after its answer"):
+        client.receive(build_ssl_request())
+
+
+def test_direct_tls_is_the_beginning_or_nothing() -> None:
+    client = tls_login()
+    client.receive(build_gssenc_request())
+    with pytest.raises(ProtocolViolation):
+        client.receive(b"\x16\x03\x01\x00\x05hello")
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        (b"S", TlsWanted()),
+        (b"N", TlsRefused()),
+        (b"E....", TlsRefused(is_over=True)),
+    ],
+)
+def test_an_engine_answers_a_request_for_tls_with_one_byte(answer: bytes, fact: object) -> None:
+    request = WIRE.tls_request()
+    assert request is not None
+    assert request.take_output() == build_ssl_request()
+    assert request.receive(answer) == [fact]
+    assert request.take_output() == b""
+
+
+@pytest.mark.parametrize("answer", [b"SR\0\0\0\x08\0\0\0\0", b"NN", b"R"])
+def test_bytes_behind_an_engines_answer_are_never_used(answer: bytes) -> None:
+    """The mirror image of CVE-2021-23214: CVE-2021-23222.
+
+    field-notes: SSLRequest / GSSENCRequest"""
+    request = WIRE.tls_request()
+    assert request is not None
+    with pytest.raises(ProtocolViolation):
+        request.receive(answer)
 
 
 def test_a_user_is_required() -> None:
@@ -341,7 +453,7 @@ def test_a_login_can_be_refused_in_any_phase() -> None:
 @given(st.lists(st.integers(1, 30), max_size=30))
 def test_any_cut_of_a_login_gives_the_same_facts(sizes: list[int]) -> None:
     client = PostgresClientLogin(method="trust")
-    stream = startup_packet(PROTOCOL_3_2, user="a", database="b", DateStyle="ISO") + query("select 1")
+    stream = startup_packet(0x0003_0003, user="a", database="b", DateStyle="ISO") + query("select 1")
     facts: list[LoginFact] = []
     for size in [*sizes, len(stream)]:
         facts += client.receive(stream[:size])
@@ -379,7 +491,7 @@ READY = BackendReady(BackendFacts("15.1", 2**32 - 1, b"abcd", {"server_version":
 
 def engine_login(password: str | None = "secret") -> PostgresServerLogin:
     made = PostgresServerLogin(Startup("a", "b"), password)
-    assert made.take_output() == build_startup("a", "b")
+    assert made.take_output() == build_startup("a", "b", minor=2)
     return made
 
 
@@ -393,6 +505,7 @@ def test_a_login_yields_what_the_engine_told() -> None:
 
 
 def test_a_key_of_any_lawful_length_is_kept() -> None:
+    """field-notes: BackendKeyData length"""
     made = engine_login()
     (fact,) = made.receive(build_authentication(0) + build_backend_key(1, bytes(256)) + build_ready())
     assert isinstance(fact, BackendReady)
@@ -401,8 +514,39 @@ def test_a_key_of_any_lawful_length_is_kept() -> None:
 
 def test_a_negotiated_version_is_no_answer_yet() -> None:
     made = engine_login()
-    assert made.receive(build_negotiate_protocol_version(PROTOCOL_3_0, ["_pq_.x"])) == []
+    assert made.receive(build_negotiate_protocol_version(PROTOCOL_3_0, [])) == []
     assert made.receive(b"".join(GREETING)) == [READY]
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (b"", build_negotiate_protocol_version(PROTOCOL_3_0, ["_pq_.x"])),
+        (b"", build_negotiate_protocol_version(0x0003_0003, [])),
+        (build_negotiate_protocol_version(PROTOCOL_3_0, []), build_negotiate_protocol_version(PROTOCOL_3_0, [])),
+        (build_authentication(0), build_negotiate_protocol_version(PROTOCOL_3_0, [])),
+    ],
+    ids=["an option nobody asked for", "a newer version", "twice", "too late"],
+)
+def test_an_engine_negotiates_what_was_asked_for_and_once(first: bytes, message: bytes) -> None:
+    """field-notes: NegotiateProtocolVersion"""
+    made = engine_login()
+    made.receive(first)
+    with pytest.raises(ProtocolViolation):
+        made.receive(message)
+
+
+@pytest.mark.parametrize("sqlstate", ["0A000", "08P01"])
+def test_an_engine_that_cannot_negotiate_is_asked_for_the_oldest_version(sqlstate: str) -> None:
+    refused = build_error(severity="FATAL", sqlstate=sqlstate, message="unsupported frontend protocol 3.2")
+    (fact,) = engine_login().receive(refused)
+    assert isinstance(fact, BackendRefused)
+    assert fact.is_too_new
+    oldest = WIRE.server_login(Startup("a", "b"), None, oldest=True)
+    assert oldest.take_output() == build_startup("a", "b")
+    (fact,) = oldest.receive(refused)
+    assert isinstance(fact, BackendRefused)
+    assert not fact.is_too_new, "there is none older"
 
 
 @pytest.mark.parametrize("kind", [3, 5, 10])
@@ -426,8 +570,11 @@ def test_an_unknown_authentication_is_refused_by_its_number(kind: int, data: byt
 def test_an_engines_refusal_keeps_its_sqlstate() -> None:
     made = engine_login()
     refused = build_error(severity="FATAL", sqlstate="57P03", message="the database system is starting up")
-    assert made.receive(refused) == [BackendRefused("57P03", "57P03", "the database system is starting up")]
-    assert engine_login().receive(build(b"E", b"\0")) == [BackendRefused("XX000", "XX000", "no message")]
+    text = "the database system is starting up"
+    assert made.receive(refused) == [BackendRefused("57P03", "57P03", text, is_before_proof=True)]
+    made = engine_login()
+    made.receive(build_authentication(0))
+    assert made.receive(build(b"E", b"\0")) == [BackendRefused("XX000", "XX000", "no message")]
 
 
 def test_an_engine_must_prove_itself_too() -> None:

@@ -559,9 +559,29 @@ def test_a_client_cannot_send_what_is_no_request(tag: bytes) -> None:
         Relay().client(build(tag))
 
 
-def test_copy_both_is_refused() -> None:
+def test_copy_both_is_no_boundary_until_both_sides_are_done() -> None:
+    """field-notes: CopyBoth / replication=…"""
     relay = Relay()
-    relay.client(query("select 1"))
+    passes_client(relay, query("START_REPLICATION 0/0"))
+    passes_server(relay, build(b"W", b"\0\0\0"))
+    for _ in range(3):
+        passes_server(relay, COPY_DATA)
+        passes_client(relay, COPY_DATA)
+        assert not relay.tracker.at_boundary()
+    passes_client(relay, COPY_DONE)
+    passes_server(relay, COPY_DONE + done("START_STREAMING"))
+    assert not relay.tracker.at_boundary()
+    passes_server(relay, ready())
+    assert relay.tracker.at_boundary()
+    # And an ordinary command of a walsender again.
+    passes_client(relay, query("IDENTIFY_SYSTEM"))
+    passes_server(relay, ROW_DESCRIPTION + ROW + done("IDENTIFY_SYSTEM") + ready())
+    assert relay.tracker.at_boundary()
+
+
+def test_copy_both_only_answers_a_query() -> None:
+    relay = Relay()
+    relay.client(execute() + SYNC)
     with pytest.raises(ProtocolViolation, match="server"):
         relay.server(build(b"W", b"\0\0\0"))
 

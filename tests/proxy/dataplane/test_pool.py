@@ -156,6 +156,7 @@ async def test_a_backend_under_cancellation_is_not_lent_to_another_session(engin
     pool.give_back(backend)
     asked = Asked(pool)
     assert asked.backend is None
+    backend.cancel_ended()
     pool.cancel_done(backend)
     assert asked.backend is backend
 

@@ -311,6 +311,10 @@ cdef class Tls:
 
     cdef:
         readonly object ssl
+        # `tls-server-end-point` of RFC 5929 (a hash of the certificate of the end that is the server), and what the
+        # peer's verified certificate says; set by whoever starts TLS.
+        bytes _channel_binding
+        object _peer_certificate
         object _incoming
         object _outgoing
         object _take_sealed
@@ -333,6 +337,7 @@ cdef class Tls:
         self._read = self.ssl._sslobj.read
         self._write = self.ssl._sslobj.write
         self._done = done
+        self._channel_binding = b""
 
     cdef Py_ssize_t open_records(self, Link link, unsigned char* into) except -2:
         """Everything there is to read, like `Link._take`: its size, 0 at the end, NOTHING if it is no whole record.
@@ -380,10 +385,6 @@ cdef class Link:
         public object sink
         # Why the connection was lost; empty while it is not, and after an orderly end.
         readonly str lost
-        # `tls-server-end-point` of RFC 5929 (a hash of the certificate of the end that is the server), and what the
-        # peer's verified certificate says; set by whoever starts TLS.
-        public bytes channel_binding
-        public object peer_certificate
         # Bytes received and sent since the beginning; within TLS, its content received and its records sent.
         readonly unsigned long long bytes_in
         readonly unsigned long long bytes_out
@@ -407,7 +408,6 @@ cdef class Link:
     def __cinit__(self, loop, int fd):
         self.fd = fd
         self.lost = ""
-        self.channel_binding = b""
         self._out = NULL
 
     def __init__(self, loop, int fd):
@@ -566,6 +566,20 @@ cdef class Link:
     @property
     def is_encrypted(self):
         return self._tls is not None and self._tls._is_established
+
+    @property
+    def channel_binding(self):
+        """Empty on a clear link, and where the certificate allows none."""
+        return self._tls._channel_binding if self._tls is not None else b""
+
+    @property
+    def peer_certificate(self):
+        return self._tls._peer_certificate if self._tls is not None else None
+
+    def note_identity(self, bytes channel_binding, peer_certificate):
+        """What the handshake proved; told by whoever started it."""
+        self._tls._channel_binding = channel_binding
+        self._tls._peer_certificate = peer_certificate
 
     @property
     def ssl(self):

@@ -33,8 +33,7 @@ def accept_tls(link: Link, tls: ListenerTls, wanted: TlsWanted, ended: Callable[
             if wanted.alpn and found.selected_alpn_protocol() != wanted.alpn:
                 why = f'the client did not name the protocol "{wanted.alpn}" (ALPN)'
             else:
-                link.channel_binding = tls.channel_binding
-                link.peer_certificate = peer_certificate(found)
+                link.note_identity(tls.channel_binding, peer_certificate(found))
         ended(why)
 
     link.start_tls(tls.context, is_server=True, hostname=None, received=wanted.received, done=done)
@@ -77,7 +76,7 @@ async def shake_hands(engine: str, link: Link, tls: EngineTls) -> None:
         raise TlsFailed(f"engine {engine}: no TLS with it: {why}")
     found = link.ssl
     assert isinstance(found, ssl.SSLObject)
-    link.channel_binding = end_point_of(found.getpeercert(binary_form=True))
+    link.note_identity(end_point_of(found.getpeercert(binary_form=True)), None)
 
 
 async def converse(engine: str, link: Link, login: Login) -> LoginFact:

@@ -461,7 +461,7 @@ def test_any_cut_of_a_login_gives_the_same_facts(sizes: list[int]) -> None:
     assert facts == [CredentialWanted("a", "b")]
     assert tags(client.take_output()) == "v"
     client.give_credential("")
-    client.accept(FACTS)
+    client.accept(replace(FACTS, secret=bytes(32)))
     assert client.take_unread() == query("select 1")
 
 

@@ -205,6 +205,13 @@ async def pgbouncer(
         )
     )
     workspace.give(config)
+    async with pgbouncer_from(config, workspace, port, which) as relay:
+        yield relay
+
+
+@asynccontextmanager
+async def pgbouncer_from(config: Path, workspace: Workspace, port: int, which: PgBouncer) -> AsyncIterator[Relay]:
+    """PgBouncer with that config."""
     async with _child([in_workspace(which.path, workspace), "-q", config], workspace, f"pgbouncer-{port}") as child:
         await _listening(port, child)
         yield Relay(name="PgBouncer", port=port, pids=(child.pid,))

@@ -165,6 +165,13 @@ class Prepared(Message, tag=True, frozen=True, kw_only=True):
     """One line for each session that could not be prepared; empty means ready."""
 
 
+class Holding(Message, tag=True, frozen=True, kw_only=True):
+    """The hold has begun: no backend is opened for a client from now on."""
+
+    switch: str
+    service: str
+
+
 class Draining(Message, tag=True, frozen=True, kw_only=True):
     """Progress while holding; sent at most every 50 ms and not after AllHeld."""
 
@@ -329,6 +336,7 @@ Fact = (
     Hello
     | Configured
     | Prepared
+    | Holding
     | Draining
     | AllHeld
     | Retargeted

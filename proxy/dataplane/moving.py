@@ -4,10 +4,12 @@ The supervisor orders, this answers with facts; every order may come twice. What
 opened and replayed while traffic goes on (`prepare`); in the hold only what changed since is done again.
 
 Cases, in the order of a session's life in a switch:
-- prepared at an idle moment, nothing changed since: at its boundary it is held, at the cutover its backend is swapped.
+- prepared at an idle moment, nothing changed since: at its boundary it is held; its backend is swapped in the step that
+  releases it, so that nobody waits for the swap of others.
 - its ledger changed after the preparation: inspected and replayed again at its boundary, before it counts as held.
 - without a backend (transaction mode, or still arriving): nothing to swap; it takes one of the target later.
-- came after the preparation: prepared at its boundary, like a changed one.
+- came after the preparation, or was in a transaction all the time: prepared in the hold (MySQL), or after the promotion
+  (PostgreSQL), while the others work already.
 - pinned: it works on in spite of the hold, and is asked again whenever it may have let go of what cannot be carried;
   at the drain deadline the supervisor decides.
 - its backend was lost while held: it gets a target backend like the others; after an abort, a fresh one of the source.
@@ -85,6 +87,11 @@ class _Answer:
     interrupted: list[ipc.Interrupted] = field(default_factory=list)
 
 
+def _waiting_since(session: Session) -> int:
+    """When its waiting request came; of those that have none, later than any."""
+    return (session.relay.waiting_since_ns if session.relay is not None else 0) or 1 << 63
+
+
 def _what_it_waits_for(session: Session) -> str:
     if session.is_asking:
         return "a question of the proxy's own"
@@ -101,7 +108,7 @@ class Move:
         self.switch = switch
         self.target: str | None = None
         self.phase = "preparing"
-        """preparing, holding, retargeting, retargeted, releasing; a Hello tells the first, second and fourth."""
+        """preparing, holding, retargeted, releasing; a Hello tells the first three."""
         self._emit = emit
         self._answer = _Answer()
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +120,10 @@ class Move:
         self._answered = asyncio.Event()
         """A released session had its first answer from the target."""
         self._refused = 0
+        # What the release tells.
+        self._released = 0
+        self._first_request_ns = 0
+        self._waits_us: list[int] = []
 
     # --- prepare ---
 
@@ -279,7 +290,7 @@ class Move:
             await backend.run(replay, EXCHANGE_TIMEOUT_S)
             notes.is_refused_in_part = bool(replay.errors)
             if replay.errors:
-                log = _log.warning if self.phase == "retargeting" else _log.info
+                log = _log.warning if self.phase == "releasing" else _log.info
                 log("replay refused in part", session=session.id, errors=replay.errors[:5])
         backend.notes = ledger.adopt(backend.notes)
         notes.version = version
@@ -294,12 +305,23 @@ class Move:
         if self.phase != "preparing":
             if self._answer.all_held is not None:
                 self._emit(self._answer.all_held)
+            elif self.phase == "holding":
+                self._emit(self._holding())
             return
         self.phase = "holding"
         self._hold_began_ns = self._last_boundary_ns = time.monotonic_ns()
-        runtime = self.runtime
-        runtime.hold()
-        for session in runtime.registry.members(Standing.SERVING):
+        self.runtime.hold()
+        self._emit(self._holding())
+        # On the next turn of the loop, when the word is out.
+        asyncio.get_running_loop().call_soon(self._hold_all)
+
+    def _holding(self) -> ipc.Holding:
+        return ipc.Holding(switch=self.switch, service=self.runtime.name)
+
+    def _hold_all(self) -> None:
+        if self.phase != "holding":
+            return
+        for session in self.runtime.registry.members(Standing.SERVING):
             self._hold_session(session)
         self._check_all_held()
 
@@ -356,7 +378,7 @@ class Move:
         try:
             if ledger.is_dirty and session.backend is not None and not session.is_asking:
                 await self._inspect(session)
-            if not ledger.pins:
+            if not ledger.pins and (notes.backend is not None or not self._fence_binds_newcomers):
                 await self._replay(session, notes)
         except EngineError as error:
             # Tried again at the cutover; only then it is the session's fate.
@@ -368,6 +390,12 @@ class Move:
             self._let_work_on(session)
         else:
             self._held(session)
+
+    @property
+    def _fence_binds_newcomers(self) -> bool:
+        """A backend that logs in during the hold may find the source's fence on the target, where replication brought it
+        (see `engines/postgres`): it is opened after the promotion."""
+        return self.runtime.wire.name == "postgresql"
 
     def _held(self, session: Session) -> None:
         assert session.relay is not None
@@ -439,21 +467,9 @@ class Move:
             return
         if self.phase == "preparing":
             self.hold()
-        if self.phase == "retargeting":
-            return
+            self._hold_all()
         self.target = target
-        self._task = spawn(self._retarget(target, epoch), name=f"retarget {self.switch}")
-
-    async def _retarget(self, target: str, epoch: int) -> None:
-        runtime = self.runtime
-        source = runtime.active
-        self.phase = "retargeting"
-        slow: list[Session] = []
-        for session in runtime.registry.members(Standing.HELD):
-            if self._needs_backend(session) and not self._swap(session):
-                slow.append(session)
-        failed: list[str] = []
-        await self._in_parallel([lambda s=s: self._swap_slowly(s) for s in slow], failed)  # type: ignore[misc]
+        runtime, source = self.runtime, self.runtime.active
         runtime.retarget(target, epoch)
         self.phase = "retargeted"
         self._answer.retargeted = ipc.Retargeted(
@@ -464,7 +480,7 @@ class Move:
             interrupted=list(self._answer.interrupted),
         )
         self._emit(self._answer.retargeted)
-        _log.info("retargeted", service=runtime.name, source=source, target=target, slowly=len(slow))
+        _log.info("retargeted", service=runtime.name, source=source, target=target)
 
     def _needs_backend(self, session: Session) -> bool:
         if session.backend is not None:
@@ -472,17 +488,27 @@ class Move:
         # Lost while held; in transaction mode a session without state needs none.
         return not self.runtime.shares_backends or self._is_pinned(session)
 
-    def _swap(self, session: Session) -> bool:
-        """Swap at once if all is ready; False where a round trip is needed."""
+    def _is_ready(self, session: Session) -> bool:
+        """Its target backend can be swapped in as it is; else a round trip is needed."""
         notes, ledger = self._notes(session), session.ledger
         assert ledger is not None
         backend = notes.backend
         if backend is None or backend.is_lost or notes.version != ledger.version or notes.is_refused_in_part:
             return False
-        if ledger.replay(is_late=True) is not None:
-            return False
-        self._exchange_backend(session, backend)
-        return True
+        return ledger.replay(is_late=True) is None
+
+    def _is_slow(self, session: Session) -> bool:
+        return self._needs_backend(session) and not self._is_ready(session)
+
+    async def _release_slowly(self, session: Session) -> None:
+        """Make a session's backend on the target what it has to be, then release it; the others work already."""
+        await self._swap_slowly(session)
+        if session.standing is not Standing.HELD:
+            return
+        if session.backend is None or session.backend.engine != self.runtime.active:
+            self._interrupt(session, Aborted("the session could not be moved"))
+            return
+        self._release_session(session, is_moved=True)
 
     async def _swap_slowly(self, session: Session) -> None:
         notes, ledger = self._notes(session), session.ledger
@@ -505,6 +531,20 @@ class Move:
             return
         if session.standing is Standing.HELD:
             self._exchange_backend(session, backend)
+
+    def _swap(self, session: Session) -> None:
+        """Give a session what was prepared for it; without a backend if that was lost since the retarget."""
+        if not self._needs_backend(session) or (
+            session.backend is not None and session.backend.engine == self.runtime.active
+        ):
+            return
+        backend = self._notes(session).backend
+        if backend is not None and self._is_ready(session):
+            self._exchange_backend(session, backend)
+            return
+        old = session.take_away()
+        if old is not None:
+            self._leftovers.append(old)
 
     def _exchange_backend(self, session: Session, backend: Backend) -> None:
         assert session.startup is not None
@@ -529,36 +569,31 @@ class Move:
         is_moved = self.phase == "retargeted"
         self.phase = "releasing"
         runtime.go_on()
-        first_request_ns = 0
-        waits_us: list[int] = []
-        # Who waits longest goes first.
-        held = registry.members(Standing.HELD)
-        held.sort(key=lambda session: session.relay.waiting_since_ns or 1 << 63 if session.relay else 0)
-        count = 0
-        batch_ends = RAMP_FIRST
-        for session in held:
-            if session.standing is not Standing.HELD:
-                continue
-            relay = session.relay
-            assert relay is not None
-            since = relay.waiting_since_ns
-            waited_ns = self._release_session(session, is_moved)
-            if waited_ns >= 0:
-                waits_us.append(waited_ns // 1000)
-                first_request_ns = min(first_request_ns or since, since)
-            count += 1
-            if count == batch_ends:
-                batch_ends *= 3
-                await self._ramp(is_first=count == RAMP_FIRST and is_moved and waited_ns >= 0)
+        slow = {session for session in registry.members(Standing.HELD) if is_moved and self._is_slow(session)}
+        batch = RAMP_FIRST
+        while held := [session for session in registry.members(Standing.HELD) if session not in slow]:
+            # Who waits longest goes first.
+            held.sort(key=_waiting_since)
+            for session in held[:batch]:
+                if is_moved:
+                    self._swap(session)
+                self._release_session(session, is_moved)
+            if batch < len(held):
+                await self._ramp(is_first=batch == RAMP_FIRST and is_moved and bool(self._waits_us))
+            batch *= 3
+        if slow:
+            failed: list[str] = []
+            ordered = sorted(slow, key=_waiting_since)
+            await self._in_parallel([lambda s=s: self._release_slowly(s) for s in ordered], failed)  # type: ignore[misc]
         for session in registry.members(Standing.DRAINING):
             self._undo_drain(session)
         self._emit(
             ipc.Released(
                 switch=self.switch,
                 service=runtime.name,
-                sessions=count,
-                first_request_ns=first_request_ns,
-                waits_us=waits_us,
+                sessions=self._released,
+                first_request_ns=self._first_request_ns,
+                waits_us=self._waits_us,
                 interrupted=list(self._answer.interrupted),
             )
         )
@@ -579,7 +614,18 @@ class Move:
             # A slow first answer holds nobody back any longer.
             return
 
-    def _release_session(self, session: Session, is_moved: bool) -> int:
+    def _release_session(self, session: Session, is_moved: bool) -> None:
+        relay = session.relay
+        assert relay is not None
+        since_ns = relay.waiting_since_ns
+        waited_ns = self._open_gate(session, is_moved)
+        self._released += 1
+        if waited_ns >= 0:
+            self._waits_us.append(waited_ns // 1000)
+            self._first_request_ns = min(self._first_request_ns or since_ns, since_ns)
+
+    def _open_gate(self, session: Session, is_moved: bool) -> int:
+        """How long its request has waited, in nanoseconds; -1 if it has none."""
         relay, runtime = session.relay, self.runtime
         assert relay is not None
         notes = session.move_notes
@@ -665,7 +711,7 @@ class Move:
 
     def tick(self, now_ns: int) -> None:
         """Report progress; refuse work that has waited longer than `hold_ms_max`."""
-        if self.phase not in ("holding", "retargeting", "retargeted"):
+        if self.phase not in ("holding", "retargeted", "releasing"):
             return
         if self.phase == "holding" and self._answer.all_held is None:
             self._report_progress(now_ns)

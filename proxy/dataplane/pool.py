@@ -113,6 +113,8 @@ class Pool:
         self._opening = 0
         self._busy: set[Backend] = set()
         """Idle ones that are being checked or made like another Startup's."""
+        self._holds = 0
+        """Holds there were: a backend whose login one of them met may have logged in under the fence."""
         self._waiting: deque[Waiter] = deque()
         self._published = 0
         """Waiters that the other workers were told of."""
@@ -313,6 +315,7 @@ class Pool:
         self.give_back(backend)
 
     async def _open(self, startup: Startup) -> None:
+        holds = self._holds
         try:
             backend = await self._open_one(startup)
         except ProxyError as error:
@@ -328,6 +331,10 @@ class Pool:
         backend.on_closed = self._give
         self._failure = self._starting = None
         self._last_startup = startup
+        if holds != self._holds:
+            backend.close(says_goodbye=True)
+            self._open_for_waiters()
+            return
         self._lent.add(backend)
         self.give_back(backend)
 
@@ -450,7 +457,8 @@ class Pool:
         backend.idle_since_ns = idle_since_ns
 
     def withdraw_all(self) -> None:
-        """Forget all waiters: their sessions are held and will ask again."""
+        """A hold: forget all waiters, whose sessions will ask again, and what is being opened."""
+        self._holds += 1
         for waiter in self._waiting:
             waiter.is_over = True
         self._waiting.clear()

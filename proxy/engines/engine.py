@@ -201,11 +201,11 @@ class Engine(abc.ABC):
         a standby it clears a fence that a base backup or pg_rewind brought along (a standby is read-only anyway)."""
 
     async def arm(self, timeout_s: float = 5.0) -> None:  # noqa: B027  (not every server has anything to do here)
-        """Before the hold, while traffic goes on: do the slow, still harmless part of `fence`. Optional.
+        """While the sessions are being held: the part of `fence` that binds none of the sessions there are. Optional.
 
-        PostgreSQL: write the setting to disk (several fsyncs) without putting it in force. From here until `fence` or
-        `unfence` a restart or a reload by somebody else would make the server read-only: who arms must, whatever
-        happens, go on to one of the two, and soon."""
+        PostgreSQL: sessions to come are read-only from now on, proven by one. (Where the admin account is no superuser:
+        the setting is written to disk, which takes several fsyncs, and not yet in force.) No worker may open a backend
+        for a client meanwhile. Who arms must, whatever happens, go on to `fence` or `unfence`."""
 
     @abc.abstractmethod
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:

@@ -2,15 +2,25 @@
 
 Why the fence is built as it is
 -------------------------------
-`default_transaction_read_only = on` by ALTER SYSTEM binds every transaction that begins after the reload, of every
-session that does not set it back itself. So:
+What has to be kept from writing are strangers: sessions there are, and sessions to come. Turnout's own backends are held
+by their workers, at a boundary; one that still has a transaction id fails the proof.
 
-- Sessions that are not Turnout's own are ended: they may be in a transaction that began before, or may set it back.
-- Turnout's own backends stay. They are at a boundary and held; one that still has a transaction id fails the proof.
-- The reload is asynchronous. The postmaster reads the file first and then signals the backends, so a backend that shows
-  the new value proves that every session forked from then on has it too. A really new session then tries a real write.
+- Sessions there are that are not Turnout's own are ended.
+- Sessions to come are bound by `ALTER ROLE ALL SET default_transaction_read_only = on`, which every login reads and no
+  running session does. It survives a restart. A really new session then tries a real write.
 - Roles and databases may have a default of their own (`ALTER ROLE … SET`), which the fence does not bind: it is named in
   the proof as exempt.
+
+ALTER SYSTEM with a reload would bind the sessions there are too, but the reload wakes every one of them, and each reads
+the configuration anew: with 1,000 backends that took 80-100 ms of two processors, while clients waited. It is used where
+it is needed: if the admin account is no superuser (ALTER ROLE ALL is for superusers only), or if background workers of
+extensions or subscriptions are connected, which log in once and can write for ever. The reload is asynchronous: the
+postmaster reads the file first and then signals the backends, so a backend that shows the new value proves that every
+session forked from then on has it too.
+
+The setting of ALTER ROLE ALL is a row of a catalog, so it reaches the standbys, too, before the position that the target
+has to reach: `promote` takes it away there. Backends that are opened between fence and promotion would begin read-only;
+workers open none in a hold, and throw away one whose login was under way when the hold began.
 
 Why the position is more than one function call
 -----------------------------------------------
@@ -53,8 +63,14 @@ _NO_RIGHT: Final = "42501"
 """SQLSTATE insufficient_privilege."""
 _NEWCOMER_TIMEOUT_S: Final = 5.0
 
-_FENCE: Final = "alter system set default_transaction_read_only = on"
-_NO_FENCE: Final = "alter system reset default_transaction_read_only"
+_FENCE: Final = "alter role all set default_transaction_read_only = on"
+_NO_FENCE: Final = "alter role all reset default_transaction_read_only"
+_HAS_FENCE: Final = """
+select exists (select from pg_db_role_setting where setdatabase = 0 and setrole = 0
+                  and 'default_transaction_read_only=on' = any(setconfig))
+"""
+_SYSTEM_FENCE: Final = "alter system set default_transaction_read_only = on"
+_NO_SYSTEM_FENCE: Final = "alter system reset default_transaction_read_only"
 
 _WRITE: Final = "delete from pg_catalog.pg_description where false"
 """Changes nothing, and is refused like any write: the read-only check comes before the one of permissions."""
@@ -64,7 +80,9 @@ select pg_is_in_recovery() as in_recovery,
        current_setting('server_version_num')::int as version_num,
        split_part(current_setting('server_version'), ' ', 1) as version,
        (select system_identifier::text from pg_control_system()) as server_id,
-       current_setting('default_transaction_read_only') = 'on' as is_read_only,
+       (select setting = 'on' and source <> 'global' from pg_settings where name = 'default_transaction_read_only')
+       or exists (select from pg_db_role_setting where setdatabase = 0 and setrole = 0
+                     and 'default_transaction_read_only=on' = any(setconfig)) as is_read_only,
        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text as lsn,
        r.status, r.sender_host, r.sender_port,
        case when pg_is_in_recovery()
@@ -83,17 +101,29 @@ select pid, usename, coalesce(datname, '') as datname,
  where backend_type = 'client backend' and usename is not null and pid <> pg_backend_pid() and pid <> all($1::int[])
 """
 
-# Autovacuum may have a transaction id; what it writes are no client's rows.
-_WRITERS: Final = """
-select pid, coalesce(usename, backend_type) as who from pg_stat_activity
- where backend_xid is not null and backend_type <> 'autovacuum worker' and pid <> pg_backend_pid()
+# One look at all that a fence has to deal with, for with many backends each look at pg_stat_activity takes milliseconds:
+# strangers, whoever has a transaction id (autovacuum may; what it writes are no client's rows), and workers that log in
+# once and for ever. Parallel workers belong to a client.
+_SURVEY: Final = """
+select a.pid, a.usename::text as usename, coalesce(a.usename, a.backend_type)::text as who,
+       coalesce(a.application_name, '') as app, a.backend_xid is not null as is_writing,
+       a.backend_type = 'client backend' and own.pid is null as is_stranger,
+       a.backend_type <> 'client backend' and a.backend_xid is null as is_worker
+  from pg_stat_activity a left join unnest($1::int[]) as own(pid) on own.pid = a.pid
+ where a.pid <> pg_backend_pid() and (
+       (a.backend_type = 'client backend' and a.usename is not null and own.pid is null)
+       or (a.backend_xid is not null and a.backend_type <> 'autovacuum worker')
+       or (a.datid is not null and a.backend_type not in
+           ('client backend', 'autovacuum worker', 'walsender', 'parallel worker', 'slotsync worker')))
 """
 
 _END: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) as pid"
 _ARE_LEFT: Final = "select count(*) from pg_stat_activity where pid = any($1::int[])"
 _READ_ONLY_NOW: Final = "select current_setting('default_transaction_read_only') = 'on'"
-_MESSAGE: Final = "select pg_logical_emit_message(true, 'turnout', 'fence')"
-_INSERT_LSN: Final = "select pg_current_wal_insert_lsn()::text"
+_WHY_READ_ONLY: Final = "select source from pg_settings where name = 'default_transaction_read_only' and setting = 'on'"
+# The message's commit flushes all that is before it, the position included.
+_POSITION: Final = "select pg_current_wal_insert_lsn()::text, pg_logical_emit_message(true, 'turnout', 'fence')"
+_IS_SUPERUSER: Final = "select rolsuper from pg_roles where rolname = current_user"
 _IN_RECOVERY: Final = "select pg_is_in_recovery()"
 _IN_DOUBT: Final = "select gid from pg_prepared_xacts order by gid"
 _REACHED: Final = """
@@ -122,7 +152,10 @@ class PostgresEngine(Engine):
         self._watching: Any = None
         self._watch_lock = asyncio.Lock()
         self._acting: list[Any] = []
+        self._is_superuser = False
         self._is_armed = False
+        self._armed_proof = ""
+        """SQLSTATE with which a session that began after `arm` was refused to write."""
         self._wal_page_bytes = 8192
         self._wal_segment_bytes = 16 * 1024 * 1024
         self._probes: collections.deque[float | None] = collections.deque(maxlen=1000)
@@ -292,7 +325,7 @@ class PostgresEngine(Engine):
     async def permissions(self) -> list[MissingRight]:
         async with self._watch() as connection:
             who = await connection.fetchval("select current_user::text")
-            if await connection.fetchval("select rolsuper from pg_roles where rolname = current_user"):
+            if await connection.fetchval(_IS_SUPERUSER):
                 return []
             version = await connection.fetchval("select current_setting('server_version_num')::int")
             quoted = await connection.fetchval("select quote_ident($1)", who)
@@ -366,47 +399,79 @@ class PostgresEngine(Engine):
             self._wal_segment_bytes = await first.fetchval(
                 "select pg_size_bytes(current_setting('wal_segment_size'))::int"
             )
-            is_standby = await first.fetchval(_IN_RECOVERY)
+            is_standby = await self._know(first)
             # Each statement once: it is parsed, planned and cached, and so are the catalogs it looks into.
-            await first.fetch(_CLIENTS, [])
-            await first.fetch(_WRITERS)
-            await first.fetch(_IN_DOUBT)
-            await first.fetch(_EXEMPT)
+            await first.fetch(_SURVEY, [])
+            await second.fetch(_IN_DOUBT)
+            await second.fetch(_EXEMPT)
             await first.fetchval(_END, [])
             await first.fetchval(_ARE_LEFT, [])
+            await first.fetchval(_HAS_FENCE)
             await second.fetchval(_IN_RECOVERY)
             await second.fetchval(_REACHED, "0/0")
             if is_standby:
-                if await second.fetchval(_READ_ONLY_NOW):
-                    await self._set_fence(first, second, False)
+                if await second.fetchval(_WHY_READ_ONLY) not in (None, "global"):
+                    await self._set_system_fence(first, second, False)
             else:
-                await first.fetchval(_MESSAGE)
-                await first.fetchval(_INSERT_LSN)
+                await first.fetchval(_POSITION)
                 # Not for its answer: the salted password is remembered.
                 await self._refused_with()
 
+    async def _know(self, first: Any) -> bool:
+        """Find out which fence we may set; True if the server is a standby."""
+        self._is_superuser = await first.fetchval(_IS_SUPERUSER)
+        return bool(await first.fetchval(_IN_RECOVERY))
+
     async def arm(self, timeout_s: float = 5.0) -> None:
         async with self._act(timeout_s) as (first, _):
-            if await first.fetchval(_IN_RECOVERY):
+            if await self._know(first):
                 raise EngineError(f"engine {self.name} is a standby: there is nothing to fence")
-            await first.execute(_FENCE)
+            if self._is_superuser:
+                await first.execute(_FENCE)
+                self._armed_proof = await self._refused_with()
+            else:
+                await first.execute(_SYSTEM_FENCE)
             self._is_armed = True
 
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         began_ns = time.monotonic_ns()
         async with self._act(timeout_s) as (first, second):
-            if await first.fetchval(_IN_RECOVERY):
+            if not (self._is_armed and self._is_superuser) and await self._know(first):
                 raise EngineError(f"engine {self.name} is a standby: there is nothing to fence")
-            await self._set_fence(first, second, True)
-            refusal = asyncio.get_running_loop().create_task(self._refused_with(), name=f"proof {self.name}")
+            spared = [*own_backend_pids, *self._admin_pids()]
+            details = asyncio.get_running_loop().create_task(self._details(second), name=f"details {self.name}")
             try:
-                ended = await self._end_others(first, own_backend_pids)
-                writers = await first.fetch(_WRITERS)
-                in_doubt = [row["gid"] for row in await first.fetch(_IN_DOUBT)]
-                exempt = [row[0] for row in await first.fetch(_EXEMPT)]
-                code = await refusal
+                found = [row for row in await first.fetch(_SURVEY, spared) if not self._is_proof(row)]
+                in_doubt, exempt, has_fence = await details
             finally:
-                refusal.cancel()
+                details.cancel()
+            workers = [row["who"] for row in found if row["is_worker"]]
+            code, how = "", "ALTER ROLE ALL SET default_transaction_read_only = on"
+            if self._is_superuser:
+                if not has_fence:
+                    # Not armed, or somebody took back what was.
+                    await first.execute(_FENCE)
+                    self._armed_proof = ""
+                code = self._armed_proof
+            if workers or not self._is_superuser:
+                how = "default_transaction_read_only = on"
+                await self._set_system_fence(first, second, True)
+                code = ""
+            self._is_armed, self._armed_proof = False, ""
+            refusal = None
+            if not code:
+                refusal = asyncio.get_running_loop().create_task(self._refused_with(), name=f"proof {self.name}")
+            try:
+                strangers = [row for row in found if row["is_stranger"]]
+                ended, writers = 0, [row for row in found if row["is_writing"] and not row["is_stranger"]]
+                if strangers or refusal is not None:
+                    ended = await self._end_others(first, spared)
+                    writers = [row for row in await first.fetch(_SURVEY, spared) if row["is_writing"]]
+                if refusal is not None:
+                    code = await refusal
+            finally:
+                if refusal is not None:
+                    refusal.cancel()
         if writers:
             who = ", ".join(f"{row['who']} (process {row['pid']})" for row in writers)
             raise EngineError(f"engine {self.name} is not fenced: these still have a writing transaction open: {who}")
@@ -418,7 +483,7 @@ class PostgresEngine(Engine):
         now_ns = time.monotonic_ns()
         return FenceProof(
             engine=self.name,
-            how="default_transaction_read_only = on",
+            how=how,
             refused_with=code,
             sessions_ended=ended,
             writers_left=0,
@@ -428,17 +493,29 @@ class PostgresEngine(Engine):
             at_ns=now_ns,
         )
 
+    def _is_proof(self, row: Any) -> bool:
+        """It is the session of a newcomer of ours, which comes and goes."""
+        return bool(row["usename"] == self._user and row["app"] == "turnout" and not row["is_writing"])
+
+    @staticmethod
+    async def _details(second: Any) -> tuple[list[str], list[str], bool]:
+        in_doubt = [row["gid"] for row in await second.fetch(_IN_DOUBT)]
+        exempt = [row[0] for row in await second.fetch(_EXEMPT)]
+        return in_doubt, exempt, bool(await second.fetchval(_HAS_FENCE))
+
     async def unfence(self, timeout_s: float = 1.0) -> None:
         async with self._act(timeout_s) as (first, second):
             if await first.fetchval(_IN_RECOVERY):
                 raise EngineError(f"engine {self.name} is a standby: it cannot be made writable without a promotion")
-            await self._set_fence(first, second, False)
-            await self._prove_writable(second)
+            self._is_armed, self._armed_proof = False, ""
+            like_any = await self._take_fence_away(first, second)
+            # Perhaps written and not in force yet.
+            await self._set_system_fence(first, like_any, False)
+            await self._prove_writable(like_any)
 
     async def position(self) -> Position:
         async with self._act(5.0) as (first, _):
-            await first.fetchval(_MESSAGE)
-            return Position("lsn", self._settled(await first.fetchval(_INSERT_LSN)))
+            return Position("lsn", self._settled(await first.fetchval(_POSITION)))
 
     async def reached(self, position: Position) -> bool:
         async with self._act(5.0) as (_, second):
@@ -459,24 +536,41 @@ class PostgresEngine(Engine):
                 # Not pg_promote(true): it looks every 100 ms only.
                 await first.fetchval("select pg_promote(false)")
                 await _poll(second, False, _IN_RECOVERY)
-            if await second.fetchval(_READ_ONLY_NOW):
-                # Came along in a base backup or by pg_rewind, after `prepare` or without it.
-                await self._set_fence(first, second, False)
-            await self._prove_writable(second)
+            # The source's fence came by replication, or an older one in a base backup or by pg_rewind.
+            await self._prove_writable(await self._take_fence_away(first, second))
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    async def _set_fence(self, first: Any, second: Any, is_on: bool) -> None:
+    async def _take_fence_away(self, first: Any, second: Any) -> Any:
+        """What is in force, of both kinds, whoever set it. Returns `second`, or what has taken its place."""
+        if await first.fetchval(_HAS_FENCE):
+            if not await first.fetchval(_IS_SUPERUSER):
+                raise EngineError(
+                    f"engine {self.name} is fenced by ALTER ROLE ALL SET default_transaction_read_only, which only a "
+                    "superuser can take back"
+                )
+            await first.execute(_NO_FENCE)
+        why = await second.fetchval(_WHY_READ_ONLY)
+        if why == "global":
+            # It logged in under the fence, and is no more like any session.
+            second.terminate()
+            second = self._acting[1] = await self._open(_NEWCOMER_TIMEOUT_S)
+            why = await second.fetchval(_WHY_READ_ONLY)
+        if why:
+            await self._set_system_fence(first, second, False)
+        return second
+
+    async def _set_system_fence(self, first: Any, second: Any, is_on: bool) -> None:
         """Change the setting and return when `second`, a session like any other, shows it."""
-        is_written, self._is_armed = is_on and self._is_armed, False
+        is_written, self._is_armed = is_on and self._is_armed and not self._is_superuser, False
         if not is_written:
-            await first.execute(_FENCE if is_on else _NO_FENCE)
+            await first.execute(_SYSTEM_FENCE if is_on else _NO_SYSTEM_FENCE)
         began = time.monotonic()
         await first.execute("select pg_reload_conf()")
         while await second.fetchval(_READ_ONLY_NOW) != is_on:
             if is_written and time.monotonic() - began > 0.1:
                 # Somebody took back what `arm` wrote.
-                await self._set_fence(first, second, is_on)
+                await self._set_system_fence(first, second, is_on)
                 return
             if time.monotonic() - began > 0.7:
                 source = await second.fetchval(
@@ -523,8 +617,7 @@ class PostgresEngine(Engine):
         ended: set[int] = set()
         while True:
             rows = await first.fetch(_CLIENTS, list(spared))
-            # Our own proving session comes and goes meanwhile.
-            others = [row["pid"] for row in rows if not (row["usename"] == self._user and row["app"] == "turnout")]
+            others = [row["pid"] for row in rows if not self._is_proof(row)]
             if not others:
                 return len(ended)
             ended |= set(others)

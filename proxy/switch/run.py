@@ -120,7 +120,7 @@ class EnginesPrepared:
 
 @dataclass(frozen=True, slots=True)
 class FenceArmed:
-    """The slow, harmless part of the fence is done; nothing is in force yet."""
+    """What of the fence binds no session there is, is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +229,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class ArmFence:
-    """Do the slow, harmless part of the fence while traffic goes on. Belongs to `preparing`, and must be undone like a
-    fence."""
+    """Do what of the fence binds no session there is, while the sessions are being held. Must be undone like a fence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +381,8 @@ class SwitchRun:
         self._crew = set(crew)
         # Who has answered the order of the phase. Emptied when a phase begins that has its own answer.
         self._answered: set[int] = set()
+        # Who has said Holding.
+        self._holding: set[int] = set()
         # Who has said AllHeld. A Retarget goes to nobody else.
         self._held: set[int] = set()
         self._engines_prepared = False
@@ -423,7 +424,7 @@ class SwitchRun:
             case Verdict.UNDO if self.phase in (Phase.PENDING, Phase.VALIDATING):
                 return self._trouble("the supervisor was restarted", "plan the switch again")
             case Verdict.UNDO:
-                # Armed at the end of `preparing`; taking away what is not there does no harm.
+                # Taking away what is not there does no harm.
                 self._fence_ordered = True
                 if self.phase is Phase.PROMOTING:
                     return self._not_promoted("the supervisor was restarted before the promotion took place")
@@ -499,12 +500,6 @@ class SwitchRun:
     def _when_prepared(self) -> list[Order]:
         if not self._engines_prepared or not self._crew <= self._answered:
             return []
-        if not self._fence_ordered:
-            # As late as possible: until the fence or the undo, a restart by somebody else would put it in force.
-            self._fence_ordered = True
-            return [ArmFence()]
-        if not self._fence_armed:
-            return []
         orders: list[Order] = [StopTimer(Timer.PREPARE), *self._enter(Event.PREPARED)]
         orders += [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
         return [*orders, StartTimer(Timer.DRAIN, self.drain_s), StartTimer(Timer.HOLD, self._hold_s)]
@@ -517,6 +512,8 @@ class SwitchRun:
         match said:
             case ipc.Prepared():
                 return self._prepared(worker, said)
+            case ipc.Holding():
+                return self._holds(worker)
             case ipc.Draining() if self.phase is Phase.HOLDING and said.draining > 0:
                 return self._enter(Event.STILL_DRAINING)
             case ipc.AllHeld():
@@ -535,13 +532,23 @@ class SwitchRun:
                 )
         return []
 
+    def _holds(self, worker: int) -> list[Order]:
+        """The worker opens no backends for clients any more. Once none does, nothing of Turnout's can log in under the
+        fence, and what of it binds newcomers only is set while the sessions are drained."""
+        self._holding.add(worker)
+        if self._fence_ordered or self.phase not in (Phase.HOLDING, Phase.DRAINING) or not self._crew <= self._holding:
+            return []
+        self._fence_ordered = True
+        return [ArmFence()]
+
     def _all_held(self, worker: int, said: ipc.AllHeld) -> list[Order]:
         is_news = worker not in self._held
         self._held.add(worker)
-        self._own_pids[worker] = self._own_pids.get(worker, frozenset()) | frozenset(said.backend_pids)
+        # These alone: one that was closed since the preparation may still run its last statement, and is a stranger.
+        self._own_pids[worker] = frozenset(said.backend_pids)
         if self.phase in (Phase.HOLDING, Phase.DRAINING):
             self._answered.add(worker)
-            return self._when_all_held()
+            return [*self._holds(worker), *self._when_all_held()]
         if self.phase is Phase.CUTTING_OVER and is_news:
             return [self._tell(worker, self._retarget())]
         return []
@@ -549,9 +556,8 @@ class SwitchRun:
     def _when_all_held(self) -> list[Order]:
         if not self._crew:
             return self._trouble("no worker is left", "see the log for why they ended")
-        if not self._crew <= self._answered:
+        if not self._crew <= self._answered or not self._fence_armed:
             return []
-        self._fence_ordered = True
         pids = frozenset().union(*self._own_pids.values())
         return [*self._enter(Event.ALL_HELD), Fence(pids), StopTimer(Timer.DRAIN)]
 
@@ -580,9 +586,9 @@ class SwitchRun:
                 return [*self._enter(Event.PROMOTED), *self._retarget_all()]
             case Looked() if self.phase is Phase.PROMOTING:
                 return self._looked(fact)
-            case FenceArmed() if self.phase is Phase.PREPARING:
+            case FenceArmed() if self.phase in (Phase.HOLDING, Phase.DRAINING):
                 self._fence_armed = True
-                return self._when_prepared()
+                return self._when_all_held()
             case Unfenced() if self.phase is Phase.ABORTING:
                 return self._let_go()
             case ActFailed(act, why):
@@ -594,7 +600,7 @@ class SwitchRun:
         match act:
             case Act.PREPARE if self.phase is Phase.PREPARING:
                 return self._trouble(f"the engines could not be prepared: {why}", "run `turnout check` on the config")
-            case Act.ARM_FENCE if self.phase is Phase.PREPARING:
+            case Act.ARM_FENCE if self.phase in (Phase.HOLDING, Phase.DRAINING):
                 return self._trouble(f"the fence of {self.plan.source} could not be prepared: {why}", "")
             case Act.FENCE if self.phase is Phase.FENCING:
                 return self._trouble(f"{self.plan.source} could not be fenced: {why}", "")
@@ -841,6 +847,7 @@ class SwitchRun:
             return []
         self._crew.discard(worker)
         self._answered.discard(worker)
+        self._holding.discard(worker)
         self._held.discard(worker)
         self._own_pids.pop(worker, None)
         match self.phase:

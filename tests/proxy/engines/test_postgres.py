@@ -96,8 +96,6 @@ async def test_a_fence_refuses_real_writes_and_can_be_taken_back_within_a_second
     with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
         await other.execute("insert into fenced values (2)")
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-        await own.execute("insert into fenced values (3)")
-    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         await postgres_pair.primary.execute("insert into fenced values (4)", database="app")
 
     began = time.monotonic()
@@ -117,26 +115,58 @@ async def test_a_fence_and_its_undoing_may_be_repeated(source: PostgresEngine) -
     assert (await source.probe()).is_writable
 
 
-async def test_an_armed_fence_is_not_in_force_until_it_is_ordered(
+async def test_an_armed_fence_binds_sessions_to_come_and_none_there_is(
     postgres_pair: PostgresPair, source: PostgresEngine
 ) -> None:
     await source.prepare()
+    other = await postgres_pair.primary.connect("app", "app")
     await source.arm()
+    assert (await source.probe()).is_fenced
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await postgres_pair.primary.execute("create table armed (i int)")
+    await other.execute("create temp table armed (i int)")
+    proof = await source.fence()
+    assert (proof.refused_with, proof.sessions_ended) == ("25006", 1)
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+        await other.execute("select 1")
+    await source.unfence()
+    await source.arm()
+    await source.unfence()
     assert (await source.probe()).is_writable
     await postgres_pair.primary.execute("create table armed (i int); drop table armed")
-    assert (await source.fence()).refused_with == "25006"
-    await source.unfence()
+
+
+async def test_a_fence_survives_a_restart_and_is_taken_away_on_the_promoted_standby(
+    fresh_postgres_pair: PostgresPair,
+) -> None:
+    pair = fresh_postgres_pair
+    source, target = engine_of(pair.primary), engine_of(pair.standby)
+    await asyncio.gather(source.prepare(), target.prepare())
     await source.arm()
-    await source.unfence()
-    await postgres_pair.primary.fetchval("select pg_reload_conf()")
-    assert (await source.probe()).is_writable
+    await source.fence()
+    assert await target.wait_reached(await source.position(), 5.0)
+    # Logs in under the fence that came by replication.
+    late = engine_of(pair.standby)
+    await late.prepare()
+    await late.promote()
+    await pair.standby.execute("create table written (i int)", database="app")
+    assert (await target.probe()).is_writable
+    await pair.primary.stop()
+    await pair.primary.start()
+    assert (await source.probe()).is_fenced
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await pair.primary.execute("create table lost (i int)", database="app")
+    for engine in (source, target, late):
+        await engine.close()
 
 
-async def test_a_fence_holds_although_somebody_took_back_what_arming_wrote(
+async def test_a_fence_holds_although_somebody_took_back_what_arming_did(
     postgres_pair: PostgresPair, source: PostgresEngine
 ) -> None:
     await source.arm()
-    await postgres_pair.primary.execute("alter system reset default_transaction_read_only")
+    other = await postgres_pair.primary.connect(server_settings={"default_transaction_read_only": "off"})
+    await other.execute("alter role all reset default_transaction_read_only")
+    await other.close()
     assert (await source.fence()).refused_with == "25006"
 
 

@@ -69,6 +69,10 @@ def prepared(worker: int, *failed: str) -> core.WorkerSaid:
     )
 
 
+def holding(worker: int) -> core.WorkerSaid:
+    return core.WorkerSaid(worker, ipc.Holding(switch=SWITCH, service="app"))
+
+
 def draining(worker: int) -> core.WorkerSaid:
     return core.WorkerSaid(worker, ipc.Draining(switch=SWITCH, service="app", held=1, draining=1))
 
@@ -171,8 +175,8 @@ class Playbook:
 TO_PHASE: dict[Phase, tuple[core.Fact, ...]] = {
     Phase.VALIDATING: (),
     Phase.PREPARING: (core.Examined([PASSED]),),
-    Phase.HOLDING: (core.EnginesPrepared(), prepared(0), prepared(1), core.FenceArmed()),
-    Phase.DRAINING: (draining(0),),
+    Phase.HOLDING: (core.EnginesPrepared(), prepared(0), prepared(1)),
+    Phase.DRAINING: (holding(0), holding(1), draining(0), core.FenceArmed()),
     Phase.FENCING: (all_held(0), all_held(1)),
     Phase.CATCHING_UP: (core.Fenced(PROOF),),
     Phase.PROMOTING: (core.PositionRead(POSITION), core.PositionAwaited(True)),

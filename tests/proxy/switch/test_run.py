@@ -27,6 +27,7 @@ from tests.proxy.switch.playbook import (
     expired,
     first_row,
     hold,
+    holding,
     play_to,
     prepare,
     prepared,
@@ -45,14 +46,14 @@ def test_a_graceful_switch_of_two_workers_from_plan_to_end() -> None:
     ).starts(Timer.PREPARE)
     play.sees(prepared(0)).does_nothing()
     play.sees(core.EnginesPrepared()).does_nothing()
-    play.sees(prepared(1)).does(core.ArmFence())
-    play.sees(core.FenceArmed()).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(
-        Timer.HOLD
-    )
+    play.sees(prepared(1)).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(Timer.HOLD)
+    play.sees(holding(1)).does_nothing()
+    play.sees(holding(0)).does(core.ArmFence())
     play.sees(draining(0)).does(core.Enter(Phase.DRAINING))
     play.sees(draining(0)).does_nothing()
+    play.sees(core.FenceArmed()).does_nothing()
     play.sees(all_held(1)).does_nothing()
-    play.sees(all_held(0)).does(core.Enter(Phase.FENCING), core.Fence(frozenset({100, 101, 200, 201})))
+    play.sees(all_held(0)).does(core.Enter(Phase.FENCING), core.Fence(frozenset({200, 201})))
     play.sees(core.Fenced(PROOF)).does(core.Enter(Phase.CATCHING_UP), core.ReadPosition())
     play.sees(core.PositionRead(POSITION)).does(core.AwaitPosition(POSITION, 4.0))
     play.sees(core.PositionAwaited(True)).does(core.Enter(Phase.PROMOTING), core.Promote(10.0))
@@ -110,7 +111,7 @@ def test_a_dry_run_ends_after_the_checks() -> None:
 @pytest.mark.parametrize("phase", [phase for phase in TO_PHASE if phase in ABORTABLE])
 def test_a_cancel_before_the_promotion_gives_the_source_back(phase: Phase) -> None:
     play = play_to(phase)
-    fence_was_armed = phase not in (Phase.VALIDATING, Phase.PREPARING)
+    fence_was_armed = phase not in (Phase.VALIDATING, Phase.PREPARING, Phase.HOLDING)
     play.sees(core.CancelAsked("ops"))
     if phase is Phase.VALIDATING:
         play.does(core.Enter(Phase.ABORTED))
@@ -156,7 +157,7 @@ def test_nothing_is_cancelled_from_the_promotion_on(phase: Phase) -> None:
 def test_trouble_before_the_promotion_is_undone_and_told(phase: Phase, trouble: core.Fact) -> None:
     play = play_to(phase).sees(trouble).stands_in(Phase.ABORTING)
     assert play.run.error
-    if phase is not Phase.PREPARING:
+    if phase not in (Phase.PREPARING, Phase.HOLDING):
         play.does(core.Enter(Phase.ABORTING), core.Unfence())
         play.sees(core.Unfenced())
     play.sees(released(0), released(1)).stands_in(Phase.ABORTED)
@@ -230,17 +231,23 @@ def test_a_fence_that_was_not_journaled_is_disarmed() -> None:
     )
 
 
-def test_a_fence_that_cannot_be_armed_undoes_the_switch_before_anybody_is_held() -> None:
-    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1)).does(core.ArmFence())
+def test_a_fence_that_cannot_be_armed_undoes_the_switch() -> None:
+    play = play_to(Phase.HOLDING).sees(holding(0), holding(1)).does(core.ArmFence())
     play.sees(core.ActFailed(Act.ARM_FENCE, "no right")).does(core.Enter(Phase.ABORTING), core.Unfence())
     play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
 
 
-def test_a_worker_that_comes_while_the_fence_is_armed_is_prepared_first() -> None:
-    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1)).does(core.ArmFence())
-    play.sees(core.WorkerJoined(2, False)).does(prepare(2))
-    play.sees(core.FenceArmed()).does_nothing()
-    play.sees(prepared(2)).does(core.Enter(Phase.HOLDING), hold(0), hold(1), hold(2))
+def test_the_fence_is_armed_once_no_worker_opens_backends_any_more() -> None:
+    play = play_to(Phase.HOLDING).sees(holding(0)).does_nothing()
+    play.sees(core.WorkerJoined(2, False)).does(hold(2))
+    play.sees(holding(1)).does_nothing()
+    play.sees(holding(2)).does(core.ArmFence())
+    play.sees(holding(2)).does_nothing()
+
+
+def test_the_fence_is_ordered_when_it_is_armed_and_all_are_held() -> None:
+    play = play_to(Phase.HOLDING).sees(all_held(0), all_held(1)).does(core.ArmFence())
+    play.sees(core.FenceArmed()).does(core.Enter(Phase.FENCING), core.Fence(frozenset({200, 201})))
 
 
 # --- promotion ----------------------------------------------------------------------------------------------------
@@ -301,7 +308,7 @@ def test_two_primaries_are_for_a_person() -> None:
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.HOLDING, Phase.DRAINING])
 def test_a_worker_that_dies_before_the_fence_undoes_the_switch(phase: Phase) -> None:
     play = play_to(phase).sees(core.WorkerLost(0))
-    if phase is Phase.PREPARING:
+    if phase in (Phase.PREPARING, Phase.HOLDING):
         play.does(core.Enter(Phase.ABORTING), release_on_source(1))
     else:
         play.does(core.Enter(Phase.ABORTING), core.Unfence())

@@ -1,0 +1,423 @@
+"""Switches between two PostgreSQL servers under load: what clients feel of Turnout's and of PgBouncer's.
+
+    .venv/bin/python -m bench.cutover [--sessions 1000] [--busy 200] [--switches 20] [--json]
+
+A primary and its streaming standby, two processors' worth of everything on one machine, and sessions of which some work:
+short transactions of three round trips with a pause in between. Turnout is in session mode, every session has settings
+(a custom one among them), two prepared statements of the protocol and one of SQL; after each switch every session is
+asked for all of them. Then the former primary comes back as a standby and the next switch goes the other way.
+
+PgBouncer cannot pause sessions in session mode (PAUSE waits until they leave), so it runs in transaction mode, where no
+session may have settings: the same transactions as plain queries, by the steps its users take: PAUSE, fence the old
+primary, wait for the standby, promote, RELOAD with the new address, RESUME.
+
+Columns: `hold` is the wait of a request because of the switch, as Turnout reports it; `cutover` Turnout's own part (see
+docs/report.md); `client max` and `p99` the longest round trips the clients themselves saw around the switch, whichever
+proxy they used: the p99 is that of the slowest round trip of each busy session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+from rich.console import Console
+from rich.table import Table
+
+from bench import relays
+from bench.cutover_load import ROWS, Setup, query, startup
+from bench.programs import find_pgbouncer
+from proxy.embedded import PostgresPair, ServerFailed, Turnout, Workspace, free_port
+from proxy.embedded import Setup as TurnoutSetup
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+
+DATABASE: Final = "app"
+USER: Final = "app"
+
+SETTLE_S: Final = 1.0
+"""Load before a switch is asked for."""
+
+_HBA: Final = """\
+host all app 127.0.0.1/32 trust
+host all all 127.0.0.1/32 scram-sha-256
+host replication all 127.0.0.1/32 scram-sha-256
+"""
+
+_PGBOUNCER_INI: Final = """\
+[databases]
+* = host=127.0.0.1 port={server_port} user=app
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {pool_size}
+max_client_conn = 5000
+admin_users = app
+logfile = {folder}/pgbouncer.out
+"""
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
+
+
+class LoadProcess:
+    """`python -m bench.cutover_load` as a child."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, setup: Setup) -> AsyncIterator[LoadProcess]:
+        """Until all sessions are connected. Raises ServerFailed."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "bench.cutover_load"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=_ROOT,
+            limit=1 << 20,
+        )
+        load = cls(process)
+        try:
+            await load._ask(json.dumps(asdict(setup)), timeout_s=120)
+            yield load
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def mark(self) -> dict[str, Any]:
+        """What was seen since the last mark."""
+        return await self._ask("mark")
+
+    async def check(self) -> int:
+        """Sessions that lost some of their state."""
+        return int((await self._ask("check", timeout_s=30))["lost_state"])
+
+    async def _ask(self, words: str, timeout_s: float = 10.0) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(words.encode() + b"\n")
+        try:
+            line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
+        except TimeoutError as error:
+            raise ServerFailed(f"the load did not answer {words[:20]!r} in time") from error
+        if not line:
+            raise ServerFailed("the load ended; its last words are above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+async def open_pair(stack: AsyncExitStack, sessions: int) -> PostgresPair:
+    """Two servers with a table to work on."""
+    workspace = stack.enter_context(Workspace("turnout-bench-"))
+    hba = workspace.path / "pg_hba.conf"
+    hba.write_text(_HBA)
+    workspace.give(hba)
+    pair = await PostgresPair.create(max_connections=sessions + 60, settings={"hba_file": str(hba)})
+    stack.push_async_callback(pair.close)
+    connection = await pair.primary.connect(DATABASE, USER)
+    try:
+        await connection.execute(
+            "create table counter (id int primary key, value bigint not null default 0) with (fillfactor = 50);"
+            f"insert into counter select i from generate_series(0, {ROWS - 1}) i"
+        )
+    finally:
+        await connection.close()
+    return pair
+
+
+# --- Turnout ------------------------------------------------------------------------------------------------------
+
+
+async def bench_turnout(sessions: int, busy: int, pause_ms: float, switches: int) -> list[dict[str, Any]]:
+    """One record for each switch."""
+    records: list[dict[str, Any]] = []
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack, sessions)
+        folder = pair.workspace.path / "turnout"
+        folder.mkdir()
+        turnout = Turnout(
+            TurnoutSetup(
+                protocol="postgresql",
+                engines={server.name: server.address for server in pair.servers()},
+                admin_user=SUPERUSER,
+                admin_password=PASSWORD,
+                users={},
+                auth_method="trust",
+                service={"pool_size": sessions + 10},
+                log_level="warning",
+            ),
+            folder,
+        )
+        stack.push_async_callback(turnout.stop)
+        await turnout.start()
+        setup = Setup(
+            port=turnout.port,
+            user=USER,
+            database=DATABASE,
+            sessions=sessions,
+            busy=busy,
+            pause_ms=pause_ms,
+            with_state=True,
+        )
+        load = await stack.enter_async_context(LoadProcess.start(setup))
+        for number in range(1, switches + 1):
+            record = await _switch_turnout(turnout, pair, load, busy)
+            records.append({"number": number, "relay": "Turnout", **record})
+            print(_line(records[-1]), file=sys.stderr)
+            if record["phase"] != "completed":
+                break
+            if number < switches:
+                await pair.swap()
+                await _wait_ready(turnout, pair.standby.name)
+    return records
+
+
+async def _switch_turnout(turnout: Turnout, pair: PostgresPair, load: LoadProcess, busy: int) -> dict[str, Any]:
+    await load.mark()
+    await asyncio.sleep(SETTLE_S)
+    before = await load.mark()
+    ended = await turnout.switch(pair.standby.name)
+    around = await load.mark()
+    lost = await load.check() if ended["phase"] == "completed" else 0
+    after = await load.mark()
+    figures = ended["figures"] or {}
+    return {
+        "phase": ended["phase"],
+        "error": ended["error"],
+        "cutover_ms": figures.get("cutover_ms"),
+        "hold_p99_ms": figures.get("hold_ms", {}).get("p99"),
+        "hold_max_ms": figures.get("hold_ms", {}).get("max"),
+        "waited": figures.get("affected_transactions"),
+        **{name: figures.get(name) for name in ("drain_ms", "fence_ms", "catchup_ms", "promote_ms", "blackout_ms")},
+        "phases_us": ended.get("report", {}).get("phases_us"),
+        "lost_state": lost,
+        **_clients(before, around, after, busy),
+    }
+
+
+async def _wait_ready(turnout: Turnout, target: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (await turnout.get(f"/v1/services/app/ready/{target}"))["is_ready"]:
+            return
+        await asyncio.sleep(0.2)
+    raise ServerFailed(f"{target} is not ready for the way back")
+
+
+def _clients(before: dict[str, Any], around: dict[str, Any], after: dict[str, Any], busy: int) -> dict[str, Any]:
+    """What the clients saw."""
+    slowest = around["slowest_ms"][-busy:]
+    return {
+        "client_p99_ms": slowest[max(0, math.ceil(0.99 * len(slowest)) - 1)] if slowest else 0.0,
+        "client_max_ms": around["max_ms"],
+        "before_p50_ms": before["p50_ms"],
+        "before_p99_ms": before["p99_ms"],
+        "before_tps": round(before["transactions"] / SETTLE_S),
+        "errors": around["errors"] + after["errors"],
+        "first_error": around["first_error"] or after["first_error"],
+        "sessions": after["sessions"],
+    }
+
+
+# --- PgBouncer ----------------------------------------------------------------------------------------------------
+
+
+class PgBouncerConsole:
+    """PgBouncer's own console, which knows plain queries only."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, port: int) -> PgBouncerConsole:
+        console = cls(*await asyncio.open_connection("127.0.0.1", port))
+        console._writer.write(startup(USER, "pgbouncer"))
+        await console._ready()
+        return console
+
+    async def do(self, command: str) -> None:
+        """Raises ServerFailed."""
+        self._writer.write(query(command))
+        await self._ready()
+
+    async def _ready(self) -> None:
+        while True:
+            head = await asyncio.wait_for(self._reader.readexactly(5), 30)
+            body = await self._reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+            if head[:1] == b"E":
+                raise ServerFailed(f"PgBouncer: {body.replace(bytes(1), b' ').decode(errors='replace')}")
+            if head[:1] == b"Z":
+                return
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def bench_pgbouncer(sessions: int, busy: int, pause_ms: float, switches: int) -> list[dict[str, Any]]:
+    """The same by the steps PgBouncer's users take."""
+    records: list[dict[str, Any]] = []
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack, busy)
+        place = pair.workspace
+        which = find_pgbouncer()
+        config, port = place.path / "pgbouncer.ini", free_port()
+
+        def write_config() -> None:
+            config.write_text(
+                _PGBOUNCER_INI.format(server_port=pair.primary.port, port=port, pool_size=busy, folder=place.path)
+            )
+            place.give(config)
+
+        write_config()
+        await stack.enter_async_context(relays.pgbouncer_from(config, place, port, which))
+        setup = Setup(
+            port=port, user=USER, database=DATABASE, sessions=sessions, busy=busy, pause_ms=pause_ms, with_state=False
+        )
+        load = await stack.enter_async_context(LoadProcess.start(setup))
+        console = await PgBouncerConsole.open(port)
+        stack.callback(console.close)
+        for number in range(1, switches + 1):
+            record = await _switch_pgbouncer(console, pair, load, busy, write_config)
+            records.append({"number": number, "relay": str(which), **record})
+            print(_line(records[-1]), file=sys.stderr)
+            if number < switches:
+                await pair.standby.rejoin(pair.primary)
+    return records
+
+
+async def _switch_pgbouncer(
+    console: PgBouncerConsole, pair: PostgresPair, load: LoadProcess, busy: int, write_config: Callable[[], None]
+) -> dict[str, Any]:
+    source, target = await pair.primary.connect(), await pair.standby.connect()
+    try:
+        await load.mark()
+        await asyncio.sleep(SETTLE_S)
+        before = await load.mark()
+        await console.do("PAUSE")
+        await source.execute("alter system set default_transaction_read_only = on")
+        await source.execute("select pg_reload_conf()")
+        position = await source.fetchval("select pg_current_wal_insert_lsn()::text")
+        await _until(target, "select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position)
+        await target.execute("select pg_promote(false)")
+        await _until(target, "select not pg_is_in_recovery()")
+        pair.primary, pair.standby = pair.standby, pair.primary
+        write_config()
+        await console.do("RELOAD")
+        await console.do("RESUME")
+        await asyncio.sleep(SETTLE_S)
+        around = await load.mark()
+        await load.check()
+        after = await load.mark()
+    finally:
+        source.terminate()
+        target.terminate()
+    return {"phase": "completed", "error": "", "lost_state": None, **_clients(before, around, after, busy)}
+
+
+async def _until(connection: asyncpg.Connection[asyncpg.Record], sql: str, *args: object) -> None:
+    """Ask about every millisecond."""
+    while True:
+        if await connection.fetchval(sql, *args):
+            return
+        await asyncio.sleep(0.001)
+
+
+# --- the account --------------------------------------------------------------------------------------------------
+
+_FIGURES: Final = (
+    *("cutover_ms", "hold_p99_ms", "hold_max_ms", "fence_ms", "catchup_ms", "promote_ms"),
+    *("client_p99_ms", "client_max_ms"),
+)
+
+
+def _line(one: dict[str, Any]) -> str:
+    figures = "  ".join(f"{name} {one[name]:.1f}" for name in _FIGURES if one.get(name) is not None)
+    return f"{one['relay']} {one['number']}: {one['phase']} {one['error']} {figures}  errors {one['errors']}"
+
+
+def verdict(records: list[dict[str, Any]], limit_ms: float) -> list[str]:
+    """What is wrong with Turnout's switches; empty if nothing is."""
+    trouble = []
+    for one in records:
+        where = f"switch {one['number']}"
+        if one["phase"] != "completed":
+            trouble.append(f"{where} ended {one['phase']}: {one['error']}")
+            continue
+        trouble += [
+            f"{where}: {name} is {one[name]:.1f}, the limit is {limit_ms:g}"
+            for name in ("cutover_ms", "hold_p99_ms")
+            if one[name] >= limit_ms
+        ]
+        if one["errors"] or one["lost_state"]:
+            trouble.append(f"{where}: {one['errors']} errors, {one['lost_state']} lost state; {one['first_error']}")
+    return trouble
+
+
+def print_table(records: list[dict[str, Any]]) -> None:
+    """For people."""
+    table = Table(title="switches under load; milliseconds")
+    for title in ("relay", "", "cutover", "hold p99", "max", "fence", "catch-up", "promote", "client p99", "max"):
+        table.add_column(title, justify="left" if title == "relay" else "right")
+    table.add_column("errors", justify="right")
+    for relay in dict.fromkeys(one["relay"] for one in records):
+        mine = [one for one in records if one["relay"] == relay and one["phase"] == "completed"]
+        for one in mine:
+            cells = ["" if one.get(name) is None else f"{one[name]:.1f}" for name in _FIGURES]
+            table.add_row(relay, str(one["number"]), *cells, str(one["errors"]))
+        for name, pick in (("median", statistics.median), ("worst", max)):
+            values = [[one[figure] for one in mine if one.get(figure) is not None] for figure in _FIGURES]
+            cells = [f"{pick(one):.1f}" if one else "" for one in values]
+            table.add_row(relay, name, *cells, str(sum(one["errors"] for one in mine)), style="bold")
+        table.add_section()
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+
+
+def main() -> int:
+    """The program. Exit code 1 if a switch of Turnout's was not as it should be."""
+    parser = argparse.ArgumentParser(prog="bench.cutover", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sessions", type=int, default=1_000)
+    parser.add_argument("--busy", type=int, default=200, help="sessions that work (default 200)")
+    parser.add_argument("--pause-ms", type=float, default=200, help="mean pause of those between transactions")
+    parser.add_argument("--switches", type=int, default=20)
+    parser.add_argument("--pgbouncer-switches", type=int, default=5)
+    parser.add_argument("--limit-ms", type=float, default=50, help="for cutover_ms and the p99 of hold_ms")
+    parser.add_argument("--json", action="store_true", help="print one JSON array instead of the table")
+    args = parser.parse_args()
+    relays.allow_many_descriptors()
+    load = (args.sessions, args.busy, args.pause_ms)
+    try:
+        records = asyncio.run(bench_turnout(*load, args.switches)) if args.switches else []
+        if args.pgbouncer_switches:
+            records += asyncio.run(bench_pgbouncer(*load, args.pgbouncer_switches))
+    except ServerFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(records, indent=2))
+    else:
+        print_table(records)
+    trouble = verdict([one for one in records if one["relay"] == "Turnout"], args.limit_ms)
+    for line in trouble:
+        print(f"bench: {line}", file=sys.stderr)
+    return 1 if trouble else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,6 +31,10 @@ test: .venv/.test .venv/.built ## all tests; the wire code compiled and as plain
 soak: .venv/.test .venv/.built ## tests that take half a minute or more each
 	$(BIN)/python -m pytest -q -m soak --timeout 600 $(ARGS)
 
+.PHONY: fuzz
+fuzz: .venv/.test .venv/.built ## mutated conversations against parsers and live proxy; ARGS="--minutes 30 --seed 7"
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: lint
 lint: .venv/.lint .venv/.built ## ruff, mypy, cython-lint, import rules; shellcheck where it is installed
 	@$(BIN)/ruff check -q .

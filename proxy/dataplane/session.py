@@ -550,6 +550,9 @@ class Session:
         """Transaction mode: the statement may have changed the session; ask before the backend is lent to others."""
         ledger = self.ledger
         assert ledger is not None
+        if self.has_ended:
+            # Between the boundary and this task's first step.
+            return
         try:
             await self.inspect()
         except EngineError as error:

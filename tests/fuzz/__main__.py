@@ -25,11 +25,11 @@ from tests.fuzz import Found, live, parsers
 ROOT: Final = Path(__file__).resolve().parents[2]
 BATCH: Final = 500
 """Cases that are compared at a time."""
-WARM_UP_CASES: Final = 20_000
+WARM_UP_CASES: Final = 5_000
 """Before these, the children may grow."""
 GROWTH_KIB_MAX: Final = 64 * 1024
 """A child may grow by, after its warm-up."""
-KEPT_MAX: Final = 80
+KEPT_MAX: Final = 40
 """Inputs kept for each target, oldest first: enough to begin with, and quick to run in tests."""
 BATCH_S_MAX: Final = 300.0
 """Longest time a batch may take; a case of its own has a shorter bound."""

@@ -1,9 +1,393 @@
-"""stub"""
+"""The live proxy between hostile clients and a hostile server, beside a witness on the same worker.
+
+The engine Turnout knows is a go-between of ours before a real PostgreSQL server. It passes everybody's bytes on as they
+are, but what the server answers to the account `hostile` it makes worse now and then, or ends, or keeps back. Clients of
+that account send mutated logins and conversations, in pieces, leave in the middle, or do not read. The witness asks its
+question over and over on one connection and must have the right answer from the same backend within a deadline.
+
+Afterwards: the same worker process, nothing in the log that is our own failure, descriptors back to where they were, and
+no more memory than after the warm-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import psutil
+
+from proxy.embedded import PostgresServer, Setup, Turnout, Workspace, free_port
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.tasks import spawn
+from tests.corpus.postgres import SETUP, conversations
+from tests.fuzz import Found
+from tests.fuzz.mutation import Mutator, split_postgres
+
+HOSTILE: Final = "hostile"
+AT_ONCE: Final = 8
+"""Hostile clients at any time."""
+WITNESS_S: Final = 20.0
+"""Longest time the witness waits for an answer; the machine is busy, and a hang is for ever."""
+CLIENT_S: Final = 1.0
+"""Longest time a hostile client waits for what may never come."""
+WARM_UP: Final = 600
+"""Hostile clients before memory is compared."""
+GROWTH_MAX: Final = 32 * 2**20
+"""Bytes the worker may grow by after its warm-up."""
+OWN_FAILURES: Final = ("session failed", "sink failed", "order failed", "task failed", "Traceback", "internal error")
+"""Lines of the log that are never a stranger's fault."""
+
+_LOGIN_S: Final = 0.3
 
 
-class Found(Exception):
-    """x"""
+def _packet(body: bytes) -> bytes:
+    return (len(body) + 4).to_bytes(4, "big") + body
+
+
+def login(user: str, *more: str) -> bytes:
+    """StartupMessage."""
+    words = ("user", user, "database", "postgres", *more)
+    return _packet((196_608).to_bytes(4, "big") + b"".join(word.encode() + b"\0" for word in words) + b"\0")
+
+
+# --- the hostile server -------------------------------------------------------------------------------------------
+
+
+class GoBetween:
+    """Stands for the engine: passes on, and makes worse what is `hostile`'s."""
+
+    def __init__(self, rng: random.Random, server: PostgresServer) -> None:
+        self._rng = rng
+        self._server = server
+        self._mutator = Mutator(rng, split_postgres, [one.sent for one in conversations()])
+        self.port = free_port()
+        self.worse = 0
+        """Answers made worse so far."""
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            first = await reader.read(65536)
+            is_hostile = b"\0" + HOSTILE.encode() + b"\0" in first
+            behind_reader, behind = await asyncio.open_connection("127.0.0.1", self._server.port)
+        except OSError:
+            writer.close()
+            return
+        behind.write(first)
+        await asyncio.gather(
+            self._pass(reader, behind, worsens=False),
+            # A backend that breaks at once teaches little: half of them are let in.
+            self._pass(behind_reader, writer, worsens=is_hostile, lawful=self._rng.choice((0, 0, 2, 3))),
+        )
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, worsens: bool, lawful: int = 0
+    ) -> None:
+        rng = self._rng
+        try:
+            while data := await reader.read(65536):
+                lawful -= 1
+                if worsens and lawful < 0 and rng.random() < 0.3:
+                    self.worse += 1
+                    kind = rng.random()
+                    if kind < 0.1:
+                        break
+                    if kind < 0.2:
+                        await asyncio.sleep(rng.random() * 0.3)
+                    if kind < 0.9:
+                        data = self._mutator.mutate(data)
+                    for piece in self._mutator.cuts(data)[:50]:
+                        if writer.transport.is_closing():
+                            return
+                        writer.write(piece)
+                        await asyncio.sleep(0)
+                else:
+                    writer.write(data)
+                await writer.drain()
+        except OSError:
+            # Whoever left: so does the other.
+            pass
+        finally:
+            writer.close()
+
+
+# --- the hostile client -------------------------------------------------------------------------------------------
+
+
+async def hostile_client(rng: random.Random, port: int, donors: list[bytes]) -> None:
+    """One of them, from connect to its end."""
+    mutator = Mutator(rng, split_postgres, donors)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return
+    reads = rng.random() < 0.9
+    try:
+        first = login(HOSTILE, *rng.choice(((), ("options", "-c search_path=public"), ("application_name", "x"))))
+        if rng.random() < 0.2:
+            await _send(rng, writer, mutator.cuts(mutator.mutate(first)))
+        else:
+            writer.write(first)
+        await _read(reader, _LOGIN_S if rng.random() < 0.8 else 0.0, until=b"Z\0\0\0\5")
+        for _ in range(rng.randint(1, 3)):
+            stream = rng.choice(donors)
+            await _send(rng, writer, mutator.cuts(mutator.mutate(stream) if rng.random() < 0.75 else stream))
+            if reads:
+                await _read(reader, rng.choice((0.0, 0.02, 0.1)))
+        match rng.randrange(4):
+            case 0:
+                # A reset in the place of an end.
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(*_LINGER)
+            case 1 if reads:
+                writer.write_eof()
+                await _read(reader, CLIENT_S)
+            case 2:
+                writer.write(b"X\0\0\0\4")
+            case _:
+                pass
+    except OSError:
+        # The proxy ended it: that is its right.
+        pass
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+_LINGER: Final = (1, 13, struct.pack("ii", 1, 0))
+"""SOL_SOCKET, SO_LINGER: on, 0 seconds."""
+
+
+async def _send(rng: random.Random, writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+    for piece in pieces[:100]:
+        if writer.transport.is_closing():
+            return
+        writer.write(piece)
+        await asyncio.sleep(rng.choice((0, 0, 0, 0.001)))
+
+
+async def _read(reader: asyncio.StreamReader, seconds: float, until: bytes = b"") -> None:
+    """Whatever comes, up to the time, the end, or `until`."""
+    came = b""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while data := await reader.read(65536):
+                came = came[-8:] + data
+                if until and until in came:
+                    return
+
+
+# --- the witness --------------------------------------------------------------------------------------------------
+
+
+class Witness:
+    """Asks on one connection for as long as it lives."""
+
+    def __init__(self, mode: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._mode = mode
+        self._reader = reader
+        self._writer = writer
+        self._backend = b""
+        self.asked = 0
+        self.slowest_ms = 0.0
+
+    @classmethod
+    async def come(cls, mode: str, port: int) -> Witness:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        one = cls(mode, reader, writer)
+        writer.write(login("witness"))
+        await one._until_ready()
+        return one
+
+    async def ask_on(self) -> None:
+        """Until cancelled. Raises Found."""
+        while True:
+            self.asked += 1
+            text = f"select {self.asked} * 2, pg_backend_pid()\0".encode()
+            began = time.monotonic()
+            self._writer.write(b"Q" + _packet(text))
+            try:
+                async with asyncio.timeout(WITNESS_S):
+                    rows = await self._until_ready()
+            except TimeoutError:
+                raise Found(f"{self._mode}: the witness has no answer after {WITNESS_S:g} s") from None
+            except (OSError, asyncio.IncompleteReadError) as error:
+                raise Found(f"{self._mode}: the witness lost its connection: {error}") from error
+            self.slowest_ms = max(self.slowest_ms, (time.monotonic() - began) * 1_000)
+            if len(rows) != 1 or rows[0][0] != str(self.asked * 2).encode():
+                raise Found(f"{self._mode}: the witness asked for {self.asked * 2} and got {rows}")
+            if self._mode == "session" and self._backend not in (b"", rows[0][1]):
+                raise Found(f"the witness' backend changed from {self._backend!r} to {rows[0][1]!r}")
+            self._backend = rows[0][1]
+            await asyncio.sleep(0.02)
+
+    async def _until_ready(self) -> list[list[bytes]]:
+        rows: list[list[bytes]] = []
+        while True:
+            header = await self._reader.readexactly(5)
+            body = await self._reader.readexactly(int.from_bytes(header[1:], "big") - 4)
+            if header[:1] == b"E":
+                raise Found(f"{self._mode}: the witness was refused: {body!r}")
+            if header[:1] == b"D":
+                values, at = [], 2
+                for _ in range(int.from_bytes(body[:2], "big")):
+                    size = int.from_bytes(body[at : at + 4], "big")
+                    values.append(body[at + 4 : at + 4 + size])
+                    at += 4 + size
+                rows.append(values)
+            if header[:1] == b"Z":
+                return rows
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+class Field:
+    """One Turnout in one pool mode, with its witness."""
+
+    def __init__(self, mode: str, turnout: Turnout, witness: Witness) -> None:
+        self.mode = mode
+        self.turnout = turnout
+        self.witness = witness
+        self.worker = turnout.processes()[1]
+        self.descriptors = self.worker.num_fds()
+        self.warm = 0
+        self._log_read = 0
+
+    def check(self) -> None:
+        """Raises Found."""
+        if not self.worker.is_running() or self.worker.status() == psutil.STATUS_ZOMBIE:
+            raise Found(f"{self.mode}: the worker died: {self.turnout.text_of_log()[-3000:]}")
+        text = self.turnout.text_of_log()
+        for line in OWN_FAILURES:
+            at = text.find(line, self._log_read)
+            if at >= 0:
+                raise Found(f"{self.mode}: the log has {line!r}: {text[max(0, at - 300) : at + 3000]}")
+        self._log_read = len(text)
+
+    def remember_memory(self) -> None:
+        self.warm = self.worker.memory_info().rss
+
+    def check_memory(self) -> int:
+        """Bytes grown since the warm-up. Raises Found."""
+        grown: int = self.worker.memory_info().rss - self.warm
+        if self.warm and grown > GROWTH_MAX:
+            raise Found(f"{self.mode}: the worker has grown by {grown:,} bytes since its warm-up")
+        return grown
+
+    async def check_descriptors(self) -> None:
+        """All of them come back within a while after the last hostile client. Raises Found."""
+        deadline = time.monotonic() + 40
+        while (now := self.worker.num_fds()) > self.descriptors + POOL_SIZE:
+            if time.monotonic() > deadline:
+                raise Found(f"{self.mode}: {now} descriptors are open, {self.descriptors} were at the beginning")
+            await asyncio.sleep(0.5)
+
+
+POOL_SIZE: Final = 10
+
+
+@asynccontextmanager
+async def _turnout(mode: Literal["session", "transaction"], port: int, folder: Path) -> AsyncIterator[Turnout]:
+    one = Turnout(
+        Setup(
+            protocol="postgresql",
+            engines={"only": f"127.0.0.1:{port}"},
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={},
+            auth_method="trust",
+            pool_mode=mode,
+            service={"pool_size": POOL_SIZE},
+            top={"client_login_timeout_s": 3.0},
+        ),
+        folder,
+    )
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop()
 
 
 async def fuzz(seed: int, until: float) -> str:
-    return ""
+    """Until the time `until` of the monotonic clock. Returns what was done; raises Found."""
+    donors = [one.sent for one in conversations() if len(one.sent) < 20_000]
+    rng = random.Random(f"{seed}/live")
+    async with AsyncExitStack() as stack:
+        workspace = stack.enter_context(Workspace("turnout-fuzz-", niceness=10))
+        hba = workspace.path / "hba.conf"
+        hba.write_text("host all all 127.0.0.1/32 trust\n")
+        workspace.give(hba)
+        server = await PostgresServer.create(
+            workspace,
+            fsync=False,
+            settings={"hba_file": str(hba), "statement_timeout": "2s", "deadlock_timeout": "100ms"},
+        )
+        await server.start()
+        stack.push_async_callback(server.stop, "immediate")
+        await server.execute(
+            f"{SETUP}; create role {HOSTILE} login; create role witness login; grant all on corpus to {HOSTILE}"
+        )
+        between = GoBetween(random.Random(f"{seed}/server"), server)
+        await stack.enter_async_context(between.listening())
+        fields = []
+        for mode in ("session", "transaction"):
+            workspace.path.joinpath(mode).mkdir()
+            one = await stack.enter_async_context(_turnout(mode, between.port, workspace.path / mode))
+            fields.append(Field(mode, one, await Witness.come(mode, one.port)))
+        witnesses = [spawn(field.witness.ask_on(), name=f"witness {field.mode}") for field in fields]
+        number = 0
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            while time.monotonic() < until:
+                while len(under_way) < AT_ONCE:
+                    field = fields[number % 2]
+                    client = hostile_client(random.Random(rng.random()), field.turnout.port, donors)
+                    under_way.add(spawn(client, name=f"hostile client {number}"))
+                    number += 1
+                    if number == WARM_UP:
+                        for one_field in fields:
+                            one_field.remember_memory()
+                    if number % 100 == 0:
+                        for one_field in fields:
+                            one_field.check()
+                            one_field.check_memory()
+                done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+                for task in [*done, *(witness for witness in witnesses if witness.done())]:
+                    task.result()
+                if not done:
+                    raise Found("hostile clients do not come to an end")
+            if under_way:
+                await asyncio.wait(under_way, timeout=30)
+            for field in fields:
+                await field.check_descriptors()
+                field.check()
+            for witness in witnesses:
+                if witness.done():
+                    witness.result()
+        finally:
+            for task in [*under_way, *witnesses]:
+                task.cancel()
+        grown = ", ".join(f"{field.mode} {field.check_memory() if field.warm else 0:,}" for field in fields)
+        slowest = max(field.witness.slowest_ms for field in fields)
+        asked = sum(field.witness.asked for field in fields)
+        return (
+            f"live: {number:,} hostile clients, {between.worse:,} answers made worse; bytes grown since the warm-up: "
+            f"{grown}; the witnesses asked {asked:,} times and waited {slowest:.0f} ms at most"
+        )

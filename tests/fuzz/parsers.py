@@ -45,7 +45,7 @@ from tests.protocols.postgres.fake_server import FakeServer
 KEPT: Final = Path(__file__).resolve().parents[1] / "corpus" / "fuzz"
 """Inputs that showed something new, one file for each target; they run with the tests."""
 
-KEPT_BYTES_MAX: Final = 1_500
+KEPT_BYTES_MAX: Final = 600
 """Longest input that is kept."""
 
 CASE_S_MAX: Final = 10.0

@@ -46,6 +46,10 @@ class Setup:
     """Keys of `[service.app.switch]`."""
     service: Mapping[str, object] = field(default_factory=dict)
     """More keys of `[service.app]`."""
+    listener: Mapping[str, object] = field(default_factory=dict)
+    """More keys of `[[listener]]`."""
+    engine: Mapping[str, object] = field(default_factory=dict)
+    """More keys of every `[service.app.engine.…]`."""
     top: Mapping[str, object] = field(default_factory=dict)
     """More keys at the top."""
     log_level: str = "info"
@@ -80,7 +84,7 @@ class Setup:
         tables += [
             (
                 f"service.{SERVICE}.engine.{name}",
-                {"address": address, "role": "standby" if number else "primary"},
+                {"address": address, "role": "standby" if number else "primary", **self.engine},
             )
             for number, (name, address) in enumerate(self.engines.items())
         ]
@@ -88,6 +92,7 @@ class Setup:
             tables.append((f"service.{SERVICE}.switch", self.switch))
         lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
         lines += ["", "[[listener]]", f'protocol = "{self.protocol}"', f'listen = "127.0.0.1:{self.client_port}"']
+        lines += [f"{key} = {_toml(value)}" for key, value in self.listener.items()]
         for title, table in tables:
             lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         path = folder / "turnout.toml"

@@ -17,6 +17,7 @@ from proxy.engines.engine import (
 )
 from proxy.engines.mysql import MySqlEngine
 from proxy.engines.postgres import PostgresEngine
+from proxy.tls import engine_tls
 
 __all__ = [
     "Capacity",
@@ -37,5 +38,13 @@ __all__ = [
 def engine_for(protocol: ProtocolName, name: str, engine: EngineConfig, admin: AdminConfig) -> Engine:
     """The engine `name` of a service, not connected. Secrets must be resolved."""
     password = admin.password.value if admin.password is not None else None
-    kind = PostgresEngine if protocol == "postgresql" else MySqlEngine
-    return kind(name, engine.address, user=admin.user, password=password, database=admin.database)
+    if protocol == "mysql":
+        return MySqlEngine(name, engine.address, user=admin.user, password=password, database=admin.database)
+    return PostgresEngine(
+        name,
+        engine.address,
+        user=admin.user,
+        password=password,
+        database=admin.database,
+        tls=lambda: engine_tls(engine, protocol),
+    )

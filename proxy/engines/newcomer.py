@@ -7,32 +7,45 @@ SCRAM's 4,096 rounds, on the loop's own time; here the salted password is rememb
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Final
 
 from protocols.errors import ProtocolViolation
 from protocols.postgres import WIRE
 from protocols.postgres.framing import Framer
 from protocols.postgres.messages import build_query, parse_error
-from protocols.wire import BackendReady, BackendRefused, Startup
+from protocols.wire import BackendReady, BackendRefused, Startup, TlsRefused, TlsWanted
 from proxy.errors import AuthRefused, ConnectFailed
+from proxy.tls import NO_ENGINE_TLS, EngineTls, end_point_of
 
 _CHUNK_BYTES: Final = 65_536
 _ANSWER_BYTES_MAX: Final = 1_048_576
 
 
-async def sqlstate_of(sql: str, *, host: str, port: int, user: str, password: str | None, database: str) -> str:
+async def sqlstate_of(
+    sql: str,
+    *,
+    host: str,
+    port: int,
+    user: str,
+    password: str | None,
+    database: str,
+    tls: EngineTls = NO_ENGINE_TLS,
+) -> str:
     """Run one statement in a session of its own: the SQLSTATE with which it is refused, or an empty string.
 
-    The caller has a deadline around it. Raises ConnectFailed, and AuthRefused where the server wants more than a plain
-    connection and a password (TLS, Kerberos).
+    The caller has a deadline around it. Raises ConnectFailed, and AuthRefused where the server wants something else than
+    the first kind of connection that `tls` tries, and a password.
     """
     where = f"{host}:{port}"
-    login = WIRE.server_login(Startup(user, database, (("application_name", "turnout"),)), password)
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError as error:
         raise ConnectFailed(f"{where} cannot be reached: {error.strerror or error}") from error
     try:
+        binding = await _encrypt(reader, writer, where, tls) if tls.attempts()[0] else b""
+        startup = Startup(user, database, (("application_name", "turnout"),))
+        login = WIRE.server_login(startup, password, binding=binding)
         is_ready = False
         while not is_ready:
             writer.write(login.take_output())
@@ -55,6 +68,22 @@ async def sqlstate_of(sql: str, *, host: str, port: int, user: str, password: st
         raise ConnectFailed(f"{where} takes no new session: {error}") from error
     finally:
         writer.transport.abort()
+
+
+async def _encrypt(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, where: str, tls: EngineTls) -> bytes:
+    """Ask for TLS and do the handshake; the channel binding. Without TLS an empty one, if that is allowed."""
+    request = WIRE.tls_request()
+    assert request is not None
+    writer.write(request.take_output())
+    (answer,) = request.receive(await _some(reader, where))
+    if not isinstance(answer, TlsWanted):
+        if tls.is_required or answer == TlsRefused(is_over=True):
+            raise AuthRefused(f"{where} has no TLS")
+        return b""
+    assert tls.context is not None
+    await writer.start_tls(tls.context, server_hostname=tls.hostname)
+    found: ssl.SSLObject = writer.get_extra_info("ssl_object")
+    return end_point_of(found.getpeercert(binary_form=True))
 
 
 async def _some(reader: asyncio.StreamReader, where: str) -> bytes:

@@ -34,9 +34,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import ssl
 import statistics
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -55,6 +56,7 @@ from proxy.engines.engine import (
 )
 from proxy.engines.newcomer import sqlstate_of
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
+from proxy.tls import NO_ENGINE_TLS, EngineTls, TlsProblem
 
 _POLL_S: Final = 0.001
 _READ_ONLY: Final = "25006"
@@ -137,10 +139,32 @@ select concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname) from pg
 """
 
 
+_NO_RULE: Final = "28000"
+"""SQLSTATE of a host-based rule that does not fit."""
+
+
+class _OtherWay(Exception):
+    """The server wants TLS, or does not want it; `translated` is the error if there is no other way to try."""
+
+    def __init__(self, translated: EngineError) -> None:
+        super().__init__(translated.text)
+        self.translated = translated
+
+
 class PostgresEngine(Engine):
     """One PostgreSQL server. Two kinds of connection: one for watching, two for acting, opened by `prepare`."""
 
-    def __init__(self, name: str, address: str, *, user: str, password: str | None, database: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        *,
+        user: str,
+        password: str | None,
+        database: str = "",
+        tls: Callable[[], EngineTls] = lambda: NO_ENGINE_TLS,
+    ) -> None:
+        """`tls` is asked before each connection, so that files of certificates may change."""
         self.name = name
         self.address = address
         host, _, port = address.rpartition(":")
@@ -149,6 +173,7 @@ class PostgresEngine(Engine):
         self._user = user
         self._password = password
         self._database = database or "postgres"
+        self._tls = tls
         self._watching: Any = None
         self._watch_lock = asyncio.Lock()
         self._acting: list[Any] = []
@@ -167,6 +192,26 @@ class PostgresEngine(Engine):
     # --- connections -------------------------------------------------------------------------------------------------
 
     async def _open(self, timeout_s: float, **settings: str) -> Any:
+        """With TLS as the config says; `allow` and `prefer` try the other way if the server does not want this one."""
+        tls = self._engine_tls()
+        *others, last = tls.attempts()
+        for is_encrypted in others:
+            try:
+                return await self._open_once(tls.context if is_encrypted else None, timeout_s, settings)
+            except _OtherWay:
+                continue
+        try:
+            return await self._open_once(tls.context if last else None, timeout_s, settings)
+        except _OtherWay as error:
+            raise error.translated from error.__cause__
+
+    def _engine_tls(self) -> EngineTls:
+        try:
+            return self._tls()
+        except TlsProblem as problem:
+            raise ConnectFailed(f"engine {self.name}: server_tls_{problem.key}: {problem.text}") from problem
+
+    async def _open_once(self, context: ssl.SSLContext | None, timeout_s: float, settings: dict[str, str]) -> Any:
         try:
             return await asyncpg.connect(
                 host=self._host,
@@ -176,10 +221,14 @@ class PostgresEngine(Engine):
                 database=self._database,
                 timeout=timeout_s,
                 command_timeout=None,
+                ssl=context if context is not None else False,
                 server_settings={"application_name": "turnout", **settings},
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise AuthRefused(f"engine {self.name} at {self.address} refuses the admin account: {error}") from error
+            refused = AuthRefused(f"engine {self.name} at {self.address} refuses the admin account: {error}")
+            if error.sqlstate == _NO_RULE:
+                raise _OtherWay(refused) from error
+            raise refused from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise ConnectFailed(f"engine {self.name} at {self.address} takes no connection: {error}") from error
         except TimeoutError as error:
@@ -188,7 +237,11 @@ class PostgresEngine(Engine):
             ) from error
         except OSError as error:
             why = error.strerror or str(error)
-            raise ConnectFailed(f"engine {self.name} at {self.address} cannot be reached: {why}") from error
+            failed = ConnectFailed(f"engine {self.name} at {self.address} cannot be reached: {why}")
+            if isinstance(error, ssl.SSLError) or type(error) is ConnectionError:
+                # The handshake failed; or asyncpg's own words: the server has no TLS.
+                raise _OtherWay(failed) from error
+            raise failed from error
 
     async def connect(self, timeout_s: float = 5.0) -> None:
         if self._watching is None or self._watching.is_closed():
@@ -594,9 +647,10 @@ class PostgresEngine(Engine):
                 user=self._user,
                 password=self._password,
                 database=self._database,
+                tls=self._engine_tls(),
             )
         except AuthRefused:
-            # This server wants TLS or another way of proving who we are: the driver knows them all, and is slower.
+            # This server wants another way of proving who we are: the driver knows them all, and is slower.
             code = await self._refused_slowly_with()
         # Without the right to write there it is refused all the same, but only past the read-only check.
         return "" if code == _NO_RIGHT else code

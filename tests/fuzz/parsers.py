@@ -188,6 +188,9 @@ class TrackerTarget:
         if first.relay.tracker.client_left or second.relay.tracker.client_left:
             # What follows a goodbye is scanned or not, as the cut has it; nobody reads what comes of it.
             return
+        if first.is_inside_a_message or second.is_inside_a_message:
+            # A message whose end never comes may be awaited or passed on in parts, as the cut has it.
+            return
         if first.violation != second.violation or (not first.violation and first.digest() != second.digest()):
             raise Finding(
                 f"in other cuts it comes to something else: {first.violation or self.state(first.relay)}"
@@ -211,6 +214,11 @@ class _Run:
     @property
     def is_over(self) -> bool:
         return bool(self.violation) or self.relay.tracker.client_left
+
+    @property
+    def is_inside_a_message(self) -> bool:
+        """One that has to be understood has begun and is not complete."""
+        return bool(self.relay._client.fetch or self.relay._server.fetch)
 
     @property
     def sent_to_server(self) -> int:

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -423,7 +423,8 @@ def _login_driver(login: wire.ClientLogin, secret: str) -> Callable[[bytes], str
             if isinstance(fact, wire.CredentialWanted):
                 facts += login.give_credential(secret)
             elif isinstance(fact, wire.LoginProven):
-                login.accept(mysql.FACTS if isinstance(secret, str) and secret == "my" else postgres.FACTS)
+                key = b"k" * login.secret_bytes
+                login.accept(mysql.FACTS if secret == "my" else replace(postgres.FACTS, secret=key))
                 login.take_unread()
         login.take_output()
         return " ".join(told)

@@ -37,6 +37,9 @@ class Configure(Message, tag=True, frozen=True, kw_only=True):
     config: bytes
     active: dict[str, str]
     epochs: dict[str, int]
+    salt_key: bytes = b""
+    """32 bytes, the same for all workers and over restarts: the salts of users who have none come from it. Empty: each
+    worker makes its own."""
 
 
 class Prepare(Message, tag=True, frozen=True, kw_only=True):

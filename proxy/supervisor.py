@@ -72,6 +72,7 @@ class Supervisor:
         self._subscribers: list[Callable[[Event], None]] = []
         self._lock_fd = -1
         self._journal: Journal | None = None
+        self._salt_key = b""
         self._orchestrator: Orchestrator | None = None
         self._workers: Workers | None = None
         self._probes: list[asyncio.Task[None]] = []
@@ -89,6 +90,7 @@ class Supervisor:
     async def _start(self) -> None:
         self._take_folder()
         self._journal = Journal(self._state_file)
+        self._salt_key = self._journal.key("salts")
         workers = self._workers = Workers(
             self._runtime_dir / "supervisor.sock",
             self.config.workers,
@@ -308,6 +310,7 @@ class Supervisor:
             config=encode_effective(self.config),
             active={name: standing.active for name, standing in standings.items()},
             epochs={name: standing.epoch for name, standing in standings.items()},
+            salt_key=self._salt_key,
         )
 
     def _publish(self, event: Event) -> None:

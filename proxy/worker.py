@@ -24,6 +24,7 @@ import structlog
 import uvloop
 
 from protocols import mysql, postgres
+from protocols.postgres.auth import set_salt_key
 from protocols.wire import ProtocolName, Wire
 from proxy import ipc
 from proxy.config import Config, ServiceConfig, decode_effective
@@ -200,6 +201,8 @@ class Worker:
         is_first = self.config is None
         self.config = config
         self.seats.workers = config.workers
+        if order.salt_key:
+            set_salt_key(order.salt_key)
         set_up_log(config.log, who=f"worker {self.index}")
         failed: list[str] = []
         for name, service in config.service.items():

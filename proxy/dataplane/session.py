@@ -288,7 +288,7 @@ class Session:
         """Go on with the login once the engine has told who the user is."""
         assert self.runtime is not None
         try:
-            secret = await self.runtime.users.find(wanted.user, wanted.database)
+            secret = await self.runtime.users.find(wanted)
         except ProxyError as error:
             if self._login is login:
                 self.refuse_login(error)

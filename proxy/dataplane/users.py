@@ -84,7 +84,12 @@ class Users:
 
     def _ruled(self, wanted: CredentialWanted, host: str, channel: Channel) -> str:
         rule = decide(
-            self._rules, user=wanted.user, database=wanted.database, host=host, is_encrypted=channel.is_encrypted
+            self._rules,
+            user=wanted.user,
+            database=wanted.database,
+            host=host,
+            is_encrypted=channel.is_encrypted,
+            is_replication=wanted.is_replication,
         )
         who = (
             f'host "{host}", user "{wanted.user}", database "{wanted.database}", '
@@ -118,9 +123,12 @@ class Users:
         """The file does not have this user, and the engine may."""
         return bool(self._config.auth.query) and user not in self._known
 
-    async def find(self, user: str, database: str) -> str | None:
+    async def find(self, wanted: CredentialWanted) -> str | None:
         """The secret of a user that `needs_asking`. Raises ProxyError."""
-        key = (user, self._config.auth.auth_dbname or database)
+        user = wanted.user
+        # Physical replication has no database, and nobody can be asked in none.
+        own = self._config.admin.database or "postgres" if wanted.is_replication else wanted.database
+        key = (user, self._config.auth.auth_dbname or own)
         told = self._told.get(key)
         now = time.monotonic_ns()
         if told is not None and now < told[1]:

@@ -1,4 +1,4 @@
-"""The state file: who is active, the journal of the switches, their reports. SQLite, written by the supervisor alone.
+"""The state file: who is active, the journal of the switches, their reports, a key. SQLite, written by the supervisor alone.
 
 How much is synced to the disk, and why
 ---------------------------------------
@@ -15,6 +15,7 @@ Times: `at_ns` is the host's monotonic clock, which starts anew at a boot; it is
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ create index if not exists switches_by_time on switches (began_at);
 create table if not exists steps (switch text not null, at_ns integer not null, phase text not null);
 create index if not exists steps_by_switch on steps (switch);
 create table if not exists reports (switch text primary key, report blob not null);
+create table if not exists keys (name text primary key, key blob not null);
 """
 
 
@@ -122,6 +124,13 @@ class Journal:
             "epoch = excluded.epoch",
             (service, standing.active, standing.epoch),
         )
+
+    def key(self, name: str) -> bytes:
+        """32 random bytes that are the same for ever, made when they are asked for first."""
+        with self._transaction():
+            self._db.execute("insert or ignore into keys values (?, ?)", (name, secrets.token_bytes(32)))
+        row = self._db.execute("select key from keys where name = ?", (name,)).fetchone()
+        return bytes(row[0])
 
     # --- switches ----------------------------------------------------------------------------------------------------
 

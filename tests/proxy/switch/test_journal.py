@@ -189,3 +189,14 @@ def test_a_second_supervisor_does_not_get_the_file(journal: Journal, path: Path)
     with pytest.raises(StateFileError, match="locked") as refused:
         Journal(path)
     assert "another" in refused.value.hint
+
+
+def test_a_key_stays_the_same_over_restarts(tmp_path: Path) -> None:
+    """A stranger must not learn by a restart who exists: the salts that unknown users are shown come from it."""
+    first = Journal(tmp_path / "state.sqlite")
+    made, other = first.key("salts"), first.key("another")
+    first.close()
+    again = Journal(tmp_path / "state.sqlite")
+    assert again.key("salts") == made != other
+    assert len(made) == 32
+    again.close()

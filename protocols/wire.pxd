@@ -33,6 +33,8 @@ cdef class Tracker:
         readonly bint client_left
         # Bytes are ready in take_invented() although no server message is due before them.
         readonly bint has_invented
+        # The server said that it ends the connection, in words that are held back: take_last_words().
+        readonly bint has_last_words
 
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1

@@ -72,6 +72,7 @@ class Tracker:
         self.errors = 0
         self.client_left = False
         self.has_invented = False
+        self.has_last_words = False
 
     def scan_client(self, data: bytes, start: int, end: int) -> int:
         """Judge `data[start:end]` from the client. Raises ProtocolViolation."""
@@ -111,6 +112,29 @@ class Tracker:
     def unlink(self) -> None:
         """No backend from now on. Call only where `is_idle()` or when the backend is lost."""
         raise AssertionError("a protocol's tracker overrides this")
+
+    def lose(self, aborted: ErrorReply, unknown: ErrorReply) -> bytes | None:
+        """The backend is gone, at whatever moment; in place of `unlink`. Returns what the client has to be told: for
+        what is in flight `aborted`, where a transaction was open and cannot have been committed, else `unknown`.
+        `message_size` is then the rest of a client's message that nobody needs any more. None: the session cannot go
+        on, because this protocol does not know how, or because half an answer has gone out.
+
+        Whatever replaces the backend has to be given `wreckage()` first, if there is any.
+        """
+        return None
+
+    def wreckage(self) -> Exchange | None:
+        """What makes a fresh backend stand where the client thinks that the lost one stands (PostgreSQL: in a failed
+        transaction); None if that is a boundary."""
+        return None
+
+    def take_last_words(self) -> bytes:
+        """Why the server ends the connection, in its own words, held back from the client: see `has_last_words`."""
+        return b""
+
+    def disturbed(self) -> None:
+        """The proxy has asked something of its own on the linked backend (PostgreSQL: the unnamed statement is
+        gone)."""
 
 
 # --- facts --------------------------------------------------------------------------------------------------------
@@ -407,6 +431,8 @@ class Wire(Protocol):
     name: ProtocolName
     resets_all: bool
     """`reset` makes any used backend like a fresh one; else only one whose session's ledger is empty."""
+    asks_quietly: bool
+    """An inspection changes nothing that a client could see afterwards (MySQL: LAST_INSERT_ID(), SHOW WARNINGS …)."""
 
     def client_login(
         self,

@@ -83,6 +83,21 @@ class EngineLost(EngineError):
     mysql_code = 2013
 
 
+class TransactionLost(EngineError):
+    """A transaction was open when its backend was lost: it has certainly not been committed, and may be repeated."""
+
+    sqlstate = "40001"
+    mysql_code = 1213
+    mysql_sqlstate = "40001"
+
+
+class OutcomeUnknown(EngineError):
+    """A backend was lost while it worked on something that may have been committed."""
+
+    sqlstate = "08007"
+    mysql_code = 2013
+
+
 class LoginError(ProxyError):
     """A client's login is refused by the proxy itself."""
 

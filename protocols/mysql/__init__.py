@@ -27,6 +27,7 @@ class MysqlWire:
     """See `protocols.wire.Wire`."""
 
     name: ProtocolName = "mysql"
+    asks_quietly = False
     resets_all = False
     """A default database cannot be taken away from a connection that was opened without one."""
 

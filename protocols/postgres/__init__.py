@@ -34,6 +34,7 @@ class PostgresWire:
     """See `wire.Wire`."""
 
     name: ProtocolName = "postgresql"
+    asks_quietly = True
     resets_all = True
     """By DISCARD ALL."""
 
@@ -83,6 +84,9 @@ class PostgresWire:
         return PostgresExchange([Group("check", build_query(query.encode()))])
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
+        if isinstance(tracker, PostgresTracker) and tracker.is_within_answer:
+            # Half a message has gone out: whatever follows would be taken for its rest.
+            return b""
         return replies.error(error)
 
     inquiry_parameters = lookup.PARAMETERS

@@ -71,6 +71,8 @@ BIND_NAMES_BYTES_MAX = 4096
 SMALL_BYTES_MAX = 1024 * 1024
 # Longest CommandComplete whose tag is looked at.
 COMMAND_TAG_BYTES_MAX = 1024
+# Longest ErrorResponse that is looked at.
+ERROR_BYTES_MAX = 64 * 1024
 # Most requests in flight in one session.
 IN_FLIGHT_MAX = 2**24
 

@@ -6,11 +6,19 @@ Groups keep failures apart: what fails in one does not stop the next. All of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from protocols.errors import ProtocolViolation
 from protocols.postgres.constants import ANSWER_BYTES_MAX
 from protocols.postgres.framing import Framer
-from protocols.postgres.messages import parse_data_row, parse_error, parse_parameter_status
+from protocols.postgres.messages import (
+    build_flush,
+    build_parse,
+    build_query,
+    parse_data_row,
+    parse_error,
+    parse_parameter_status,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +85,47 @@ class PostgresExchange:
 
     def _on_complete(self) -> None:
         """For subclasses."""
+
+
+_MISSTEP: Final = b"ROLLBACK TO SAVEPOINT turnout_lost_the_server_of_this_transaction"
+"""Fails with a text that explains itself in the server's log."""
+
+
+class Wreckage:
+    """Brings a fresh backend to where a lost one stood, as its client was told: see `wire.Tracker.wreckage`.
+
+    `in_transaction`: inside of a transaction that has failed. `is_skipping`: in a batch of the extended protocol that
+    has failed, so that everything up to the client's next Sync is ignored.
+    """
+
+    def __init__(self, *, in_transaction: bool, is_skipping: bool) -> None:
+        assert in_transaction or is_skipping
+        request = build_query(b"BEGIN") + build_query(_MISSTEP) if in_transaction else b""
+        if is_skipping:
+            # A syntax error: in a failed transaction it comes before 25P02.
+            request += build_parse(b"", b"turnout_lost_the_server_of_this_batch") + build_flush()
+        self.request = request
+        self.errors: list[str] = []
+        self.unasked = b""
+        self.parameters: dict[str, str] = {}
+        self._ready_left = 2 if in_transaction else 0
+        self._is_skipping = is_skipping
+        self._framer = Framer("server", ANSWER_BYTES_MAX)
+
+    def receive(self, data: bytes) -> bool:
+        """Take bytes of the backend; True once it stands there. Raises ProtocolViolation."""
+        self._framer.receive(data)
+        while (message := self._framer.next_message()) is not None:
+            tag = message[:1]
+            if tag == b"Z":
+                self._ready_left -= 1
+                if self._ready_left == 0 and message[5:] != b"E":
+                    raise ProtocolViolation("server", "a transaction that should have failed did not")
+            elif tag == b"E":
+                if self._ready_left == 0 and self._is_skipping:
+                    self._is_skipping = False
+            elif tag == b"A":
+                self.unasked += message
+            elif tag not in b"CNS":
+                raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} in an exchange")
+        return self._ready_left == 0 and not self._is_skipping

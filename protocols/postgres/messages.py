@@ -278,6 +278,11 @@ def build_sync() -> bytes:
     return build(b"S")
 
 
+def build_flush() -> bytes:
+    """Flush."""
+    return build(b"H")
+
+
 def build_terminate() -> bytes:
     """Terminate."""
     return build(b"X")

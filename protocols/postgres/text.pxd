@@ -6,6 +6,9 @@ import cython
 @cython.locals(position=Py_ssize_t, c=cython.uchar, begins=bint)
 cpdef bint is_plain(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept
 
+@cython.locals(position=Py_ssize_t, first=cython.uchar, second=cython.uchar, third=cython.uchar)
+cpdef bint may_commit(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept
+
 @cython.locals(depth=int, c=cython.uchar)
 cdef Py_ssize_t _skip_blank(const unsigned char* data, Py_ssize_t start, Py_ssize_t end) noexcept
 

@@ -138,6 +138,24 @@ def _skip_blank(data: bytes, start: int, end: int) -> int:
     return start
 
 
+def may_commit(data: bytes, start: int, end: int) -> bool:
+    """The text may end an open transaction well: COMMIT, END, PREPARE TRANSACTION, or more than one statement."""
+    position = _skip_blank(data, start, end)
+    if end - position >= 3:
+        first, second, third = data[position] | 0x20, data[position + 1] | 0x20, data[position + 2] | 0x20
+        if (
+            (first == 0x63 and second == 0x6F and third == 0x6D)  # com
+            or (first == 0x65 and second == 0x6E and third == 0x64)  # end
+            or (first == 0x70 and second == 0x72 and third == 0x65)  # pre
+        ):
+            return True
+    while position < end:
+        if data[position] == 0x3B:  # ;
+            return _skip_blank(data, position, end) < end
+        position += 1
+    return False
+
+
 def _is_word_byte(c: int) -> bool:
     return (c | 0x20 >= 0x61 and c | 0x20 <= 0x7A) or (c >= 0x30 and c <= 0x39) or c == 0x5F or c >= 0x80
 

@@ -13,7 +13,7 @@ from protocols.wire cimport (
     SWALLOW,
     Tracker,
 )
-from protocols.postgres.text cimport is_plain
+from protocols.postgres.text cimport is_plain, may_commit
 
 cdef enum:
     # The same numbers as in constants.py, where they are explained.
@@ -23,6 +23,7 @@ cdef enum:
     BIND_NAMES_BYTES_MAX = 4096
     SMALL_BYTES_MAX = 1048576
     COMMAND_TAG_BYTES_MAX = 1024
+    ERROR_BYTES_MAX = 65536
     IN_FLIGHT_MAX = 16777216
 
     PARSE = 1
@@ -81,6 +82,15 @@ cdef class PostgresTracker(Tracker):
         Py_ssize_t _lasting_in_flight
         # Status byte of the last ReadyForQuery: I, T or E.
         int _tx
+        # The request at the ring's head, or the batch up to its Sync, has been answered by an error.
+        bint _unit_failed
+        # A Query sent in an open transaction may end it well; reset when nothing is in flight.
+        bint _may_commit
+        # So may the unnamed statement, and some named one of this session.
+        bint _unnamed_commits
+        bint _named_commits
+        # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).
+        bint _is_lost
         # The server ignores everything up to the next Sync, which the client has not sent yet.
         bint _skipping
         # Messages of the extended protocol were sent since the last Sync.
@@ -126,6 +136,10 @@ cdef class PostgresTracker(Tracker):
         object _notes
         # ParameterStatus values as the client knows them; None before the first link().
         object _client_view
+        # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
+        object _untold
+        # What the server said as it ended the connection.
+        bytes _last_words
         # A mapping of parameters that the client's view agrees with; None if there is none.
         object _told_parameters
 

@@ -28,6 +28,11 @@ a request is LASTING: when its transaction has ended (a rollback takes settings 
 makes the session's owner ask the server. The CommandComplete of a LASTING request is fetched, for DEALLOCATE ALL and
 DISCARD ALL drop the statements we know of.
 
+**A lost backend.** `lose` pays what is owed to the client in errors and remembers how the client thinks that its server
+stands: in a failed transaction, perhaps in a batch that is skipped up to its Sync. Nothing of that is imitated: the next
+backend is brought to just that state (`Wreckage`: BEGIN and an error, a Parse that fails), so that from there on the
+server itself answers 25P02 to everything but ROLLBACK and keeps the rules about Sync.
+
 **Prepared statements.** In session mode a named Parse goes into the ledger when the server accepted it. In transaction
 mode it gets a name of ours (`statements.py`): a Parse whose statement the backend has is not passed on and its
 ParseComplete is invented, in its place among the real answers; a Bind or Describe whose statement is missing on the
@@ -46,8 +51,15 @@ from typing import Any, Final, cast
 import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.postgres.exchange import Wreckage
 from protocols.postgres.ledger import PostgresLedger
-from protocols.postgres.messages import build_close, build_parameter_status, parse_parameter_status
+from protocols.postgres.messages import (
+    build_close,
+    build_error,
+    build_parameter_status,
+    build_ready,
+    parse_parameter_status,
+)
 from protocols.postgres.state import client_table, server_table
 from protocols.postgres.statements import (
     CLOSE_COMPLETE,
@@ -67,7 +79,7 @@ from protocols.postgres.statements import (
     unshared,
 )
 from protocols.postgres.text import changes_nothing, custom_names
-from protocols.wire import BackendFacts, Tracker
+from protocols.wire import BackendFacts, ErrorReply, Exchange, Tracker
 
 if not cython.compiled:
     from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
@@ -81,6 +93,7 @@ if not cython.compiled:
         COMMAND_TAG_BYTES_MAX,
         COPY_END,
         DESCRIBE,
+        ERROR_BYTES_MAX,
         EXECUTE,
         IN_FLIGHT_MAX,
         INVENTED,
@@ -103,7 +116,7 @@ if not cython.compiled:
         SYNC,
         WATCHED,
     )
-    from protocols.postgres.text import is_plain
+    from protocols.postgres.text import is_plain, may_commit
 
 _CLIENT_TABLE: Final = client_table()
 _SERVER_TABLE: Final = server_table()
@@ -208,6 +221,13 @@ class PostgresTracker(Tracker):
         self._syncs_sent = 0
         self._lasting_in_flight = 0
         self._tx = 0x49  # I
+        self._unit_failed = False
+        self._may_commit = False
+        self._unnamed_commits = False
+        self._named_commits = False
+        self._is_lost = False
+        self._untold: bytes | None = None
+        self._last_words = b""
         self._skipping = False
         self._unsynced = False
         self._copying = 0
@@ -283,6 +303,7 @@ class PostgresTracker(Tracker):
             elif sent == QUERY:
                 if size > QUERY_BYTES_MAX:
                     self._unnamed = None
+                    self._may_commit = True
                     if not self._skipping:
                         self._unsynced = False
                         self._push(QUERY | LASTING)
@@ -294,6 +315,8 @@ class PostgresTracker(Tracker):
                 ):
                     return self._fetch_client(position, size + 1)
                 elif not self._skipping:
+                    if self._tx != 0x49:  # I
+                        self._may_commit = self._may_commit or may_commit(data, position + 5, position + size)
                     self._unnamed = None
                     self._unsynced = False
                     self._push(QUERY)
@@ -393,6 +416,9 @@ class PostgresTracker(Tracker):
                 self._copying = 0
                 self._syncs_in_copy = 0
                 self._tx = status
+                self._unit_failed = False
+                if self._head == self._tail:
+                    self._may_commit = False
                 self.requests += 1
                 if status == 0x49:
                     self.transactions += 1
@@ -407,6 +433,8 @@ class PostgresTracker(Tracker):
                 if entry & KIND == EXECUTE:
                     self._pop()
             elif move == MOVE_FAIL:
+                if size <= ERROR_BYTES_MAX:
+                    return self._fetch_server(position, size + 1)
                 self.errors += 1
                 self._fail()
             elif move == MOVE_NOTE:
@@ -538,6 +566,7 @@ class PostgresTracker(Tracker):
         self._copying = 0
         if self._head == self._tail:
             return 0
+        self._unit_failed = True
         entry = self._ring[self._head & self._mask]
         if entry & KIND >= SYNC:
             return 0
@@ -625,6 +654,7 @@ class PostgresTracker(Tracker):
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self._ledger.suspect(custom_names(text))
+        self._may_commit = self._may_commit or (self._tx != 0x49 and may_commit(text, 0, len(text)))
         entry = QUERY | LASTING if is_lasting else QUERY
         if self._unnamed_pending > 0 or (self._unsynced and self._unnamed is not None):
             # It may be skipped, and then the unnamed statement lives on.
@@ -644,6 +674,11 @@ class PostgresTracker(Tracker):
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self._ledger.suspect(custom_names(text))
+        if may_commit(text, 0, len(text)):
+            self._unnamed_commits = self._unnamed_commits or not name
+            self._named_commits = self._named_commits or bool(name)
+        elif not name:
+            self._unnamed_commits = False
         if not name:
             self._unnamed_lasting = is_lasting
             self._push_unnamed(message, PARSE | WATCHED)
@@ -856,6 +891,8 @@ class PostgresTracker(Tracker):
         self._server_fetching = False
         if message[0] == 0x53:  # S
             message = self._take_parameter_status(message)
+        elif message[0] == 0x45:  # E
+            message = self._take_error(message)
         else:
             self._take_command_complete(message)
         self._tell_invented()
@@ -874,6 +911,20 @@ class PostgresTracker(Tracker):
             return b""
         self._client_view = {**self._client_view, name: value}
         self._told_parameters = None
+        return message
+
+    def _take_error(self, message: bytes) -> bytes:
+        fields = message[5:].split(b"\0")
+        if (b"VFATAL" in fields or b"VPANIC" in fields) and (b"C57P01" in fields or b"C57P02" in fields):
+            # An operator ended this session, or the server as a whole goes: whoever finds out which decides what the
+            # client is told.
+            self._last_words = message
+            self.has_last_words = True
+            return b""
+        self.errors += 1
+        if self._untold is not None:
+            message, self._untold = self._untold, None
+        self._fail()
         return message
 
     def _take_command_complete(self, message: bytes) -> None:
@@ -900,10 +951,12 @@ class PostgresTracker(Tracker):
     # --- backends -------------------------------------------------------------------------------------------------
 
     def link(self, backend: BackendFacts, notes: dict[str, Any]) -> bytes:
-        if not self.is_idle():
+        if not self.is_idle() and not self._is_lost:
             raise IllegalUse("link() with a request in flight")
         self._notes = notes
-        self._tx = 0x49
+        if not self._is_lost:
+            self._tx = 0x49
+        self._is_lost = False
         # A session's own first backend is fresh, or was reset by a Query: it has no unnamed statement.
         self._unnamed_here = self._client_view is None and not self._shares
         self._decide_fetching()
@@ -926,6 +979,16 @@ class PostgresTracker(Tracker):
         return b"".join(told)
 
     def unlink(self) -> None:
+        self._drop_in_flight()
+        if self._is_lost:
+            # Nothing was linked: what the client thinks stays as it is.
+            return
+        self._skipping = False
+        self._unit_failed = False
+        self._tx = 0x49
+        self._untold = None
+
+    def _drop_in_flight(self) -> None:
         while self._head != self._tail:
             entry = self._ring[self._head & self._mask]
             self._head += 1
@@ -939,10 +1002,76 @@ class PostgresTracker(Tracker):
         self.has_invented = False
         self._copying = 0
         self._syncs_in_copy = 0
-        self._skipping = False
-        self._tx = 0x49
         self._unnamed_here = False
         self._notes = _NO_NOTES
+        self._decide_fetching()
+
+    # --- a lost backend -------------------------------------------------------------------------------------------
+
+    def lose(self, aborted: ErrorReply, unknown: ErrorReply) -> bytes | None:
+        """See `wire.Tracker`. What was owed to the client is paid in errors: one for each Query, and one for each batch
+        up to its Sync, with a ReadyForQuery at its end; a batch that had its error gets no second one (libpq loses
+        count of its pipeline). A batch whose Sync has not come gets its error now, and the rest of it is skipped."""
+        if self._server_left > 0:
+            return None
+        if self._tx != 0x49:
+            has_committed = self._may_commit or self._unnamed_commits or self._named_commits
+            error, status = unknown if has_committed and self._head != self._tail else aborted, b"E"
+        else:
+            error, status = unknown, b"I"
+        told = build_error(severity="ERROR", sqlstate=error.sqlstate, message=error.message, hint=error.hint)
+        answer = []
+        is_told = self._unit_failed
+        has_open_batch = False
+        for place in range(self._head, self._tail):
+            kind = self._ring[place & self._mask] & KIND
+            if kind == COPY_END:
+                continue
+            has_open_batch = True
+            if kind == SYNC or kind == QUERY or kind == CALL:
+                if not is_told:
+                    answer.append(told)
+                    self.errors += 1
+                answer.append(build_ready(status))
+                is_told = has_open_batch = False
+        if has_open_batch:
+            if not is_told:
+                answer.append(told)
+                self.errors += 1
+            self._skipping = True
+        elif self._head == self._tail and not self._skipping and (self._tx == 0x54 or self._unsynced):  # T
+            # It awaits nothing now, so it is told in the place of the next error, which is sure to come.
+            self._untold = told
+        if self._copying == 1:
+            # Its CopyData, CopyDone and CopyFail are still on their way; the next server ignores them.
+            self._unsynced = self._skipping
+        self.message_size = self._client_left
+        self._client_left = 0
+        self._client_fetching = False
+        self._left_behind_fetched = 0
+        self._drop_in_flight()
+        self._lasting_ran = self._unit_failed = self._may_commit = False
+        self._tx = 0x49 if status == b"I" else 0x45
+        self._is_lost = True
+        return b"".join(answer)
+
+    @property
+    def is_within_answer(self) -> bool:
+        """A message of the server has gone out to the client in part."""
+        return self._server_left > 0
+
+    def wreckage(self) -> Exchange | None:
+        if not self._is_lost or (self._tx == 0x49 and not self._skipping):
+            return None
+        return Wreckage(in_transaction=self._tx != 0x49, is_skipping=self._skipping)
+
+    def take_last_words(self) -> bytes:
+        words, self._last_words = self._last_words, b""
+        self.has_last_words = False
+        return words
+
+    def disturbed(self) -> None:
+        self._unnamed_here = False
         self._decide_fetching()
 
 

@@ -221,7 +221,7 @@ class Move:
             await session.inspect()
         except EngineError as error:
             if session.standing in (Standing.SERVING, Standing.ARRIVING):
-                session.end_with(error)
+                session.lose_backend(error.text)
             elif session.backend is not None and session.standing is not Standing.ENDED:
                 # Held or about to be: the switch gives it another backend.
                 session.drop_lost_backend()
@@ -486,7 +486,7 @@ class Move:
         if session.backend is not None:
             return not (self.runtime.shares_backends and not self._is_pinned(session))
         # Lost while held; in transaction mode a session without state needs none.
-        return not self.runtime.shares_backends or self._is_pinned(session)
+        return not self.runtime.shares_backends or self._is_pinned(session) or session.must_restore
 
     def _is_ready(self, session: Session) -> bool:
         """Its target backend can be swapped in as it is; else a round trip is needed."""
@@ -523,8 +523,10 @@ class Move:
             if backend is None:
                 return
             late = ledger.replay(is_late=True)
-            if late is not None:
-                await backend.run(late, EXCHANGE_TIMEOUT_S)
+            wreckage = session.tracker.wreckage() if session.tracker is not None else None
+            for exchange in (late, wreckage):
+                if exchange is not None:
+                    await backend.run(exchange, EXCHANGE_TIMEOUT_S)
         except EngineError as error:
             if session.standing is Standing.HELD:
                 self._interrupt(session, Aborted(f"the session could not be moved: {error.text}"))

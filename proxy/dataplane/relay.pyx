@@ -962,6 +962,23 @@ cdef class Relay:
         self.client._resume(PAUSED_BY_PEER)
         return server
 
+    def lose(self, aborted, unknown):
+        """The server side is gone in the midst of its work: see `Tracker.lose`. None: the session cannot go on. The gate
+        closes; of a client's message that was half sent the rest is dropped, of one that was not its beginning is kept.
+        """
+        cdef object told = self.tracker.lose(aborted, unknown)
+        self.lending = None
+        self.tracker.gate = GATE_CLOSED
+        self.detach()
+        if told is None:
+            return None
+        self._client_skip += self.tracker.message_size
+        if self._client_message is not None:
+            self._stash = self._client_message[: self._client_have]
+            self._client_message = None
+            self.client._pause(PAUSED_BY_GATE)
+        return told
+
     def close(self):
         """Break the circle with the owner. The links are the owner's to close."""
         self.detach()
@@ -1299,6 +1316,9 @@ cdef class Relay:
             memcpy(SCRATCH, self._server_carry, carried)
             self._server_carried = 0
         self._feed_server(SCRATCH, carried + size)
+        if self.tracker.has_last_words and self.owner is not None:
+            self.owner.on_server_end()
+            return 0
         self.ended_with_error = self.tracker.errors != errors
         if self._stamps_first_answer:
             self._stamps_first_answer = False

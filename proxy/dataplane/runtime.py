@@ -9,13 +9,13 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
 from proxy.config import ServiceConfig
 from proxy.dataplane.backend import Backend, open_backend
 from proxy.dataplane.lookups import Lookups
-from proxy.dataplane.pool import Pool, PoolRules, Waiter
+from proxy.dataplane.pool import STARTING_UP, Pool, PoolRules, Waiter
 from proxy.dataplane.registry import Registry, Standing
 from proxy.dataplane.relay import Meter
 from proxy.dataplane.seats import Seats
@@ -25,6 +25,10 @@ from proxy.tls import engine_tls
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
+
+
+LOOKS_MAX: Final = 50
+"""Sessions in a second whose backend is asked what it holds, so that the session could go on without it."""
 
 
 class Runtime:
@@ -165,6 +169,20 @@ class Runtime:
         of backends changes nothing for its client."""
         return self._parameters.setdefault(tuple(sorted(parameters.items())), parameters)
 
+    async def is_up(self, engine: str) -> bool:
+        """The engine takes connections: what ended a backend was meant for that backend. Asked with our own account."""
+        admin = self.config.admin
+        password = admin.password.value if admin.password is not None else None
+        database = admin.database or ("postgres" if self.wire.name == "postgresql" else "")
+        try:
+            backend = await self._open(engine, Startup(admin.user, database), password)
+        except EngineRefused as error:
+            return error.sqlstate != STARTING_UP
+        except EngineError:
+            return False
+        backend.close(says_goodbye=True)
+        return True
+
     def report_lost(self, engine: str, why: str) -> None:
         """Tell the supervisor that the data plane saw an engine fail."""
         now = time.monotonic_ns()
@@ -289,9 +307,10 @@ class Runtime:
         for name, pool in self._pools.items():
             if name[0] == self.active:
                 pool.keep(now_ns)
-        if self.config.client_idle_timeout_s or self.config.idle_transaction_timeout_s:
-            for session in self.registry.members(Standing.SERVING):
-                session.keep(now_ns)
+        looks = LOOKS_MAX
+        for session in self.registry.members(Standing.SERVING):
+            if session.keep(now_ns, may_look=looks > 0):
+                looks -= 1
 
 
 def rules_of(config: ServiceConfig) -> PoolRules:

@@ -44,12 +44,15 @@ from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link, Relay
 from proxy.dataplane.tls import accept_tls
 from proxy.errors import (
+    ConnectFailed,
     EngineError,
     EngineLost,
     IdleInTransaction,
     IdleTooLong,
+    OutcomeUnknown,
     ProxyError,
     TlsRequired,
+    TransactionLost,
     UnknownDatabase,
 )
 from proxy.tasks import spawn
@@ -69,6 +72,12 @@ EXCHANGE_TIMEOUT_S: Final = 10.0
 INSPECTIONS_MAX: Final = 3
 """Questions in a row to find out what a session holds; what is dirty after them is asked again at the next boundary."""
 
+LOOK_AFTER_S: Final = 0.5
+"""How long a session has to be idle before its backend is asked for what may have changed."""
+
+RESTORE_PAUSE_S: Final = 0.1
+"""Between tries to get another backend for a session that has lost its own."""
+
 FAREWELL_TIMEOUT_S: Final = 10.0
 """Longest time a client may take to read the last error."""
 
@@ -79,6 +88,7 @@ class Session:
     __slots__ = (
         "_idle_mark",
         "_is_asking",
+        "_is_restoring",
         "_login",
         "_login_timer",
         "_pool",
@@ -94,6 +104,7 @@ class Session:
         "ledger",
         "link",
         "move_notes",
+        "must_restore",
         "opened_ns",
         "relay",
         "runtime",
@@ -136,6 +147,9 @@ class Session:
         """Counted as a client of the service; only the worker touches it."""
         self._idle_mark = (-1, 0)
         """Requests answered, and when that was first seen with the client idle in a transaction."""
+        self.must_restore = False
+        """It has lost its backend: the next one has to be made like it."""
+        self._is_restoring = False
         self._waiter: Waiter | None = None
         self._is_asking = False
         # Transaction mode: where this session's backends come from, looked up once an epoch.
@@ -446,6 +460,7 @@ class Session:
     def give(self, backend: Backend) -> None:
         """Attach another backend at a boundary; the gate stays as it is (moving opens it)."""
         assert self.backend is None, "one backend at a time"
+        self.must_restore = False
         self._lend(backend)
 
     def _return_backend(self) -> None:
@@ -491,7 +506,12 @@ class Session:
         self.relay.set_gate(GATE_DRAIN if self.standing is Standing.DRAINING else GATE_OPEN)
 
     def _refused(self, error: ProxyError) -> None:
-        if self.standing is not Standing.ENDED:
+        if self.standing is Standing.ENDED:
+            return
+        if isinstance(error, ConnectFailed | EngineLost):
+            # The engine is away: like a session that has lost its backend, this one waits a while for its return.
+            self.restore()
+        else:
             self.end_with(error)
 
     # --- asking the backend ---
@@ -519,6 +539,7 @@ class Session:
         finally:
             self._is_asking = False
             if self.standing is not Standing.ENDED and not backend.is_lost:
+                relay.tracker.disturbed()
                 relay.attach(backend.link)
                 if exchange.unasked:
                     relay.feed_server(exchange.unasked)
@@ -557,7 +578,7 @@ class Session:
             await self.inspect()
         except EngineError as error:
             if not self.has_ended:
-                self.end_with(error)
+                self.lose_backend(error.text)
             return
         if self.has_ended:
             return
@@ -584,15 +605,28 @@ class Session:
     def move(self) -> Move | None:
         return self.runtime.move if self.runtime is not None else None
 
-    def keep(self, now_ns: int) -> None:
-        """Looked at once a second: end what is idle for longer than the config allows."""
-        runtime, relay, tracker = self.runtime, self.relay, self.tracker
-        if runtime is None or relay is None or tracker is None or self.standing is not Standing.SERVING:
-            return
+    def keep(self, now_ns: int, *, may_look: bool) -> bool:
+        """Looked at once a second: end what is idle for longer than the config allows. An idle session whose ledger is
+        not up to date has its backend asked (if `may_look`), so that it can go on should that backend be lost. True if
+        it was."""
+        runtime, relay, tracker, ledger = self.runtime, self.relay, self.tracker, self.ledger
+        if runtime is None or relay is None or tracker is None or ledger is None or self.has_ended:
+            return False
         config = runtime.config
         if not tracker.is_idle() or self._is_asking or relay.has_work:
-            return
+            return False
         if tracker.at_boundary():
+            if (
+                ledger.is_dirty
+                and may_look
+                and self.backend is not None
+                and self.wire.asks_quietly
+                and relay.at_boundary()
+                and now_ns - relay.last_request_ns > LOOK_AFTER_S * 1e9
+            ):
+                relay.set_gate(GATE_CLOSED)
+                self._backend_task = spawn(self._guard(self._look()), name=f"look at session {self.id}")
+                return True
             if config.client_idle_timeout_s and now_ns - relay.last_request_ns > config.client_idle_timeout_s * 1e9:
                 self.end_with(IdleTooLong("terminating connection due to client_idle_timeout_s of the proxy"))
         elif config.idle_transaction_timeout_s:
@@ -601,12 +635,28 @@ class Session:
             elif now_ns - self._idle_mark[1] > config.idle_transaction_timeout_s * 1e9:
                 text = "terminating connection due to idle_transaction_timeout_s of the proxy"
                 self.end_with(IdleInTransaction(text))
+        return False
+
+    async def _look(self) -> None:
+        try:
+            await self.inspect()
+        except EngineError as error:
+            if not self.has_ended:
+                self.lose_backend(error.text)
+            return
+        if not self.has_ended:
+            self.reopen()
+            if self.standing is Standing.DRAINING:
+                self._tell_move()
 
     # --- the relay's callbacks ---
 
     def on_gate(self) -> None:
         if self.backend is None and not self._is_asking and self.standing is Standing.SERVING:
-            self.want_backend()
+            if self.must_restore:
+                self.restore()
+            else:
+                self.want_backend()
 
     def on_boundary(self) -> None:
         runtime, ledger, relay = self.runtime, self.ledger, self.relay
@@ -672,23 +722,146 @@ class Session:
         self._end("")
 
     def on_server_end(self) -> None:
-        assert self.relay is not None
-        assert self.backend is not None
-        assert self.runtime is not None
-        why = self.backend.link.lost or "it closed the connection"
-        engine = self.backend.engine
-        if self.standing in (Standing.HELD, Standing.DRAINING) and self.relay.at_boundary():
+        """The backend is gone, or has said that it goes.
+
+        What its client sees is what tells a proxy from a server, so it depends on who was meant:
+        - this session: an operator called pg_terminate_backend (57P01), or the server ended it for a reason it told
+          (a timeout, an error of class FATAL). The client gets the server's own words and the end, as it would there;
+        - the whole server: it was shut down (57P01), crashed (57P02, or no word at all), or the network broke. The
+          client keeps its connection, see `lose_backend`. 57P01 says both; the engine itself tells, by whether it takes new
+          connections;
+        - nobody: a switch ended it. The session goes on.
+        """
+        relay, backend, runtime, tracker = self.relay, self.backend, self.runtime, self.tracker
+        assert relay is not None
+        assert backend is not None
+        assert runtime is not None
+        assert tracker is not None
+        words = tracker.take_last_words()
+        if self.standing in (Standing.HELD, Standing.DRAINING) and relay.at_boundary():
             # Nothing was under way: the switch gives this session another backend in any case.
             self.drop_lost_backend()
             if self.standing is Standing.DRAINING:
                 self._tell_move()
             return
-        if self.relay.ended_with_error:
-            # The server said why (57P01, 1053 …); the client has it and is not told twice.
-            self._end(f"engine {engine} ended the session")
+        if relay.ended_with_error and not words:
+            # The server said why (25P03, 57P05, 1053 …); the client has it and is not told twice.
+            self._end(f"engine {backend.engine} ended the session")
             return
-        self.runtime.report_lost(engine, why)
-        self.end_with(EngineLost(f"the connection to the database server was lost: {why}"))
+        if words and runtime.move is None and b"C57P01" in words:
+            self._is_asking = True
+            tracker.gate = GATE_CLOSED
+            relay.detach()
+            self._backend_task = spawn(self._guard(self._ask_who_was_meant(backend, words)), name=f"end of {self.id}")
+            return
+        self.lose_backend(backend.link.lost or ("the server is going down" if words else "it closed the connection"))
+
+    async def _ask_who_was_meant(self, backend: Backend, words: bytes) -> None:
+        assert self.runtime is not None
+        is_up = await self.runtime.is_up(backend.engine)
+        self._is_asking = False
+        if self.has_ended:
+            self._forget(backend)
+        elif is_up and self.move is None:
+            self.link.send(words)
+            self._end(f"engine {backend.engine} ended the session")
+        else:
+            self.lose_backend("the server is going down")
+
+    def lose_backend(self, why: str) -> None:
+        """The backend is gone and the session was not meant: it goes on with another one.
+
+        At a boundary nobody is told anything. A request in flight may have been executed and is never sent again: its
+        client gets one error. In a transaction that is over then, too, and the client has to roll it back. What another
+        backend cannot be given (a temp table, an advisory lock, or state nobody has asked for yet) ends the session, as
+        the loss of a server would.
+        """
+        relay, backend, runtime, ledger = self.relay, self.backend, self.runtime, self.ledger
+        assert relay is not None
+        assert backend is not None
+        assert runtime is not None
+        assert ledger is not None
+        engine = backend.engine
+        runtime.report_lost(engine, why)
+        text = f"the connection to the database server was lost: {why}"
+        if ledger.pins or ledger.is_dirty:
+            what = ", ".join(ledger.pins) or "settings made just now"
+            self.end_with(EngineLost(f"{text}; the session held what cannot be restored ({what})"))
+            return
+        if relay.at_boundary():
+            self.drop_lost_backend()
+        else:
+            aborted = TransactionLost(f"{text}; the transaction was rolled back", hint="Roll back and try again.")
+            unknown = OutcomeUnknown(
+                f"{text}; whether what it worked on was committed is not known", hint="Look before you try again."
+            )
+            told = relay.lose(aborted.reply(is_fatal=False), unknown.reply(is_fatal=False))
+            if told is None:
+                self.end_with(EngineLost(text))
+                return
+            self.backend = None
+            self._forget(backend)
+            self.link.send(told)
+        _log.info("backend lost", session=self.id, client=self.client, engine=engine, why=why)
+        assert self.tracker is not None
+        self.must_restore = not runtime.shares_backends or not ledger.is_empty or self.tracker.wreckage() is not None
+        if self.standing is Standing.DRAINING:
+            self._tell_move()
+        elif relay.has_work or ledger.replay(is_late=True) is not None:
+            # Who listens must not wait for its next request.
+            self.on_gate()
+
+    def restore(self) -> None:
+        """Get another backend and make it like the lost one, while the client waits or does nothing."""
+        if not self._is_restoring:
+            self._is_restoring = True
+            self._backend_task = spawn(self._guard(self._restore()), name=f"restore session {self.id}")
+
+    async def _restore(self) -> None:
+        runtime, relay = self.runtime, self.relay
+        assert runtime is not None
+        assert relay is not None
+        began_ns = time.monotonic_ns()
+        try:
+            while self.standing is not Standing.ENDED and self.backend is None:
+                try:
+                    backend = await self._take_backend()
+                    if await self._furnish(backend):
+                        return
+                except ProxyError as error:
+                    waited_s = (time.monotonic_ns() - began_ns) / 1e9
+                    if self.has_ended:
+                        return
+                    if relay.has_work and waited_s > runtime.config.query_wait_timeout_s:
+                        self.end_with(error)
+                        return
+                    await asyncio.sleep(RESTORE_PAUSE_S)
+        finally:
+            self._is_restoring = False
+
+    async def _furnish(self, backend: Backend) -> bool:
+        """Make a fresh backend like the lost one. False if it is not wanted any more, or not on this engine."""
+        runtime, ledger, tracker = self.runtime, self.ledger, self.tracker
+        assert runtime is not None
+        assert ledger is not None
+        assert tracker is not None
+        try:
+            for exchange in (ledger.replay(is_late=False), ledger.replay(is_late=True), tracker.wreckage()):
+                if exchange is not None and self.standing is Standing.SERVING:
+                    await backend.run(exchange, EXCHANGE_TIMEOUT_S)
+                    if exchange.errors:
+                        _log.warning("replay refused in part", session=self.id, errors=exchange.errors[:5])
+        except EngineError:
+            self._forget(backend)
+            raise
+        is_late = runtime.is_holding or backend.engine != runtime.active
+        if self.standing is not Standing.SERVING or self.backend is not None or is_late:
+            self._forget(backend)
+            return False
+        backend.notes = ledger.adopt(backend.notes)
+        self.give(backend)
+        self.reopen()
+        return True
 
     def on_first_answer(self, at_ns: int) -> None:
         if self.runtime is not None:

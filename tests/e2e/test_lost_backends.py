@@ -1,0 +1,252 @@
+"""A server that goes away takes no client with it: idle sessions go on, a transaction gets one error, a session that was
+meant is ended as the server ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import PostgresServer, Setup, Turnout, Workspace
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from tests.e2e.doors import HOST, Door
+from tests.kit.waiting import until
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server() -> AsyncIterator[PostgresServer]:
+    """One that these tests restart."""
+    with Workspace("turnout-test-") as workspace:
+        server = await PostgresServer.create(workspace, fsync=False)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.stop("immediate")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["session", "transaction"])
+async def turnout(
+    request: pytest.FixtureRequest, server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Turnout]:
+    setup = Setup(
+        protocol="postgresql",
+        engines={"blue": server.address},
+        admin_user=SUPERUSER,
+        admin_password=PASSWORD,
+        users={SUPERUSER: PASSWORD},
+        pool_mode=request.param,
+        service={"server_login_retry_s": 0.2},
+    )
+    one = Turnout(setup, tmp_path_factory.mktemp(f"lost-{request.param}"))
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop()
+
+
+@pytest.fixture
+def door(turnout: Turnout) -> Door:
+    return Door(name=turnout.setup.pool_mode, port=turnout.port, user=SUPERUSER, database="postgres")
+
+
+async def _connect(door: Door, **options: Any) -> psycopg.AsyncConnection[Any]:
+    return await psycopg.AsyncConnection.connect(door.dsn(), connect_timeout=20, **options)
+
+
+async def _value(connection: psycopg.AsyncConnection[Any], query: str, *parameters: object, **options: Any) -> Any:
+    cursor = await connection.execute(query.encode(), parameters or None, **options)
+    return (await cursor.fetchone() or (None,))[0]
+
+
+async def _crash(server: PostgresServer) -> None:
+    """As `kill -9` of a server process: all connections end without a word, or with 57P02."""
+    await server.stop("immediate")
+    await server.start()
+
+
+async def _restart(server: PostgresServer) -> None:
+    """Everybody is told 57P01."""
+    await server.stop("fast")
+    await server.start()
+
+
+async def _look(server: PostgresServer, query: str, what: str) -> None:
+    async def holds() -> bool:
+        return bool(await server.fetchval(query))
+
+    await until(holds, what)
+
+
+@pytest.mark.parametrize("leave", [_crash, _restart], ids=["crash", "restart"])
+async def test_an_idle_session_does_not_notice_that_its_server_was_restarted(
+    server: PostgresServer, door: Door, leave: Any
+) -> None:
+    """field-notes: 57P01/57P02/57P03, 25006, 08006 as switch signals"""
+    async with await _connect(door, autocommit=True, prepare_threshold=0) as connection:
+        assert await _value(connection, "select %s::int + 1", 1) == 2
+        await connection.execute("set work_mem = '77MB'")
+        # Asked what it holds when it has been idle for a moment.
+        await _look(
+            server,
+            "select count(*) from pg_stat_activity where query like '%pg_listening_channels%' and state = 'idle'",
+            "the session's backend was asked what it holds",
+        )
+        await leave(server)
+        assert await _value(connection, "select %s::int + 1", 2) == 3
+        assert await _value(connection, "show work_mem") == "77MB"
+
+
+async def test_a_transaction_gets_one_error_and_goes_on_after_rollback(server: PostgresServer, door: Door) -> None:
+    """field-notes: ReadyForQuery 'E'"""
+    async with await _connect(door) as connection:
+        assert await _value(connection, "select 1") == 1
+        await _crash(server)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            await connection.execute("select 2")
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            await connection.execute("select 3")
+        await connection.rollback()
+        assert await _value(connection, "select 4") == 4
+
+
+async def test_a_request_in_flight_is_not_sent_again_and_its_client_is_told(server: PostgresServer, door: Door) -> None:
+    await server.execute("create table if not exists seen (i int); truncate seen")
+    async with await _connect(door, autocommit=True) as connection:
+        working = asyncio.create_task(connection.execute("insert into seen select 1 from pg_sleep(64)"))
+        await _look(server, "select 1 from pg_stat_activity where query like 'insert into seen%'", "it runs")
+        await _crash(server)
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            await asyncio.wait_for(working, 20)
+        assert await _value(connection, "select count(*) from seen") == 0
+
+
+async def test_a_statement_in_a_transaction_in_flight_is_40001(server: PostgresServer, door: Door) -> None:
+    async with await _connect(door) as connection:
+        await connection.execute("select 1")
+        working = asyncio.create_task(connection.execute("select pg_sleep(65)"))
+        await _look(server, "select 1 from pg_stat_activity where query like '%pg_sleep(65)'", "it runs")
+        await _crash(server)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            await asyncio.wait_for(working, 20)
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR
+        await connection.rollback()
+        assert await _value(connection, "select 4") == 4
+
+
+async def test_an_interrupted_commit_is_08007(server: PostgresServer, door: Door) -> None:
+    """field-notes: BEGIN/COMMIT tags"""
+    await server.execute(
+        "create table if not exists slow (i int); create or replace function slow() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(66); return null; end $$; drop trigger if exists slow on slow;"
+        " create constraint trigger slow after insert on slow deferrable initially deferred for each row"
+        " execute function slow()"
+    )
+    async with await _connect(door) as connection:
+        await connection.execute("insert into slow values (1)")
+        working = asyncio.create_task(connection.commit())
+        await _look(server, "select 1 from pg_stat_activity where query = 'COMMIT' and state = 'active'", "it runs")
+        await _crash(server)
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            await asyncio.wait_for(working, 20)
+        await connection.rollback()
+        assert await _value(connection, "select count(*) from slow") == 0
+
+
+async def test_a_pipeline_gets_one_error_for_each_of_its_batches(server: PostgresServer, door: Door) -> None:
+    """field-notes: Two ErrorResponses in one batch
+    field-notes: Errors skip until Sync"""
+    async with await _connect(door, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            async with connection.pipeline() as pipeline:
+                await connection.execute("select pg_sleep(67)")
+                await connection.execute("select 1")
+
+                async def crash() -> None:
+                    await _look(server, "select 1 from pg_stat_activity where query like '%(67)'", "it runs")
+                    await _crash(server)
+
+                crashing = asyncio.create_task(crash())
+                await pipeline.sync()
+        await crashing
+        assert await _value(connection, "select 3") == 3
+
+
+async def test_the_extended_protocol_goes_on_after_the_loss(server: PostgresServer, door: Door) -> None:
+    connection = await asyncpg.connect(
+        host=HOST, port=door.port, user=door.user, password=door.password, database=door.database, ssl=False, timeout=20
+    )
+    try:
+        assert await connection.fetchval("select $1::int", 5) == 5
+        transaction = connection.transaction()
+        await transaction.start()
+        assert await connection.fetchval("select $1::int", 6) == 6
+        await _crash(server)
+        with pytest.raises(asyncpg.SerializationError):
+            await connection.fetchval("select $1::int", 7)
+        with pytest.raises(asyncpg.InFailedSQLTransactionError):
+            await connection.fetchval("select $1::int + 1", 7)
+        await transaction.rollback()
+        assert await connection.fetchval("select $1::int", 8) == 8
+    finally:
+        await connection.close()
+
+
+async def test_a_session_that_an_operator_ends_is_told_so(server: PostgresServer, door: Door) -> None:
+    """field-notes: AdminShutdown (`57P01`) from `pg_terminate_backend`"""
+    connection = await _connect(door)
+    pid = await _value(connection, "select pg_backend_pid()")
+    assert await server.fetchval("select pg_terminate_backend($1, 5000)", pid)
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        await connection.execute("select 1")
+    assert connection.broken
+    await connection.close()
+
+
+async def test_a_session_that_held_a_temp_table_ends_with_its_server(server: PostgresServer, door: Door) -> None:
+    """field-notes: Temp namespace"""
+    connection = await _connect(door, autocommit=True)
+    await connection.execute("create temp table held (i int)")
+    await _crash(server)
+    with pytest.raises(psycopg.OperationalError, match="cannot be restored"):
+        await connection.execute("select 1")
+    await connection.close()
+
+
+async def test_a_listener_hears_again_without_asking_for_anything(server: PostgresServer, door: Door) -> None:
+    heard: list[str] = []
+    connection = await _connect(door, autocommit=True)
+    connection.add_notify_handler(lambda note: heard.append(note.payload))
+    await connection.execute("listen news")
+    await _look(
+        server, "select 1 from pg_stat_activity where query like '%pg_listening_channels%' and state = 'idle'", "asked"
+    )
+    await _crash(server)
+    await _look(server, "select 1 from pg_stat_activity where query = 'LISTEN \"news\"'", "it listens again")
+    await server.execute("select pg_notify('news', 'one')")
+    assert await _value(connection, "select 1") == 1
+    assert heard == ["one"]
+    await connection.close()
+
+
+async def test_idle_backends_of_a_pool_that_an_operator_ended_harm_nobody(server: PostgresServer, door: Door) -> None:
+    if door.name == "session":
+        return  # there a backend is its session's
+    connections = [await _connect(door, autocommit=True) for _ in range(3)]
+    for _ in range(5):
+        assert [await _value(one, "select 1") for one in connections] == [1] * 3
+        await server.fetchval(
+            "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"
+            " where backend_type = 'client backend' and pid <> pg_backend_pid() and state = 'idle'"
+        )
+    assert [await _value(one, "select 1") for one in connections] == [1] * 3
+    for one in connections:
+        await one.close()

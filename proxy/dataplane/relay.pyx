@@ -249,8 +249,18 @@ cdef class Reactor:
         cdef:
             int i = 0
             uint32_t happened
+            int ended = 0
+            epoll_event event
             Link link = None
             object owner = None
+        # Backends that have ended come first: a request of the same batch must not be sent to one of them.
+        for i in range(count):
+            if events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not (<Link> events[i].data.ptr)._is_client:
+                event = events[ended]
+                events[ended] = events[i]
+                events[i] = event
+                ended += 1
+        i = 0
         self._is_walking = True
         try:
             while i < count:
@@ -963,8 +973,8 @@ cdef class Relay:
         return server
 
     def lose(self, aborted, unknown):
-        """The server side is gone in the midst of its work: see `Tracker.lose`. None: the session cannot go on. The gate
-        closes; of a client's message that was half sent the rest is dropped, of one that was not its beginning is kept.
+        """The server side is gone in the midst of its work: see `Tracker.lose`. None: the session cannot go on. The
+        gate closes; of a client's message that was half sent the rest is dropped, of another its beginning is kept.
         """
         cdef object told = self.tracker.lose(aborted, unknown)
         self.lending = None

@@ -625,7 +625,7 @@ class Session:
                 and now_ns - relay.last_request_ns > LOOK_AFTER_S * 1e9
             ):
                 relay.set_gate(GATE_CLOSED)
-                self._backend_task = spawn(self._guard(self._look()), name=f"look at session {self.id}")
+                spawn(self._guard(self._look()), name=f"look at session {self.id}")
                 return True
             if config.client_idle_timeout_s and now_ns - relay.last_request_ns > config.client_idle_timeout_s * 1e9:
                 self.end_with(IdleTooLong("terminating connection due to client_idle_timeout_s of the proxy"))
@@ -752,7 +752,7 @@ class Session:
             self._is_asking = True
             tracker.gate = GATE_CLOSED
             relay.detach()
-            self._backend_task = spawn(self._guard(self._ask_who_was_meant(backend, words)), name=f"end of {self.id}")
+            spawn(self._guard(self._ask_who_was_meant(backend, words)), name=f"end of {self.id}")
             return
         self.lose_backend(backend.link.lost or ("the server is going down" if words else "it closed the connection"))
 
@@ -815,7 +815,7 @@ class Session:
         """Get another backend and make it like the lost one, while the client waits or does nothing."""
         if not self._is_restoring:
             self._is_restoring = True
-            self._backend_task = spawn(self._guard(self._restore()), name=f"restore session {self.id}")
+            spawn(self._guard(self._restore()), name=f"restore session {self.id}")
 
     async def _restore(self) -> None:
         runtime, relay = self.runtime, self.relay

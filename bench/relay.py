@@ -163,6 +163,7 @@ def plan(is_quick: bool) -> list[Row]:
             Row("session", "prepared", 16),
             Row("transaction", "simple", 16),
             Row("transaction", "prepared", 16),
+            Row("session", "simple", 16, tls=True),
         ]
     return [
         *(

@@ -421,6 +421,31 @@ class Ledger(Protocol):
         """Make a fresh backend of the same Startup like the session's. The early part (`is_late=False`) works on a
         standby in recovery, the late part (LISTEN, say) only after its promotion. None: nothing to do."""
 
+    def carried(self) -> dict[str, int]:
+        """What a move repeats, for people: counts by name, none of them 0."""
+
+    @property
+    def has_locks(self) -> bool:
+        """Locks of the session's own, which are given up on the old backend and taken on the new one after the
+        promotion and before anybody is released."""
+
+    def release_locks(self) -> Exchange | None:
+        """On the old backend: give the locks up, and learn how often each was taken."""
+
+    def take_locks(self) -> Exchange | None:
+        """On the new backend; a lock that another session has there is an error of the exchange."""
+
+    @property
+    def has_tables(self) -> bool:
+        """Temporary tables, which change without a word: inspected and read when the session is held, made again on the
+        new backend after the promotion."""
+
+    def read_tables(self, bytes_max: int) -> Exchange | None:
+        """On the old backend, after an inspection at the same boundary. May add pins; None: nothing to read."""
+
+    def make_tables(self) -> Exchange | None:
+        """On the new backend, after the early replay."""
+
     def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
         """The notes for `Tracker.link` of the backend that the early replay ran on (MySQL: statement ids)."""
 

@@ -261,6 +261,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     portability: str
     """Grade A to D."""
     pins: list[str]
+    carried: dict[str, int] = {}
+    """What a switch would carry, counts by name, as far as it is known now."""
     requests: int
     age_s: float
     idle_s: float

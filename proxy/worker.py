@@ -399,6 +399,7 @@ class Worker:
                         in_transaction=session.in_transaction,
                         portability=grade.value,
                         pins=pins,
+                        carried=session.ledger.carried() if session.ledger is not None else {},
                         requests=session.tracker.requests if session.tracker is not None else 0,
                         age_s=(now - session.opened_ns) / 1e9,
                         idle_s=(now - session.relay.last_request_ns) / 1e9 if session.relay is not None else 0.0,

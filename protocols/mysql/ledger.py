@@ -527,6 +527,42 @@ class MysqlLedger:
             if answer.question.statement is not None and answer.error is None
         }
 
+    def carried(self) -> dict[str, int]:
+        """What a move repeats, for people."""
+        counts = {
+            "database": int(self.database != raw(self.startup.database)),
+            "variables": len(self.variables),
+            "user variables": len(self.user_variables),
+            "prepared statements": len(self.statements) + len(self._held.sql_statements),
+        }
+        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def has_locks(self) -> bool:
+        """Never: GET_LOCK pins."""
+        return False
+
+    def release_locks(self) -> Exchange | None:
+        """Nothing."""
+        return None
+
+    def take_locks(self) -> Exchange | None:
+        """Nothing."""
+        return None
+
+    @property
+    def has_tables(self) -> bool:
+        """Never: temporary tables pin."""
+        return False
+
+    def read_tables(self, bytes_max: int) -> Exchange | None:
+        """Nothing."""
+        return None
+
+    def make_tables(self) -> Exchange | None:
+        """Nothing."""
+        return None
+
     def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
         """Ids of the last early replay, and which statements must carry their parameter types in the next execute."""
         notes["statement_ids"] = dict(self._adopted)

@@ -57,6 +57,8 @@ class PostgresExchange:
                 raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} after an exchange")
             if tag == b"D":
                 self.rows.append(parse_data_row(message))
+            elif tag == b"d":
+                self._on_copy_data(message[5:])
             elif tag == b"E":
                 self._note_error(message)
             elif tag == b"S":
@@ -67,7 +69,7 @@ class PostgresExchange:
                 self.unasked += message
             elif tag == b"Z":
                 self._end_group(message)
-            elif tag not in b"123TCINnstH":
+            elif tag not in b"123TCINnstHGc":
                 raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} in an exchange")
         return self._answered == len(self._groups)
 
@@ -82,6 +84,10 @@ class PostgresExchange:
         self._answered += 1
         if self._answered == len(self._groups):
             self._on_complete()
+
+    def _on_copy_data(self, data: bytes) -> None:
+        """For subclasses that read by COPY; `self._answered` is the number of the group it belongs to."""
+        raise ProtocolViolation("server", "COPY data that nobody asked for")
 
     def _on_complete(self) -> None:
         """For subclasses."""

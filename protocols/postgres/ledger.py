@@ -21,6 +21,8 @@ first thing that is replayed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from protocols.postgres.constants import CHANNEL_BYTES_MAX
@@ -34,8 +36,15 @@ from protocols.postgres.messages import (
     build_sync,
     readable,
 )
+from protocols.postgres.temp import DEFINITIONS, Dump, TempTables, creations
 from protocols.postgres.text import split_statements
 from protocols.wire import Exchange, Startup
+
+LOCKS_MAX: Final = 1000
+"""Most advisory locks of one session that are carried."""
+
+CREATIONS_MAX: Final = 1000
+"""Most names of temporary tables remembered with their ON COMMIT."""
 
 STATEMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Most bytes of prepared statements kept for one session; with more it is pinned."""
@@ -44,7 +53,7 @@ CUSTOM_NAMES_MAX: Final = 1000
 """Most names that are asked for as custom settings in one inspection; with more the session is pinned."""
 
 PIN_TEMP_TABLE: Final = "temp table"
-PIN_ADVISORY_LOCK: Final = "advisory lock"
+PIN_MANY_LOCKS: Final = "too many advisory locks"
 PIN_HELD_CURSOR: Final = "with hold cursor"
 PIN_LARGE_STATEMENT: Final = "statement too large"
 PIN_MANY_STATEMENTS: Final = "too many prepared statements"
@@ -64,7 +73,8 @@ UNION ALL SELECT 'prepared', name, statement FROM pg_catalog.pg_prepared_stateme
 UNION ALL SELECT 'parsed', name, '' FROM pg_catalog.pg_prepared_statements WHERE NOT from_sql
 UNION ALL SELECT 'channel', channel, '' FROM pg_catalog.pg_listening_channels() AS channel
 UNION ALL SELECT 'cursor', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
-UNION ALL SELECT 'lock', '', '' FROM pg_catalog.pg_locks
+UNION ALL SELECT 'lock', pg_catalog.concat_ws(','::pg_catalog.text, classid, objid, objsubid), mode
+ FROM pg_catalog.pg_locks
  WHERE locktype OPERATOR(pg_catalog.=) 'advisory'::pg_catalog.text
  AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
 UNION ALL SELECT 'temp', relname::pg_catalog.text, '' FROM pg_catalog.pg_class
@@ -104,6 +114,10 @@ class PostgresLedger:
         self._lasting_pins: tuple[str, ...] = (PIN_REPLICATION,) if startup.is_replication else ()
         self._custom_names: frozenset[bytes] = frozenset()
         self._replayed: PostgresExchange | None = None
+        self._locks: tuple[AdvisoryLock, ...] = ()
+        self._lock_counts: list[int] | None = None
+        self._temp: TempTables | None = None
+        self._creations: dict[bytes, bool | None] | None = None
 
     # --- what is asked of it --------------------------------------------------------------------------------------
 
@@ -126,7 +140,32 @@ class PostgresLedger:
             or self.session_user
             or self.prepared
             or self.channels
+            or self._locks
+            or self._temp is not None
         )
+
+    @property
+    def has_locks(self) -> bool:
+        """Something that must be given up on the old backend and taken on the new one while all sessions are held."""
+        return bool(self._locks)
+
+    @property
+    def has_tables(self) -> bool:
+        """Temporary tables, which have to be read on the old backend when the session is held."""
+        return self._temp is not None
+
+    def carried(self) -> dict[str, int]:
+        """What a move repeats, for people: counts by name; without those that are 0."""
+        counts = {
+            "settings": len(self.settings),
+            "role": (self.role is not None) + (self.session_user is not None),
+            "prepared statements": len(self.statements) + len(self.prepared),
+            "channels": len(self.channels),
+            "advisory locks": len(self._locks),
+            "temp tables": len(self._temp) if self._temp is not None else 0,
+            "temp sequences": len(self._temp.sequences) if self._temp is not None else 0,
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def _found(self) -> tuple[object, ...]:
         return (self.settings, self.role, self.session_user, self.prepared, self.channels)
@@ -140,6 +179,17 @@ class PostgresLedger:
             self._pin(PIN_CUSTOM_NAMES)
         else:
             self._custom_names |= new
+
+    def note_creations(self, text: bytes) -> None:
+        """A text that may make temporary tables passed by: how they behave at a commit is in no catalog."""
+        found = creations(text)
+        if not found:
+            return
+        known = self._creations = self._creations or {}
+        for name, deletes_rows in found.items():
+            if len(known) < CREATIONS_MAX or name in known:
+                # Two meanings: either may have been rolled back.
+                known[name] = deletes_rows if known.get(name, deletes_rows) is deletes_rows else None
 
     def note_statement(self, name: bytes, message: bytes) -> None:
         """The server accepted this Parse."""
@@ -176,7 +226,7 @@ class PostgresLedger:
         text = _INSPECTION
         if self._custom_names:
             text += _CUSTOM % b", ".join(b"'" + name + b"'" for name in sorted(self._custom_names))
-        return Inspection(self, text)
+        return Inspection(self, text, asks_tables=self._temp is not None)
 
     def replay(self, *, is_late: bool) -> Exchange | None:
         """Make a fresh backend of the same Startup like the session's; the late part is LISTEN."""
@@ -185,6 +235,40 @@ class PostgresLedger:
         if not is_late:
             self._replayed = exchange
         return exchange
+
+    def release_locks(self) -> Exchange | None:
+        """Give the advisory locks up on the session's old backend, where nobody needs them any more, and learn how often
+        each was taken: no view tells."""
+        return _ReleaseLocks(self, self._locks) if self._locks else None
+
+    def on_released(self, counts: list[int]) -> None:
+        """How often each lock was taken."""
+        self._lock_counts = counts
+
+    def take_locks(self) -> Exchange | None:
+        """Take them as often on the new backend. What another session has there is an error."""
+        counts, self._lock_counts = self._lock_counts or [1] * len(self._locks), None
+        return _TakeLocks(self._locks, counts) if self._locks else None
+
+    def read_tables(self, bytes_max: int) -> Exchange | None:
+        """Read the temporary tables. Right before the session is held, and after an inspection; may add pins."""
+        if self._temp is None:
+            return None
+        if bytes_max == 0:
+            self._find_pin(PIN_TEMP_TABLE)
+            return None
+        return _ReadTables(self, self._temp, bytes_max, self._creations or {})
+
+    def on_read(self, temp: TempTables) -> None:
+        """`read_tables` is complete."""
+        for reason in temp.pins:
+            self._find_pin(reason)
+
+    def make_tables(self) -> Exchange | None:
+        """Make the temporary tables again, on a primary. None: they were never read."""
+        if self._temp is None or not self._temp.is_dumped:
+            return None
+        return PostgresExchange([self._temp.restoring(self._creations or {})])
 
     def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
         """The notes of the backend that the early replay ran on: what it said of its parameters meanwhile."""
@@ -223,7 +307,7 @@ class PostgresLedger:
             for name in self.channels
         ]
 
-    def on_inspected(self, rows: list[list[bytes | None]], errors: list[str]) -> None:
+    def on_inspected(self, rows: list[list[bytes | None]], errors: list[str], *, asked_tables: bool) -> None:
         """The answer to an inspection is complete."""
         before = self._found()
         self.is_dirty = False
@@ -233,8 +317,26 @@ class PostgresLedger:
             return
         self.settings, self.role, self.session_user, self.prepared, self.channels = {}, None, None, {}, []
         parsed: set[bytes] = set()
+        locks: list[AdvisoryLock] = []
+        has_temp, temp = False, TempTables()
         for kind, name, value in rows:
-            self._take_row(kind or b"", name or b"", value, parsed)
+            if kind is not None and kind.startswith(b"t:"):
+                temp.take(kind, name or b"", value)
+            elif kind == b"lock":
+                locks.append(AdvisoryLock.told(name or b"", value or b""))
+            elif kind == b"temp":
+                has_temp = True
+            else:
+                self._take_row(kind or b"", name or b"", value, parsed)
+        self._locks, self._lock_counts = tuple(locks[:LOCKS_MAX]), None
+        if len(locks) > LOCKS_MAX:
+            self._find_pin(PIN_MANY_LOCKS)
+        self._temp = temp if has_temp else None
+        for reason in temp.pins:
+            self._find_pin(reason)
+        if has_temp and not asked_tables:
+            # What they are made of is the next question.
+            self.is_dirty = True
         if self._found() != before:
             self.version += 1
         for name in [name for name in self.statements if name not in parsed]:
@@ -263,10 +365,6 @@ class PostgresLedger:
             self.channels.append(name[:CHANNEL_BYTES_MAX])
         elif kind == b"cursor":
             self._find_pin(PIN_HELD_CURSOR)
-        elif kind == b"lock":
-            self._find_pin(PIN_ADVISORY_LOCK)
-        elif kind == b"temp":
-            self._find_pin(PIN_TEMP_TABLE)
 
     def _find_pin(self, reason: str) -> None:
         if reason not in self._found_pins:
@@ -276,12 +374,104 @@ class PostgresLedger:
 class Inspection(PostgresExchange):
     """Asks the session's backend what it holds; once complete, the ledger knows."""
 
-    def __init__(self, ledger: PostgresLedger, text: bytes) -> None:
-        super().__init__([Group("inspection", build_query(text))])
+    def __init__(self, ledger: PostgresLedger, text: bytes, *, asks_tables: bool) -> None:
+        groups = [Group("inspection", build_query(text))]
+        if asks_tables:
+            groups.append(Group("inspection of temporary tables", build_query(DEFINITIONS)))
+        super().__init__(groups)
+        self._ledger = ledger
+        self._asks_tables = asks_tables
+
+    def _on_complete(self) -> None:
+        self._ledger.on_inspected(self.rows, self.errors, asked_tables=self._asks_tables)
+
+
+@dataclass(frozen=True, slots=True)
+class AdvisoryLock:
+    """A session-level lock, as functions take it."""
+
+    key: bytes
+    """One bigint or two integers, with a comma."""
+    is_shared: bool
+
+    @classmethod
+    def told(cls, name: bytes, mode: bytes) -> AdvisoryLock:
+        """From pg_locks: classid, objid and objsubid; the latter is 1 for one bigint, 2 for two integers."""
+        high, low, kind = (int(part) for part in name.split(b","))
+        if kind == 1:
+            key = b"%d" % _signed(high << 32 | low, 64)
+        else:
+            key = b"%d, %d" % (_signed(high, 32), _signed(low, 32))
+        return cls(key, mode == b"ShareLock")
+
+    @property
+    def suffix(self) -> bytes:
+        return b"_shared" if self.is_shared else b""
+
+
+def _signed(number: int, bits: int) -> int:
+    return number - (1 << bits) if number >> (bits - 1) else number
+
+
+class _ReleaseLocks(PostgresExchange):
+    """Unlocks until the server says that there is nothing left to unlock (which it also warns of)."""
+
+    def __init__(self, ledger: PostgresLedger, locks: tuple[AdvisoryLock, ...]) -> None:
+        super().__init__(
+            [
+                Group(
+                    "advisory lock",
+                    build_query(
+                        b"WITH RECURSIVE released(ok) AS (SELECT pg_catalog.pg_advisory_unlock%s(%s) UNION ALL"
+                        b" SELECT pg_catalog.pg_advisory_unlock%s(%s) FROM released WHERE ok)"
+                        b" SELECT pg_catalog.count(*) FROM released" % (lock.suffix, lock.key, lock.suffix, lock.key)
+                    ),
+                )
+                for lock in locks
+            ]
+        )
         self._ledger = ledger
 
     def _on_complete(self) -> None:
-        self._ledger.on_inspected(self.rows, self.errors)
+        if not self.errors:
+            self._ledger.on_released([int(row[0] or 1) - 1 for row in self.rows])
+
+
+class _TakeLocks(PostgresExchange):
+    def __init__(self, locks: tuple[AdvisoryLock, ...], counts: list[int]) -> None:
+        super().__init__(
+            [
+                Group(
+                    f"advisory lock ({readable(lock.key)})",
+                    build_query(
+                        b"SELECT pg_catalog.bool_and(pg_catalog.pg_try_advisory_lock%s(%s))"
+                        b" FROM pg_catalog.generate_series(1, %d)" % (lock.suffix, lock.key, max(count, 1))
+                    ),
+                )
+                for lock, count in zip(locks, counts, strict=True)
+            ]
+        )
+        self._locks = locks
+
+    def _on_complete(self) -> None:
+        if not self.errors:
+            self.errors += [
+                f"advisory lock ({readable(lock.key)}): another session has it on the target"
+                for lock, row in zip(self._locks, self.rows, strict=True)
+                if row[0] != b"t"
+            ]
+
+
+class _ReadTables(Dump):
+    def __init__(
+        self, ledger: PostgresLedger, temp: TempTables, bytes_max: int, deletes_rows: Mapping[bytes, bool | None]
+    ) -> None:
+        super().__init__(temp, bytes_max, deletes_rows)
+        self._ledger = ledger
+
+    def _on_complete(self) -> None:
+        super()._on_complete()
+        self._ledger.on_read(self._temp)
 
 
 def _rank(name: bytes) -> int:

@@ -654,6 +654,7 @@ class PostgresTracker(Tracker):
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self._ledger.suspect(custom_names(text))
+            self._ledger.note_creations(text)
         self._may_commit = self._may_commit or (self._tx != 0x49 and may_commit(text, 0, len(text)))
         entry = QUERY | LASTING if is_lasting else QUERY
         if self._unnamed_pending > 0 or (self._unsynced and self._unnamed is not None):
@@ -674,6 +675,7 @@ class PostgresTracker(Tracker):
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self._ledger.suspect(custom_names(text))
+            self._ledger.note_creations(text)
         if may_commit(text, 0, len(text)):
             self._unnamed_commits = self._unnamed_commits or not name
             self._named_commits = self._named_commits or bool(name)

@@ -168,19 +168,19 @@ def _lag(state: Json) -> str:
 
 
 def show_sessions(out: Console, rows: list[Json]) -> None:
-    """One line for each client connection."""
-    table = _table("id", "user@database", "client", "engine", "standing", "tx", "grade", "idle", right=("id", "idle"))
+    """One line for each client connection, and why it has its grade."""
+    table = _table("id", "user@database", "engine", "standing", "tx", "grade", "idle", right=("id", "idle"))
+    table.add_column("why", overflow="fold")
     for row in sorted(rows, key=lambda one: (one["service"], one["worker"], one["id"])):
-        pins = f" {', '.join(row['pins'])}" if row["pins"] else ""
         table.add_row(
             str(row["id"]),
             f"{row['user']}@{row['database']}",
-            row["client"],
             row["engine"] or "-",
             row["standing"],
             "open" if row["in_transaction"] else "",
-            Text(row["portability"] + pins, "yellow" if row["portability"] == "D" else ""),
+            Text(row["portability"], "yellow" if row["portability"] == "D" else ""),
             span(row["idle_s"]),
+            Text(", ".join(_why(row)), "yellow" if row["pins"] else ""),
         )
     out.print(table)
     out.print(
@@ -188,6 +188,11 @@ def show_sessions(out: Console, rows: list[Json]) -> None:
             f"{counted(len(rows), 'session')}. Grades: A nothing to carry, B carried, C at a boundary, D pinned", "dim"
         )
     )
+
+
+def _why(row: Json) -> list[str]:
+    """Pins, or else what is carried with counts."""
+    return [*row["pins"]] or [f"{count} {name}" for name, count in row.get("carried", {}).items()]
 
 
 # --- switching ----------------------------------------------------------------------------------------------------

@@ -26,12 +26,13 @@ from typing import Any, Final
 import structlog
 
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
+from protocols.wire import Exchange
 from proxy import ipc
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.session import EXCHANGE_TIMEOUT_S, Session
-from proxy.errors import Aborted, EngineError, HoldExpired
+from proxy.errors import Aborted, EngineError, EngineLost, HoldExpired
 from proxy.tasks import cancel_and_wait, spawn
 
 _log = structlog.get_logger("turnout.moving")
@@ -75,6 +76,8 @@ class Prepared:
     there, say): it is done again after the promotion."""
     catching_up: asyncio.Task[None] | None = None
     """Preparing in the hold."""
+    has_late_part: bool = False
+    """Locks and channels are on `backend`."""
 
 
 @dataclass(slots=True)
@@ -212,13 +215,16 @@ class Move:
 
     async def _inspect(self, session: Session) -> None:
         """Ask the session's own backend. An abort must not cut this short: the answer would stay in the way."""
-        await asyncio.shield(spawn(self._ask(session), name=f"inspect session {session.id}"))
+        await asyncio.shield(spawn(self._ask(session, session.inspect), name=f"inspect session {session.id}"))
+
+    async def _ask_for(self, session: Session, exchange: Exchange) -> None:
+        """The same with an exchange of another kind."""
+        await asyncio.shield(spawn(self._ask(session, lambda: session.ask(exchange)), name=f"ask session {session.id}"))
 
     @staticmethod
-    async def _ask(session: Session) -> None:
-        assert session.ledger is not None
+    async def _ask(session: Session, question: Callable[[], Awaitable[None]]) -> None:
         try:
-            await session.inspect()
+            await question()
         except EngineError as error:
             if session.standing in (Standing.SERVING, Standing.ARRIVING):
                 session.lose_backend(error.text)
@@ -298,6 +304,13 @@ class Move:
             backend.close(says_goodbye=True)
             notes.backend = None
 
+    async def _replay_whole(self, session: Session, notes: Prepared) -> None:
+        """After the promotion: what a standby refused is done anew."""
+        if notes.is_refused_in_part:
+            # A version that no ledger has.
+            notes.version = _NEVER
+        await self._replay(session, notes)
+
     # --- hold ---
 
     def hold(self) -> None:
@@ -370,14 +383,23 @@ class Move:
             return False
         if self.runtime.shares_backends and ledger.is_empty and not ledger.is_dirty and not ledger.pins:
             return False
-        return ledger.is_dirty or notes.backend is None or notes.backend.is_lost or notes.version != ledger.version
+        return (
+            ledger.is_dirty
+            or ledger.has_tables
+            or notes.backend is None
+            or notes.backend.is_lost
+            or notes.version != ledger.version
+        )
 
     async def _catch_up(self, session: Session, notes: Prepared) -> None:
         ledger = session.ledger
         assert ledger is not None
         try:
-            if ledger.is_dirty and session.backend is not None and not session.is_asking:
+            # Tables change without a word.
+            if (ledger.is_dirty or ledger.has_tables) and session.backend is not None and not session.is_asking:
+                ledger.is_dirty = True
                 await self._inspect(session)
+                await self._read_tables(session)
             if not ledger.pins and (notes.backend is not None or not self._fence_binds_newcomers):
                 await self._replay(session, notes)
         except EngineError as error:
@@ -390,6 +412,16 @@ class Move:
             self._let_work_on(session)
         else:
             self._held(session)
+
+    async def _read_tables(self, session: Session) -> None:
+        """After an inspection, at the boundary at which the session is held."""
+        ledger = session.ledger
+        assert ledger is not None
+        if ledger.pins or session.backend is None or session.standing is not Standing.DRAINING:
+            return
+        reading = ledger.read_tables(self.runtime.config.switch.temp_tables_bytes_max)
+        if reading is not None:
+            await self._ask_for(session, reading)
 
     @property
     def _fence_binds_newcomers(self) -> bool:
@@ -469,7 +501,60 @@ class Move:
             self.hold()
             self._hold_all()
         self.target = target
-        runtime, source = self.runtime, self.runtime.active
+        if self._task is not None and not self._task.done():
+            return
+        late = [session for session in self.runtime.registry.members(Standing.HELD) if self._has_late_part(session)]
+        if late:
+            self._task = spawn(self._retarget_late(late, epoch), name=f"retarget {self.switch}")
+        else:
+            self._retargeted(epoch)
+
+    def _has_late_part(self, session: Session) -> bool:
+        ledger = session.ledger
+        return (
+            ledger is not None
+            and self._needs_backend(session)
+            and (ledger.has_locks or ledger.replay(is_late=True) is not None)
+        )
+
+    async def _retarget_late(self, late: list[Session], epoch: int) -> None:
+        """What others could come in between of, once they are released: locks first of all."""
+        failed: list[str] = []
+        await self._in_parallel([lambda s=s: self._carry_late(s) for s in late], failed)  # type: ignore[misc]
+        self._retargeted(epoch)
+
+    async def _carry_late(self, session: Session) -> None:
+        notes, ledger = self._notes(session), session.ledger
+        if ledger is None or session.standing is not Standing.HELD:
+            return
+        try:
+            await self._replay_whole(session, notes)
+            if notes.backend is None:
+                return
+            giving_up, listening = ledger.release_locks(), ledger.replay(is_late=True)
+            if giving_up is not None:
+                if session.backend is not None:
+                    await self._ask_for(session, giving_up)
+                await self._run_whole(notes.backend, ledger.take_locks())
+            if listening is not None:
+                await notes.backend.run(listening, EXCHANGE_TIMEOUT_S)
+            notes.has_late_part = True
+        except EngineError as error:
+            if session.standing is Standing.HELD:
+                self._interrupt(session, Aborted(f"the session could not be moved: {error.text}"))
+
+    @staticmethod
+    async def _run_whole(backend: Backend, exchange: Exchange | None) -> None:
+        """Run what may not be refused in part. Raises EngineError."""
+        if exchange is None:
+            return
+        await backend.run(exchange, EXCHANGE_TIMEOUT_S)
+        if exchange.errors:
+            raise EngineError("; ".join(exchange.errors[:3]))
+
+    def _retargeted(self, epoch: int) -> None:
+        assert self.target is not None
+        runtime, source, target = self.runtime, self.runtime.active, self.target
         runtime.retarget(target, epoch)
         self.phase = "retargeted"
         self._answer.retargeted = ipc.Retargeted(
@@ -493,9 +578,11 @@ class Move:
         notes, ledger = self._notes(session), session.ledger
         assert ledger is not None
         backend = notes.backend
-        if backend is None or backend.is_lost or notes.version != ledger.version or notes.is_refused_in_part:
+        if backend is None or backend.is_lost or ledger.has_tables:
             return False
-        return ledger.replay(is_late=True) is None
+        if notes.has_late_part:
+            return True
+        return notes.version == ledger.version and not notes.is_refused_in_part and not self._has_late_part(session)
 
     def _is_slow(self, session: Session) -> bool:
         return self._needs_backend(session) and not self._is_ready(session)
@@ -514,19 +601,24 @@ class Move:
         notes, ledger = self._notes(session), session.ledger
         if ledger is None or session.standing is not Standing.HELD:
             return
-        if notes.is_refused_in_part:
-            # A version that no ledger has: everything is done anew.
-            notes.version = _NEVER
         try:
-            await self._replay(session, notes)
+            if not notes.has_late_part:
+                await self._replay_whole(session, notes)
             backend = notes.backend
             if backend is None:
                 return
-            late = ledger.replay(is_late=True)
+            if ledger.has_tables:
+                tables = ledger.make_tables()
+                if tables is None:
+                    raise EngineLost("its temporary tables were lost with its server connection")
+                await self._run_whole(backend, tables)
+                again = ledger.replay(is_late=False) if notes.is_refused_in_part else None
+                if again is not None:
+                    # Statements about the tables; the others are there and are refused.
+                    await backend.run(again, EXCHANGE_TIMEOUT_S)
             wreckage = session.tracker.wreckage() if session.tracker is not None else None
-            for exchange in (late, wreckage):
-                if exchange is not None:
-                    await backend.run(exchange, EXCHANGE_TIMEOUT_S)
+            if wreckage is not None:
+                await backend.run(wreckage, EXCHANGE_TIMEOUT_S)
         except EngineError as error:
             if session.standing is Standing.HELD:
                 self._interrupt(session, Aborted(f"the session could not be moved: {error.text}"))
@@ -653,6 +745,11 @@ class Move:
         ledger, startup, runtime = session.ledger, session.startup, self.runtime
         assert ledger is not None
         assert startup is not None
+        if ledger.has_tables or ledger.has_locks:
+            session.end_with(
+                EngineLost("the connection to the database server was lost, and the session's locks with it")
+            )
+            return
         try:
             backend = await runtime.open(runtime.active, startup)
             for replay in (ledger.replay(is_late=False), ledger.replay(is_late=True)):

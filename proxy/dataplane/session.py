@@ -379,9 +379,6 @@ class Session:
         self.link.send(accepted)
         self.relay = Relay(self, self.link, self.tracker, runtime.meter)
         self._lend(backend)
-        if self.has_ended:
-            # What the backend had said unasked broke the protocol.
-            return
         runtime.registry.move(self, Standing.SERVING)
         self.relay.notifies = runtime.shares_backends
         if runtime.shares_backends and self.ledger.is_empty:
@@ -506,8 +503,6 @@ class Session:
             return
         assert self.relay is not None
         self._lend(backend)
-        if self.has_ended:
-            return
         self.relay.set_gate(GATE_DRAIN if self.standing is Standing.DRAINING else GATE_OPEN)
 
     def _refused(self, error: ProxyError) -> None:
@@ -789,8 +784,10 @@ class Session:
         engine = backend.engine
         runtime.report_lost(engine, why)
         text = f"the connection to the database server was lost: {why}"
-        if ledger.pins or ledger.is_dirty:
-            what = ", ".join(ledger.pins) or "settings made just now"
+        # Only a switch can carry these two, from a backend that lives.
+        lost = ["temp table"] * ledger.has_tables + ["advisory lock"] * ledger.has_locks
+        if ledger.pins or lost or ledger.is_dirty:
+            what = ", ".join([*ledger.pins, *lost]) or "settings made just now"
             self.end_with(EngineLost(f"{text}; the session held what cannot be restored ({what})"))
             return
         if relay.at_boundary():

@@ -137,7 +137,11 @@ class Session:
 
     def inspect(self) -> PostgresLedger:
         assert self.relay.tracker.at_boundary()
-        assert self.backend.run(self.ledger.inspection()) == []
+        for _ in range(2):
+            # The first answer may tell what has to be asked next.
+            assert self.backend.run(self.ledger.inspection()) == []
+            if not self.ledger.is_dirty:
+                break
         assert not self.ledger.is_dirty
         return self.ledger
 
@@ -388,8 +392,7 @@ def test_what_comes_during_an_inspection_is_for_the_client(backends: list[Backen
 @pytest.mark.parametrize(
     ("make", "pin", "drop"),
     [
-        ("CREATE TEMP TABLE x (a int)", "temp table", "DROP TABLE x"),
-        ("SELECT pg_advisory_lock(1)", "advisory lock", "SELECT pg_advisory_unlock(1)"),
+        ("CREATE TEMP VIEW x AS SELECT 1", "temp view", "DROP VIEW x"),
         ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "with hold cursor", "CLOSE ALL; DISCARD PLANS"),
     ],
 )

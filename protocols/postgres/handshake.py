@@ -16,7 +16,7 @@ another protocol's client could be led here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
@@ -180,7 +180,7 @@ class PostgresClientLogin:
         if len(backend.secret) != self.secret_bytes:
             raise IllegalUse(f"this client's cancel key has {self.secret_bytes} bytes")
         self._phase = Phase.ENDED
-        parameters = b"".join(build_parameter_status(name, value) for name, value in backend.parameters.items())
+        parameters = _parameter_statuses(backend.parameters)
         key = build_backend_key(backend.process_id, backend.secret)
         return build_authentication(AUTH_OK) + parameters + key + build_ready()
 
@@ -269,6 +269,26 @@ class PostgresClientLogin:
         self._output += build_error(severity=severity, sqlstate=sqlstate, message=text)
         return [LoginRefused(text)]
 
+
+_statuses: dict[int, tuple[Mapping[str, str], bytes]] = {}
+# By id of the mapping, which is kept beside it so that no other can have the id.
+
+
+def _parameter_statuses(parameters: Mapping[str, str]) -> bytes:
+    """ParameterStatus messages, built once and not at each login: the data plane keeps one mapping for all backends that
+    told the same, and never changes one."""
+    kept = _statuses.get(id(parameters))
+    if kept is not None:
+        return kept[1]
+    made = b"".join(build_parameter_status(name, value) for name, value in parameters.items())
+    if len(_statuses) >= STATUSES_MAX:
+        _statuses.clear()
+    _statuses[id(parameters)] = (parameters, made)
+    return made
+
+
+STATUSES_MAX: Final = 64
+"""Mappings whose messages are kept."""
 
 _UNKNOWN_VERSION: Final = frozenset({SQLSTATE_FEATURE_NOT_SUPPORTED, SQLSTATE_PROTOCOL_VIOLATION})
 """How servers refuse a version without negotiating: PostgreSQL before 9.3, and other poolers."""

@@ -4,6 +4,7 @@ way, before one real server."""
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,14 +16,22 @@ import asyncpg
 import psycopg
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from protocols.postgres.auth import build_verifier, is_verifier, md5_secret
 from proxy.embedded import PostgresServer, Setup, Turnout, Workspace
-from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.embedded.certificate import write_certificate
+from proxy.embedded.postgres import PASSWORD, SUPERUSER, debian_bin
 from tests.e2e.doors import HOST, run
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
+
+NONE: Final = "/nonexistent"
+"""libpq shows no certificate then."""
 
 LONG: Final = "long" * 3000
 """A token of a cloud service may have some thousand characters."""
@@ -50,6 +59,8 @@ auth = { method = "scram-sha-256", auth_query = "select usename, passwd from pg_
 auth = { method = "scram-sha-256", auth_query = "select rolname from nowhere where rolname = $1" }
 [service.ruled]
 auth = { method = "hba", hba = { file = "hba.conf" }, users = { file = "plain.txt" } }
+[service.certified]
+auth = { method = "cert" }
 [service.rotated]
 auth = { method = "scram-sha-256", users = { file = "rotated.txt" } }
 """
@@ -75,6 +86,7 @@ create role nologin nologin password 'secret';
 create role nopassword login;
 create role trusted login;
 create role by_password login password 'secret';
+create role tls_only login password 'secret';
 create role long login password '{long}';
 set password_encryption = 'md5';
 create role by_md5 login password 'secret';
@@ -157,7 +169,7 @@ admin = {{ user = "{SUPERUSER}", password = {{ file = "admin.txt" }} }}
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[PostgresServer]:
     with Workspace("turnout-test-", niceness=10) as workspace:
-        made = await PostgresServer.create(workspace, fsync=False, max_connections=100)
+        made = await PostgresServer.create(workspace, bin_dir=debian_bin(), tls=True, fsync=False, max_connections=100)
         rules = made.data / "pg_hba.conf"
         rules.write_text(SERVER_RULES + rules.read_text())
         await made.start()
@@ -189,7 +201,17 @@ async def turnout(server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
         databases=["postgres"],
         secrets={row["rolname"]: row["rolpassword"] for row in rows},
     )
-    one = Turnout(setup, tmp_path_factory.mktemp("logins"))
+    folder = tmp_path_factory.mktemp("logins")
+    key, certificate = write_certificate(folder)
+    clients = [client_certificate(folder, name) for name in ("trusted", "app")]
+    (folder / "clients.crt").write_text("".join(one.read_text() for one in clients))
+    setup.listener = {
+        "client_tls_sslmode": "allow",
+        "client_tls_cert_file": str(certificate),
+        "client_tls_key_file": str(key),
+        "client_tls_ca_file": "clients.crt",
+    }
+    one = Turnout(setup, folder)
     await one.start()
     try:
         yield one
@@ -197,19 +219,38 @@ async def turnout(server: PostgresServer, tmp_path_factory: pytest.TempPathFacto
         await one.stop()
 
 
+def client_certificate(folder: Path, name: str) -> Path:
+    """`NAME.key` and `NAME.crt`, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / f"{name}.crt"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private = folder / f"{name}.key"
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    private.chmod(0o600)
+    return path
+
+
 async def connect(
     turnout: Turnout, service: str, user: str = "app", password: str = PASSWORD, **more: Any
 ) -> psycopg.AsyncConnection[Any]:
+    words = {"host": HOST, "port": turnout.port, "user": user, "password": password, "dbname": service}
     return await psycopg.AsyncConnection.connect(
-        host=HOST,
-        port=turnout.port,
-        user=user,
-        password=password,
-        dbname=service,
-        sslmode="disable",
-        connect_timeout=20,
-        autocommit=True,
-        **more,
+        **{**words, "sslmode": "disable", "connect_timeout": 20, "autocommit": True, **more}
     )
 
 
@@ -292,6 +333,53 @@ async def test_a_long_password_is_a_password(turnout: Turnout, service: str) -> 
     """field-notes: Oversized/partial startup packet, long password, missing SQLSTATE, length overflow"""
     assert await who(turnout, service, "long", LONG) == "long"
     assert "password authentication failed" in await refusal(turnout, service, "long", LONG[:-1])
+
+
+# --- over TLS -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["plain", "verifier", "lent", "asked", "ruled"])
+@pytest.mark.parametrize("binding", ["require", "disable"])
+async def test_a_proof_is_bound_to_its_connection_if_the_client_wants_it(
+    turnout: Turnout, service: str, binding: str
+) -> None:
+    """field-notes: Auth"""
+    assert await who(turnout, service, sslmode="require", sslcert=NONE, channel_binding=binding) == "app"
+    text = await refusal(turnout, service, password="wrong", sslmode="require", sslcert=NONE, channel_binding=binding)
+    assert "password authentication failed" in text
+
+
+async def test_psql_and_asyncpg_get_in_over_tls(turnout: Turnout) -> None:
+    env = {"PGHOST": HOST, "PGPORT": str(turnout.port), "PGUSER": "app", "PGPASSWORD": PASSWORD}
+    env |= {"PGSSLMODE": "require", "PGCHANNELBINDING": "require"}
+    ran = await run(["psql", "-XAtc", "select current_user", "verifier"], env=env)
+    assert (ran.out.strip(), ran.err) == ("app", "")
+    connection = await asyncpg.connect(
+        host=HOST, port=turnout.port, user="app", password=PASSWORD, database="verifier", ssl="require", timeout=20
+    )
+    assert await connection.fetchval("select current_user::text") == "app"
+    await connection.close()
+
+
+async def test_a_password_in_clear_text_is_taken_over_tls(turnout: Turnout) -> None:
+    assert await who(turnout, "tlsonly", sslmode="require", sslcert=NONE, require_auth="password") == "app"
+
+
+async def test_a_rule_for_tls_lets_clients_with_tls_in(turnout: Turnout) -> None:
+    assert await who(turnout, "ruled", "tls_only", sslmode="require", sslcert=NONE) == "tls_only"
+
+
+async def test_a_certificate_lets_the_user_in_whom_it_names(turnout: Turnout) -> None:
+    def shown(name: str) -> dict[str, str]:
+        folder = turnout.folder
+        return {"sslmode": "require", "sslcert": str(folder / f"{name}.crt"), "sslkey": str(folder / f"{name}.key")}
+
+    assert await who(turnout, "certified", "trusted", "", **shown("trusted")) == "trusted"
+    text = await refusal(turnout, "certified", "trusted", "", **shown("app"))
+    assert 'certificate authentication failed for user "trusted"' in text
+    for without in ({"sslmode": "disable"}, {"sslmode": "require", "sslcert": NONE}):
+        text = await refusal(turnout, "certified", "trusted", "", **without)
+        assert "requires a valid client certificate" in text
 
 
 # --- pass-through -------------------------------------------------------------------------------------------------

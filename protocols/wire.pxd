@@ -35,6 +35,8 @@ cdef class Tracker:
         readonly bint has_invented
         # The server said that it ends the connection, in words that are held back: take_last_words().
         readonly bint has_last_words
+        # Process ids of backends, and what their clients were told instead.
+        public dict shown_ids
 
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1

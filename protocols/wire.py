@@ -73,6 +73,9 @@ class Tracker:
         self.client_left = False
         self.has_invented = False
         self.has_last_words = False
+        self.shown_ids: dict[int, int] = {}
+        """PostgreSQL: process ids of backends, and what the clients that have them were told at their logins, where the
+        two differ. Shared by the sessions of a service, and kept by the shell."""
 
     def scan_client(self, data: bytes, start: int, end: int) -> int:
         """Judge `data[start:end]` from the client. Raises ProtocolViolation."""

@@ -220,8 +220,9 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     """Longest time one client may wait for a switch, in milliseconds; then new work is refused."""
     drain_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
     """How long open transactions may go on before the plan's `on_drain_expired` applies, in seconds."""
-    on_drain_expired: Annotated[Literal["abort", "terminate"], Meta(extra=RELOADABLE)] = "abort"
-    """`abort` gives the source back and nobody notices; `terminate` ends the sessions that are left."""
+    on_drain_expired: Annotated[Literal["abort", "terminate", "leave"], Meta(extra=RELOADABLE)] = "abort"
+    """`abort` gives the source back and nobody notices; `terminate` ends the sessions that are left; `leave` lets them
+    keep the backend they have, which needs `replication` none."""
     catchup_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 4.0
     """How long the target may take to reach the fenced position, in seconds; then the switch is undone."""
     promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0
@@ -252,6 +253,10 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     """How its clients log in."""
     engine: dict[str, EngineConfig]
     """Its engines by name."""
+    replication: Literal["stream", "none"] = "stream"
+    """What keeps its engines equal. `stream`: a target replicates from the source. `none`: all engines are addresses of
+    one and the same PostgreSQL server (another host name, a network path, a pooler in between), so that a switch fences
+    nobody, waits for nothing and promotes nobody; whether it is one server is checked before each switch."""
     switch: SwitchConfig = SwitchConfig()
     """Limits of its switches."""
     pool_size: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
@@ -279,7 +284,8 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     who need one get the same error at once. Forgotten at each switch. An engine that says it is starting up (57P03) is
     waited for instead, within `query_wait_timeout_s`."""
     server_lifetime_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 3_600.0
-    """Idle backends are closed when they have been open for so long, in seconds; 0: never."""
+    """Idle backends are closed when they have been open for so long, in seconds. 0: in session mode each backend serves
+    one session only and ends with it, as without a proxy; in transaction mode they do not end by age."""
     server_idle_timeout_s: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 600.0
     """Idle backends of a pool are closed after this time, in seconds; 0: never."""
     server_check_query: Annotated[str, Meta(extra=RELOADABLE)] = "select 1"
@@ -686,6 +692,10 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
             if address is not None and addresses.setdefault(address, engine_name) != engine_name:
                 problems.add(where, f'engine "{addresses[address]}" has the same address')
         _check_auth(service, at, problems)
+        if service.replication == "none" and service.protocol != "postgresql":
+            problems.add((*at, "replication"), '"none" is for postgresql only')
+        if service.switch.on_drain_expired == "leave" and service.replication != "none":
+            problems.add((*at, "switch", "on_drain_expired"), '"leave" needs replication = "none"')
 
 
 def _check_databases(

@@ -98,6 +98,10 @@ class OutcomeUnknown(EngineError):
     mysql_code = 2013
 
 
+class EngineSilent(EngineLost):
+    """The engine did not answer in time; the connection was given up."""
+
+
 class LoginError(ProxyError):
     """A client's login is refused by the proxy itself."""
 

@@ -55,6 +55,8 @@ class Hold(Message, tag=True, frozen=True, kw_only=True):
 
     switch: str
     service: str
+    may_stay: bool = False
+    """A session that cannot be moved keeps its backend: source and target are one server, and the plan says so."""
 
 
 class Terminate(Message, tag=True, frozen=True, kw_only=True):
@@ -63,6 +65,14 @@ class Terminate(Message, tag=True, frozen=True, kw_only=True):
     switch: str
     service: str
     reason: str
+
+
+class Leave(Message, tag=True, frozen=True, kw_only=True):
+    """The sessions of `service` that are not held yet go on with the backend they have, and keep it: source and target
+    are one server. The others are all held then."""
+
+    switch: str
+    service: str
 
 
 class Retarget(Message, tag=True, frozen=True, kw_only=True):
@@ -117,6 +127,7 @@ Order = (
     | Prepare
     | Hold
     | Terminate
+    | Leave
     | Retarget
     | Release
     | ListSessions

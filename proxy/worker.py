@@ -158,7 +158,9 @@ class Worker:
             case ipc.Prepare():
                 self._move(order.service, order.switch).prepare(order.target)
             case ipc.Hold():
-                self._move(order.service, order.switch).hold()
+                self._move(order.service, order.switch).hold(may_stay=order.may_stay)
+            case ipc.Leave():
+                self._move(order.service, order.switch).leave()
             case ipc.Terminate():
                 self._move(order.service, order.switch).terminate(order.reason)
             case ipc.Retarget():

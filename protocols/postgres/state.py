@@ -85,7 +85,7 @@ CLIENT: Final[Mapping[str, Sent]] = {
 SERVER: Final[Mapping[tuple[str, Awaited], Move]] = {
     # At any time.
     **{("N", awaited): Move.PASS for awaited in Awaited},
-    **{("A", awaited): Move.PASS for awaited in Awaited},
+    **{("A", awaited): Move.NOTE for awaited in Awaited},
     **{("S", awaited): Move.NOTE for awaited in Awaited},
     **{("E", awaited): Move.FAIL for awaited in Awaited},
     # Extended protocol.

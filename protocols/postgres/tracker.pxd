@@ -156,6 +156,7 @@ cdef class PostgresTracker(Tracker):
 
     cdef int _at_gate(self, unsigned char tag) noexcept
     cdef int _fetch_client(self, Py_ssize_t position, Py_ssize_t size, Py_ssize_t whole=*) except -1
+    cdef bint _has_shown_ids(self)
     cdef int _fetch_server(self, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _push(self, int entry) except -1
     @cython.locals(entry=int)

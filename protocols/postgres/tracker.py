@@ -438,9 +438,10 @@ class PostgresTracker(Tracker):
                 self.errors += 1
                 self._fail()
             elif move == MOVE_NOTE:
-                if size > SMALL_BYTES_MAX:
-                    raise ProtocolViolation("server", f"ParameterStatus of {size} bytes")
-                return self._fetch_server(position, size + 1)
+                if tag == 0x53 or self._has_shown_ids():  # S
+                    if size > SMALL_BYTES_MAX:
+                        raise ProtocolViolation("server", f"message of type 0x{tag:02x} with {size} bytes")
+                    return self._fetch_server(position, size + 1)
             elif move == MOVE_COPY_IN:
                 self._begin_copy_in()
             elif move == MOVE_REFUSE:
@@ -491,6 +492,9 @@ class PostgresTracker(Tracker):
         self.stop = position
         self.message_size = size
         return FETCH
+
+    def _has_shown_ids(self) -> bool:
+        return len(self.shown_ids) > 0
 
     def _fetch_server(self, position: int, size: int) -> int:
         """Announce the message at `position`."""
@@ -895,6 +899,8 @@ class PostgresTracker(Tracker):
             message = self._take_parameter_status(message)
         elif message[0] == 0x45:  # E
             message = self._take_error(message)
+        elif message[0] == 0x41:  # A
+            message = self._take_notification(message)
         else:
             self._take_command_complete(message)
         self._tell_invented()
@@ -928,6 +934,11 @@ class PostgresTracker(Tracker):
             message, self._untold = self._untold, None
         self._fail()
         return message
+
+    def _take_notification(self, message: bytes) -> bytes:
+        """The process id is the sender's; a client knows it as it was told at its login."""
+        shown = self.shown_ids.get(int.from_bytes(message[5:9], "big"))
+        return message if shown is None else message[:5] + shown.to_bytes(4, "big") + message[9:]
 
     def _take_command_complete(self, message: bytes) -> None:
         command = message[5 : len(message) - 1]

@@ -60,8 +60,11 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ) = None
     on_drain_expired: (
         Annotated[
-            Literal["abort", "terminate"],
-            Meta(description="`abort` undoes the switch, `terminate` ends the sessions that are left."),
+            Literal["abort", "terminate", "leave"],
+            Meta(
+                description="`abort` undoes the switch, `terminate` ends the sessions that are left, "
+                "`leave` lets them keep their backends (one server with two addresses only)."
+            ),
         ]
         | None
     ) = None

@@ -16,7 +16,7 @@ from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, BackendReady, BackendRefused, Credential, Exchange, Startup, Wire
 from proxy.dataplane.relay import Link
 from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse
-from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused
+from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, EngineSilent
 from proxy.tls import NO_ENGINE_TLS, EngineTls
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Backend:
         "on_lost",
         "opened_ns",
         "shelf",
+        "shown_ids",
         "startup",
         "tls",
         "wire",
@@ -84,6 +85,8 @@ class Backend:
         """`checked_ns`: when its pool last asked whether it still answers."""
         self.on_closed: Callable[[], None] | None = None
         """Told once when it is closed, by whomever: its pool counts it no more."""
+        self.shown_ids: dict[int, int] | None = None
+        """Where its process id stands until it is closed, if its client was told another one."""
         self.on_lost: Callable[[Backend], None] | None = None
         """Told once when the connection ends while no relay has it."""
         self._heard = self._received  # one bound method, not one for each transaction
@@ -191,7 +194,7 @@ class Backend:
                 self.facts = replace(self.facts, parameters=told)
         except TimeoutError as error:
             self.close()
-            raise EngineLost(f"engine {self.engine} did not answer within {timeout_s:g} s") from error
+            raise EngineSilent(f"engine {self.engine} did not answer within {timeout_s:g} s") from error
         except asyncio.CancelledError:
             self.close()
             raise
@@ -207,7 +210,17 @@ class Backend:
         self.link.close()
         self._closed()
 
+    def show_as(self, process_id: int, shown_ids: dict[int, int]) -> None:
+        """Its client knows it by `process_id`. `shown_ids` is told until it is closed."""
+        if process_id != self.facts.process_id:
+            shown_ids[self.facts.process_id] = process_id
+            self.shown_ids = shown_ids
+        elif self.shown_ids is not None:
+            self.shown_ids.pop(self.facts.process_id, None)
+
     def _closed(self) -> None:
+        if self.shown_ids is not None:
+            self.shown_ids.pop(self.facts.process_id, None)
         told, self.on_closed = self.on_closed, None
         if told is not None:
             told()

@@ -10,6 +10,8 @@ Cases, in the order of a session's life in a switch:
 - without a backend (transaction mode, or still arriving): nothing to swap; it takes one of the target later.
 - came after the preparation, or was in a transaction all the time: prepared in the hold (MySQL), or after the promotion
   (PostgreSQL), while the others work already.
+- left: not at a boundary, or pinned, at the drain deadline of a switch between two addresses of one server. It goes on
+  with its backend as if nothing was, and moves with a later switch if it can by then.
 - pinned: it works on in spite of the hold, and is asked again whenever it may have let go of what cannot be carried;
   at the drain deadline the supervisor decides.
 - its backend was lost while held: it gets a target backend like the others; after an abort, a fresh one of the source.
@@ -32,7 +34,7 @@ from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.session import EXCHANGE_TIMEOUT_S, Session
-from proxy.errors import Aborted, EngineError, EngineLost, HoldExpired
+from proxy.errors import Aborted, EngineError, EngineLost, EngineSilent, HoldExpired
 from proxy.tasks import cancel_and_wait, spawn
 
 _log = structlog.get_logger("turnout.moving")
@@ -42,6 +44,12 @@ CONCURRENT_PREPARES: Final = 8
 
 PAUSE_TIMEOUT_S: Final = 2.0
 """How long the preparation waits for a session's boundary before it leaves the session to the hold."""
+
+PREPARE_REPLAY_TIMEOUT_S: Final = 2.0
+"""How long a replay may take while traffic goes on, before it is left to the hold."""
+
+STAY_TIMEOUT_S: Final = 0.25
+"""The same in the hold, where the session may as well stay."""
 
 RAMP_FIRST: Final = 4
 """Requests let through first: the target's caches are cold, and a crowd would only share its processors."""
@@ -127,6 +135,10 @@ class Move:
         self._released = 0
         self._first_request_ns = 0
         self._waits_us: list[int] = []
+        self._may_stay = False
+        """A session whose new backend cannot be had keeps the one it has: source and target are one server."""
+        self._leaves = False
+        """Who serves in spite of the hold keeps the backend it has."""
 
     # --- prepare ---
 
@@ -211,7 +223,11 @@ class Move:
             self.reached(session)
             return
         if not ledger.pins:
-            await self._replay(session, notes)
+            try:
+                await self._replay(session, notes, PREPARE_REPLAY_TIMEOUT_S)
+            except EngineSilent as error:
+                # A statement that waits for a lock, say. The hold tries again.
+                _log.info("session not prepared", session=session.id, why=error.text)
 
     async def _inspect(self, session: Session) -> None:
         """Ask the session's own backend. An abort must not cut this short: the answer would stay in the way."""
@@ -274,7 +290,7 @@ class Move:
             session.relay.set_gate(GATE_CLOSED)
             notes.paused.set_result(None)
 
-    async def _replay(self, session: Session, notes: Prepared) -> None:
+    async def _replay(self, session: Session, notes: Prepared, timeout_s: float = EXCHANGE_TIMEOUT_S) -> None:
         """Make `notes.backend` a backend of the target that holds what the ledger says. Raises EngineError."""
         ledger, startup = session.ledger, session.startup
         if ledger is None or startup is None or self.target is None or session.has_ended:
@@ -287,13 +303,13 @@ class Move:
             notes.backend = await self.runtime.open(self.target, startup)
         elif notes.version is not None:
             # The replay is not a difference but a whole: begin anew.
-            await notes.backend.run(self.runtime.wire.reset(notes.backend.startup), EXCHANGE_TIMEOUT_S)
+            await notes.backend.run(self.runtime.wire.reset(notes.backend.startup), timeout_s)
             notes.backend.notes.clear()
         backend = notes.backend
         version = ledger.version
         replay = ledger.replay(is_late=False)
         if replay is not None:
-            await backend.run(replay, EXCHANGE_TIMEOUT_S)
+            await backend.run(replay, timeout_s)
             notes.is_refused_in_part = bool(replay.errors)
             if replay.errors:
                 log = _log.warning if self.phase == "releasing" else _log.info
@@ -304,17 +320,17 @@ class Move:
             backend.close(says_goodbye=True)
             notes.backend = None
 
-    async def _replay_whole(self, session: Session, notes: Prepared) -> None:
+    async def _replay_whole(self, session: Session, notes: Prepared, timeout_s: float = EXCHANGE_TIMEOUT_S) -> None:
         """After the promotion: what a standby refused is done anew."""
         if notes.is_refused_in_part:
             # A version that no ledger has.
             notes.version = _NEVER
-        await self._replay(session, notes)
+        await self._replay(session, notes, timeout_s)
 
     # --- hold ---
 
-    def hold(self) -> None:
-        """Hold every session at its next boundary."""
+    def hold(self, *, may_stay: bool = False) -> None:
+        """Hold every session at its next boundary. `may_stay`: one that cannot be moved keeps its backend."""
         if self.phase != "preparing":
             if self._answer.all_held is not None:
                 self._emit(self._answer.all_held)
@@ -322,6 +338,7 @@ class Move:
                 self._emit(self._holding())
             return
         self.phase = "holding"
+        self._may_stay = may_stay
         self._hold_began_ns = self._last_boundary_ns = time.monotonic_ns()
         self.runtime.hold()
         self._emit(self._holding())
@@ -441,7 +458,7 @@ class Move:
         if self.phase != "holding" or self._answer.all_held is not None:
             return
         draining = registry.count(Standing.DRAINING)
-        if draining or registry.count(Standing.SERVING):
+        if draining or (registry.count(Standing.SERVING) and not self._leaves):
             return
         self._answer.all_held = ipc.AllHeld(
             switch=self.switch,
@@ -475,6 +492,25 @@ class Move:
         for session in self.runtime.registry.members(Standing.DRAINING):
             error = Aborted(f"the session was ended by a switch: {reason}")
             self._interrupt(session, error)
+
+    def leave(self) -> None:
+        """Let the sessions that are not held yet go on where they are: source and target are one server."""
+        if self.phase != "holding":
+            return
+        self._leaves = True
+        for session in self.runtime.registry.members(Standing.DRAINING):
+            if session.backend is None and not session.is_asking:
+                # It was lost, and there is nothing to leave it with.
+                self._held(session)
+            else:
+                self._undo_drain(session)
+        self._check_all_held()
+
+    def hold_late(self, session: Session) -> None:
+        """A session that was left wants a backend (transaction mode): it waits like the others."""
+        assert session.relay is not None
+        session.relay.hold()
+        self.runtime.registry.move(session, Standing.HELD)
 
     def _interrupt(self, session: Session, error: Aborted | EngineError | HoldExpired) -> None:
         self._answer.interrupted.append(
@@ -592,7 +628,7 @@ class Move:
         await self._swap_slowly(session)
         if session.standing is not Standing.HELD:
             return
-        if session.backend is None or session.backend.engine != self.runtime.active:
+        if session.backend is None or (session.backend.engine != self.runtime.active and not self._may_stay):
             self._interrupt(session, Aborted("the session could not be moved"))
             return
         self._release_session(session, is_moved=True)
@@ -603,9 +639,13 @@ class Move:
             return
         try:
             if not notes.has_late_part:
-                await self._replay_whole(session, notes)
+                await self._replay_whole(session, notes, STAY_TIMEOUT_S if self._may_stay else EXCHANGE_TIMEOUT_S)
             backend = notes.backend
             if backend is None:
+                return
+            if self._may_stay and session.backend is not None and (notes.is_refused_in_part or notes.has_late_part):
+                # Statements of a table that is not there just now, locks, temporary tables: the old backend has them.
+                _log.info("session stays where it is", session=session.id, why="not all of it can be had there")
                 return
             if ledger.has_tables:
                 tables = ledger.make_tables()
@@ -620,7 +660,9 @@ class Move:
             if wreckage is not None:
                 await backend.run(wreckage, EXCHANGE_TIMEOUT_S)
         except EngineError as error:
-            if session.standing is Standing.HELD:
+            if session.standing is Standing.HELD and self._may_stay and session.backend is not None:
+                _log.info("session stays where it is", session=session.id, why=error.text)
+            elif session.standing is Standing.HELD:
                 self._interrupt(session, Aborted(f"the session could not be moved: {error.text}"))
             return
         if session.standing is Standing.HELD:
@@ -780,8 +822,10 @@ class Move:
         relay = session.relay
         assert relay is not None
         relay.notifies = self.runtime.shares_backends
-        if session.backend is None:
-            if relay.has_work:
+        if session.backend is None and not session.is_asking:
+            if not self.runtime.shares_backends or self._is_pinned(session):
+                spawn(self._recover(session), name=f"session {session.id} recovers")
+            elif relay.has_work:
                 session.want_backend()
         elif not session.is_asking:
             relay.set_gate(GATE_OPEN)

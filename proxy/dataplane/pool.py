@@ -530,10 +530,10 @@ class Pool:
             self._parked.remove(backend)
             self.give_back(backend)
 
-    def discard(self, backend: Backend) -> None:
-        """A lent backend that is not usable any more."""
+    def discard(self, backend: Backend, *, says_goodbye: bool = False) -> None:
+        """A lent backend that is not to be used any more."""
         self._lent.discard(backend)
-        backend.close()
+        backend.close(says_goodbye=says_goodbye)
         self._open_for_waiters()
 
     def _on_lost(self, backend: Backend) -> None:

@@ -52,6 +52,9 @@ class Runtime:
         self.active = active
         self.epoch = epoch
         self.registry = Registry()
+        self.shown_ids: dict[int, int] = {}
+        """Session mode: process ids of backends whose client was told another one, the first backend's, at its login;
+        notifications name their sender by it."""
         self.meter = Meter()
         self.move: Move | None = None
         """The switch under way, if any."""

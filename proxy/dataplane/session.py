@@ -371,6 +371,7 @@ class Session:
         while self.cancel_key in self.worker.sessions_by_key:
             # Another client has it: its backend had the same process id, on another engine or before it was moved.
             self.cancel_key = (process_id, secrets.token_bytes(login.secret_bytes))
+        self.tracker.shown_ids = runtime.shown_ids
         self.worker.sessions_by_key[self.cancel_key] = self
         facts = replace(backend.facts, process_id=process_id, secret=self.cancel_key[1])
         accepted = login.accept(facts)
@@ -431,6 +432,8 @@ class Session:
         self.backend = backend
         backend.on_lost = None
         unread = backend.take_unread() if backend.has_unread else b""
+        if self.cancel_key is not None and self.runtime is not None and not self.runtime.shares_backends:
+            backend.show_as(self.cancel_key[0], self.runtime.shown_ids)
         told = self.tracker.link(backend.facts, backend.notes)
         self.relay.attach(backend.link)
         if told:
@@ -479,6 +482,9 @@ class Session:
         runtime, startup = self.runtime, self.startup
         assert runtime is not None
         assert startup is not None
+        if runtime.is_holding and runtime.move is not None and self.standing is Standing.SERVING:
+            runtime.move.hold_late(self)
+            return
         if runtime.is_holding or (self._waiter is not None and not self._waiter.is_over):
             return
         if self._pool is None or self._pool_epoch != runtime.epoch:
@@ -554,6 +560,9 @@ class Session:
         """
         assert self.ledger is not None
         for _ in range(INSPECTIONS_MAX):
+            if self.backend is None:
+                # Lost since; whoever holds the session gives it another one.
+                return
             await self.ask(self.ledger.inspection())
             if not self.ledger.is_dirty or self.has_ended:
                 return
@@ -960,7 +969,12 @@ class Session:
         backend.listen()
         pool = runtime.pool_of(backend)
         is_usable = is_clean and not backend.is_lost and not backend.startup.is_replication
-        if not is_usable or pool is None or backend.engine != runtime.active:
+        if is_usable and not runtime.shares_backends and runtime.config.server_lifetime_s == 0:
+            if pool is not None:
+                pool.discard(backend, says_goodbye=True)
+            else:
+                backend.close(says_goodbye=True)
+        elif not is_usable or pool is None or backend.engine != runtime.active:
             self._forget(backend)
         elif ledger is not None and runtime.shares_backends and ledger.is_empty and not ledger.is_dirty:
             pool.give_back(backend)

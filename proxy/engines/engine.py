@@ -59,6 +59,8 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """For comparing: 180004, 101114, 90701."""
     server_id: str = ""
     """PostgreSQL: system identifier, equal on a primary and its standbys. MySQL: server uuid, MariaDB: server id."""
+    instance: str = ""
+    """What no other running server has: PostgreSQL: system identifier and start time. Empty where it is not known."""
     role: Role | None = None
     is_writable: bool = False
     """A new transaction of an ordinary account could write now."""

@@ -65,6 +65,16 @@ _NO_RIGHT: Final = "42501"
 """SQLSTATE insufficient_privilege."""
 _NEWCOMER_TIMEOUT_S: Final = 5.0
 
+_OVER: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""The connection cannot be used again. The last one: asyncpg's own state is not what the server's is, which was seen
+when the server ended the session between two statements."""
+
 _FENCE: Final = "alter role all set default_transaction_read_only = on"
 _NO_FENCE: Final = "alter role all reset default_transaction_read_only"
 _HAS_FENCE: Final = """
@@ -82,6 +92,7 @@ select pg_is_in_recovery() as in_recovery,
        current_setting('server_version_num')::int as version_num,
        split_part(current_setting('server_version'), ' ', 1) as version,
        (select system_identifier::text from pg_control_system()) as server_id,
+       to_char(pg_postmaster_start_time() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') as started_at,
        (select setting = 'on' and source <> 'global' from pg_settings where name = 'default_transaction_read_only')
        or exists (select from pg_db_role_setting where setdatabase = 0 and setrole = 0
                      and 'default_transaction_read_only=on' = any(setconfig)) as is_read_only,
@@ -265,7 +276,7 @@ class PostgresEngine(Engine):
                 await self.connect(timeout_s)
                 try:
                     yield self._watching
-                except (TimeoutError, asyncio.CancelledError, OSError, asyncpg.InterfaceError):
+                except (TimeoutError, asyncio.CancelledError, OSError, *_OVER):
                     if self._watching is not None:
                         self._watching.terminate()
                     self._watching = None
@@ -285,7 +296,7 @@ class PostgresEngine(Engine):
                 self._acting.append(await self._open(timeout_s))
             try:
                 yield self._acting[0], self._acting[1]
-            except (TimeoutError, asyncio.CancelledError, OSError, asyncpg.InterfaceError):
+            except (TimeoutError, asyncio.CancelledError, OSError, *_OVER):
                 for one in self._acting:
                     one.terminate()
                 self._acting = []
@@ -299,7 +310,7 @@ class PostgresEngine(Engine):
                 yield
         except TimeoutError as error:
             raise EngineError(f"engine {self.name} did not answer within {timeout_s:g} s") from error
-        except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError, OSError) as error:
+        except (OSError, *_OVER) as error:
             raise EngineLost(f"the connection to engine {self.name} ended: {error}") from error
         except asyncpg.PostgresError as error:
             raise EngineError(f"engine {self.name}: {error} ({error.sqlstate})") from error
@@ -327,6 +338,7 @@ class PostgresEngine(Engine):
             version=f"PostgreSQL {row['version']}",
             version_num=row["version_num"],
             server_id=row["server_id"],
+            instance=f"server {row['server_id']}, started at {row['started_at']}",
             role=Role.STANDBY if is_standby else Role.PRIMARY,
             is_writable=not is_standby and not row["is_read_only"],
             is_fenced=not is_standby and row["is_read_only"],

@@ -20,8 +20,9 @@ async def inquire(
     figures: list[ipc.WorkerFigures],
     sessions: list[ipc.Session],
     workers_wanted: int,
+    moves_data: bool = True,
 ) -> Findings:
-    """Everything `readiness.judge` wants to know. Changes nothing; engines that are down are a finding, not an error.
+    """Everything `readiness.judge` wants to know; less where source and target are to be one server. Changes nothing; engines that are down are a finding, not an error.
 
     The engines' switch connections are used: not while a switch runs on them.
     """
@@ -39,7 +40,10 @@ async def inquire(
         for pin, count in one.pinned.items():
             findings.pinned[pin] = findings.pinned.get(pin, 0) + count
     if source_state.is_reachable and target_state.is_reachable:
-        troubles = await asyncio.gather(_ask_source(findings, source, own, sessions), _ask_target(findings, target))
+        questions = [_ask_target(findings, target)]
+        if moves_data:
+            questions.append(_ask_source(findings, source, own, sessions))
+        troubles = await asyncio.gather(*questions)
         findings.unanswered = "; ".join(filter(None, troubles))
     return findings
 

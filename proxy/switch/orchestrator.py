@@ -191,9 +191,10 @@ class Orchestrator:
         async with self._asking[service]:
             figures, sessions = await asyncio.gather(self._crew.figures(), self._crew.sessions(service))
             findings = await inquire(
-                service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted
-            )
-        return judge(findings, config.switch)
+                service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted,
+                moves_data=config.replication != "none",
+            )  # fmt: skip
+        return judge(findings, config.switch, moves_data=config.replication != "none")
 
     # --- a switch ----------------------------------------------------------------------------------------------------
 
@@ -236,6 +237,7 @@ class Orchestrator:
             catchup_timeout_s=config.switch.catchup_timeout_s,
             promote_timeout_s=config.switch.promote_timeout_s,
             phase=record.phase,
+            moves_data=config.replication != "none",
         )
         running = _Running(record, run, engines[record.source], engines[record.target], config)
         self._running[record.service] = running
@@ -363,7 +365,9 @@ class Orchestrator:
             source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S), _quietly(source), _quietly(target)
         )
         is_journal_whole = record.boot == _boot_id()
-        verdict = core.decide(record.phase, looks[0], looks[1], is_journal_whole=is_journal_whole)
+        verdict = core.decide(
+            record.phase, looks[0], looks[1], is_journal_whole=is_journal_whole, moves_data=config.replication != "none"
+        )
         _log.warning(
             "an unfinished switch was found",
             switch=record.id, service=record.service, phase=record.phase.value, verdict=verdict.value,
@@ -392,7 +396,7 @@ class Orchestrator:
         active = states[standing.active]
         writable = [name for name, state in states.items() if state.role is Role.PRIMARY and state.is_writable]
         if active.is_reachable and standing.active in writable:
-            if len(writable) > 1:
+            if len(writable) > 1 and self._services[service].replication != "none":
                 _log.warning("more than one engine takes writes", service=service, engines=writable, active=active.name)
             return
         if not active.is_reachable:

@@ -36,7 +36,7 @@ class SwitchPlan(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float | None = None
     """How long open transactions may go on, in seconds, 0 to 3600."""
     on_drain_expired: str | None = None
-    """`abort` or `terminate`."""
+    """`abort`, `terminate` or `leave`."""
     force: bool = False
     """Go on although a check that may be overridden failed. Never overrides what keeps data safe."""
     dry_run: bool = False
@@ -104,8 +104,13 @@ def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
             f"drain_timeout of {drain_timeout_s} s is out of range", hint=f"0 to {DRAIN_TIMEOUT_S_MAX:.0f} seconds"
         )
     on_drain_expired = plan.on_drain_expired or service.switch.on_drain_expired
-    if on_drain_expired not in ("abort", "terminate"):
-        raise PlanRefused(f"on_drain_expired cannot be {on_drain_expired!r}", hint="abort or terminate")
+    if on_drain_expired not in ("abort", "terminate", "leave"):
+        raise PlanRefused(f"on_drain_expired cannot be {on_drain_expired!r}", hint="abort, terminate or leave")
+    if on_drain_expired == "leave" and service.replication != "none":
+        raise PlanRefused(
+            f"on_drain_expired cannot be 'leave': the engines of {plan.service!r} are not one server",
+            hint="abort or terminate; see `replication`",
+        )
     return msgspec.structs.replace(
         plan, source=active, drain_timeout_s=drain_timeout_s, on_drain_expired=on_drain_expired
     )

@@ -62,9 +62,37 @@ def failures(checks: list[Check], *, force: bool) -> list[Check]:
     return [check for check in checks if check.verdict == "fail" and not (force and check.is_overridable)]
 
 
-def judge(findings: Findings, limits: SwitchConfig) -> list[Check]:
-    """The whole report, in the order an operator reads it."""
-    return [*_reachable(findings), *_worth_asking(findings, limits), _workers(findings)]
+def judge(findings: Findings, limits: SwitchConfig, *, moves_data: bool = True) -> list[Check]:
+    """The whole report, in the order an operator reads it. `moves_data` is false where source and target are to be
+    one server (`replication = "none"`)."""
+    asked = _worth_asking(findings, limits) if moves_data else _of_one_server(findings, limits)
+    return [*_reachable(findings), *asked, _workers(findings)]
+
+
+def _of_one_server(findings: Findings, limits: SwitchConfig) -> Iterator[Check]:
+    if not findings.source.is_reachable or not findings.target.is_reachable:
+        return
+    yield _source_role(findings)
+    yield _same_server(findings)
+    yield _capacity(findings)
+    yield _pins(findings, stay=limits.on_drain_expired == "leave")
+    if findings.unanswered:
+        yield _questions(findings)
+
+
+def _same_server(findings: Findings) -> Check:
+    """Two servers that both take writes and are not kept equal would lose what one of them accepts."""
+    source, target = findings.source, findings.target
+    limit = f"another address of {source.name}: replication is none"
+    if source.instance and source.instance == target.instance:
+        return Check(name="same_server", verdict="pass", found=f"{source.name} and {target.name} are one server")
+    return Check(
+        name="same_server",
+        verdict="fail",
+        found=f"{source.name} is {source.instance or 'unknown'}, {target.name} is {target.instance or 'unknown'}",
+        limit=limit,
+        remedy=f"give {target.name} an address of the server of {source.name}, or set up replication between them",
+    )
 
 
 def _worth_asking(findings: Findings, limits: SwitchConfig) -> Iterator[Check]:
@@ -81,12 +109,16 @@ def _worth_asking(findings: Findings, limits: SwitchConfig) -> Iterator[Check]:
     yield _outside(findings)
     yield _pins(findings)
     if findings.unanswered:
-        yield Check(
-            name="questions",
-            verdict="warn",
-            found=findings.unanswered,
-            remedy="see what the server's log says about it",
-        )
+        yield _questions(findings)
+
+
+def _questions(findings: Findings) -> Check:
+    return Check(
+        name="questions",
+        verdict="warn",
+        found=findings.unanswered,
+        remedy="see what the server's log says about it",
+    )
 
 
 def _reachable(findings: Findings) -> Iterator[Check]:
@@ -286,7 +318,7 @@ def _outside(findings: Findings) -> Check:
     )
 
 
-def _pins(findings: Findings) -> Check:
+def _pins(findings: Findings, *, stay: bool = False) -> Check:
     pinned = {pin: count for pin, count in findings.pinned.items() if count}
     if not pinned:
         return Check(name="portability", verdict="pass", found="every session can be carried")
@@ -295,7 +327,8 @@ def _pins(findings: Findings) -> Check:
         verdict="warn",
         found="sessions that hold something that is not carried: "
         + ", ".join(f"{count} × {pin}" for pin, count in sorted(pinned.items())),
-        remedy="they are waited for until the drain deadline; then on_drain_expired decides",
+        remedy="they are waited for until the drain deadline; then "
+        + ("they keep the backend they have" if stay else "on_drain_expired decides"),
     )
 
 

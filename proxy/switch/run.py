@@ -5,13 +5,16 @@ Theory of operation
 `SwitchRun.sees(fact)` returns what is to be done because of it, in the order in which it has to be done. The shell
 (`orchestrator`) carries the orders out and brings back what came of them; time reaches the run as timers that ring.
 
-Three rules carry everything else; a property test in tests/proxy/switch checks them against facts in any order:
+Four rules carry everything else; a property test in tests/proxy/switch checks them against facts in any order:
 
 1. Two phases over the workers: the fence begins when every worker holds every session (`AllHeld`), the release on the
    target begins when every worker has retargeted. A worker that dies in between takes its clients' sockets with it, so
    nobody is left to wait for.
 2. `Enter` comes before the act it announces: what the journal says may have happened, never less.
-3. Before the order to promote, trouble of any kind ends in `Unfence` (if a fence was ordered, successful or not) and
+3. Without replication between the engines (`moves_data` is false: they are addresses of one server) the release on the
+   target follows the hold: no fence, no catch-up, no promotion. Sessions that do not come to a boundary may then be left
+   where they are (`on_drain_expired = "leave"`).
+4. Before the order to promote, trouble of any kind ends in `Unfence` (if a fence was ordered, successful or not) and
    then `Release` with the old epoch: in that order, since a session that is released into a fence sees errors.
 
 Facts that belong to another switch, to a worker that is not in the crew, or to a phase that is over are dropped: a
@@ -318,7 +321,14 @@ class Verdict(enum.StrEnum):
     """Both engines take writes, or somebody else promoted the target."""
 
 
-def decide(phase: Phase, source: EngineState, target: EngineState, *, is_journal_whole: bool = True) -> Verdict:
+def decide(
+    phase: Phase,
+    source: EngineState,
+    target: EngineState,
+    *,
+    is_journal_whole: bool = True,
+    moves_data: bool = True,
+) -> Verdict:
     """What becomes of a switch whose supervisor is gone, by its last journaled phase and what the engines say.
 
     `is_journal_whole` is false if the host was booted since: the last steps may not have reached the disk.
@@ -326,6 +336,9 @@ def decide(phase: Phase, source: EngineState, target: EngineState, *, is_journal
     assert phase not in ENDED
     if phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING):
         return Verdict.FINISH
+    if not moves_data:
+        # One server: whichever address is used, nothing is lost.
+        return Verdict.UNDO
     source_takes_writes = source.is_reachable and source.role is Role.PRIMARY and source.is_writable
     if phase is not Phase.PROMOTING:
         # The target was a standby when the checks passed. If it is one no more, or cannot say, and steps may be
@@ -363,8 +376,10 @@ class SwitchRun:
         catchup_timeout_s: float,
         promote_timeout_s: float,
         phase: Phase = Phase.PENDING,
+        moves_data: bool = True,
     ) -> None:
-        """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers."""
+        """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers. `moves_data` is
+        false where source and target are one server."""
         assert plan.drain_timeout_s is not None
         self.id = switch_id
         self.plan = plan
@@ -385,17 +400,23 @@ class SwitchRun:
         self._holding: set[int] = set()
         # Who has said AllHeld. A Retarget goes to nobody else.
         self._held: set[int] = set()
-        self._engines_prepared = False
+        self._moves_data = moves_data
+        # With one server nothing is asked of the engines.
+        self._engines_prepared = not moves_data
         self._own_pids: dict[int, frozenset[int]] = {}
         # A fence was armed or ordered: an undo takes it away, successful or not.
         self._fence_ordered = False
-        self._fence_armed = False
+        self._fence_armed = not moves_data
         self._unfence_tries = 0
         self._is_target_silent = False
         self._promotions_failed = 0
         self._someone_waited = False
         self._saw_first_row = False
         self._was_let_go = False
+        self._may_stay = plan.on_drain_expired == "leave"
+        # Workers were told to leave behind who does not come to a boundary. After a restart of the supervisor in
+        # `cutting_over` nobody waits for these sessions again.
+        self._leaves = self._may_stay and phase is Phase.CUTTING_OVER
 
     @property
     def is_cancellable(self) -> bool:
@@ -425,7 +446,7 @@ class SwitchRun:
                 return self._trouble("the supervisor was restarted", "plan the switch again")
             case Verdict.UNDO:
                 # Taking away what is not there does no harm.
-                self._fence_ordered = True
+                self._fence_ordered = self._moves_data
                 if self.phase is Phase.PROMOTING:
                     return self._not_promoted("the supervisor was restarted before the promotion took place")
                 if self.phase is Phase.ABORTING:
@@ -480,14 +501,16 @@ class SwitchRun:
             return self._enter(Event.CHECKS_FAILED)
         if self.plan.dry_run:
             return self._enter(Event.DRY_RUN_DONE)
-        orders: list[Order] = [*self._enter(Event.CHECKS_PASSED), PrepareEngines()]
+        orders: list[Order] = self._enter(Event.CHECKS_PASSED)
+        if self._moves_data:
+            orders.append(PrepareEngines())
         orders += [self._tell(worker, self._prepare()) for worker in sorted(self._crew)]
         return [*orders, StartTimer(Timer.PREPARE, PREPARE_TIMEOUT_S)]
 
     def _prepared(self, worker: int, said: ipc.Prepared) -> list[Order]:
         if self.phase is not Phase.PREPARING:
             return []
-        if said.failed and not self.plan.force:
+        if said.failed and not self.plan.force and not self._may_stay:
             more = f" (and {len(said.failed) - 1} more)" if len(said.failed) > 1 else ""
             return self._trouble(
                 f"a session could not be prepared on {self.plan.target}: {said.failed[0]}{more}",
@@ -536,6 +559,8 @@ class SwitchRun:
         """The worker opens no backends for clients any more. Once none does, nothing of Turnout's can log in under the
         fence, and what of it binds newcomers only is set while the sessions are drained."""
         self._holding.add(worker)
+        if not self._moves_data:
+            return []
         if self._fence_ordered or self.phase not in (Phase.HOLDING, Phase.DRAINING) or not self._crew <= self._holding:
             return []
         self._fence_ordered = True
@@ -558,6 +583,9 @@ class SwitchRun:
             return self._trouble("no worker is left", "see the log for why they ended")
         if not self._crew <= self._answered or not self._fence_armed:
             return []
+        if not self._moves_data:
+            stop = [StopTimer(Timer.DRAIN), StopTimer(Timer.HOLD)]
+            return [*self._enter(Event.NOTHING_TO_MOVE), *stop, *self._retarget_all()]
         pids = frozenset().union(*self._own_pids.values())
         return [*self._enter(Event.ALL_HELD), Fence(pids), StopTimer(Timer.DRAIN)]
 
@@ -808,6 +836,9 @@ class SwitchRun:
                 self._tell(worker, ipc.Terminate(switch=self.id, service=self.plan.service, reason=reason))
                 for worker in missing
             ]
+        if self._may_stay:
+            self._leaves = True
+            return [self._tell(worker, self._leave()) for worker in missing]
         is_cut = self.plan.drain_timeout_s is not None and self.drain_s < self.plan.drain_timeout_s
         return self._trouble(
             f"sessions did not end their transactions within {self.drain_s:g} s"
@@ -829,10 +860,10 @@ class SwitchRun:
             case Phase.PREPARING:
                 return [self._tell(worker, self._prepare())]
             case Phase.HOLDING | Phase.DRAINING | Phase.FENCING | Phase.CATCHING_UP | Phase.PROMOTING:
-                return [self._tell(worker, self._hold())]
+                return self._tell_hold(worker)
             case Phase.CUTTING_OVER:
                 self._held.discard(worker)
-                return [self._tell(worker, self._hold())]
+                return self._tell_hold(worker)
             case Phase.RELEASING | Phase.VERIFYING:
                 return [self._tell(worker, self._release())]
             case Phase.ABORTING if self._was_let_go:
@@ -877,13 +908,20 @@ class SwitchRun:
         return Tell(worker, order)
 
     def _hold_all(self) -> Iterable[Order]:
-        return [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
+        return [order for worker in sorted(self._crew) for order in self._tell_hold(worker)]
+
+    def _tell_hold(self, worker: int) -> list[Order]:
+        orders: list[Order] = [self._tell(worker, self._hold())]
+        return [*orders, self._tell(worker, self._leave())] if self._leaves else orders
 
     def _prepare(self) -> ipc.Prepare:
         return ipc.Prepare(switch=self.id, service=self.plan.service, target=self.plan.target)
 
     def _hold(self) -> ipc.Hold:
-        return ipc.Hold(switch=self.id, service=self.plan.service)
+        return ipc.Hold(switch=self.id, service=self.plan.service, may_stay=self._may_stay)
+
+    def _leave(self) -> ipc.Leave:
+        return ipc.Leave(switch=self.id, service=self.plan.service)
 
     def _retarget(self) -> ipc.Retarget:
         return ipc.Retarget(switch=self.id, service=self.plan.service, target=self.plan.target, epoch=self.epoch)

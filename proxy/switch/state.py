@@ -13,6 +13,9 @@ the target is known to be a primary (`cutting_over`) there is only forward: the 
 An undo that cannot reach the source stays in `aborting` and tries again, for the same reason: a state that nobody
 leaves by himself must be rare. `failed` is for a person: two primaries at once, or an undo that somebody gave up.
 
+Where source and target are addresses of one server (`replication = "none"`) there is nothing to fence, to catch up with
+or to promote: from `holding` or `draining` straight to `cutting_over`.
+
 `rolling_back` and `rolled_back` belong to strategies that let the target serve while the source still follows it. The
 graceful strategy has none of that and never takes these rows; they stand here because the record and the dashboard
 know all states from the start.
@@ -77,6 +80,8 @@ class Event(enum.StrEnum):
     """A worker told of a session that is not at a boundary."""
     ALL_HELD = "all_held"
     """Every worker holds every session."""
+    NOTHING_TO_MOVE = "nothing_to_move"
+    """Every worker holds every session, and source and target are one server (`replication = "none"`)."""
     FENCED = "fenced"
     """The source refuses writes, proven."""
     CAUGHT_UP = "caught_up"
@@ -113,8 +118,10 @@ NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (_P.PREPARING, _E.TROUBLE): _P.ABORTING,
     (_P.HOLDING, _E.STILL_DRAINING): _P.DRAINING,
     (_P.HOLDING, _E.ALL_HELD): _P.FENCING,
+    (_P.HOLDING, _E.NOTHING_TO_MOVE): _P.CUTTING_OVER,
     (_P.HOLDING, _E.TROUBLE): _P.ABORTING,
     (_P.DRAINING, _E.ALL_HELD): _P.FENCING,
+    (_P.DRAINING, _E.NOTHING_TO_MOVE): _P.CUTTING_OVER,
     (_P.DRAINING, _E.TROUBLE): _P.ABORTING,
     (_P.FENCING, _E.FENCED): _P.CATCHING_UP,
     (_P.FENCING, _E.TROUBLE): _P.ABORTING,

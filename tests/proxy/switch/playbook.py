@@ -27,7 +27,12 @@ def a_plan(**changes: Any) -> SwitchPlan:
 
 
 def a_run(
-    *, crew: tuple[int, ...] = (0, 1), phase: Phase = Phase.PENDING, hold_ms_max: int = 5_000, **plan: Any
+    *,
+    crew: tuple[int, ...] = (0, 1),
+    phase: Phase = Phase.PENDING,
+    hold_ms_max: int = 5_000,
+    moves_data: bool = True,
+    **plan: Any,
 ) -> SwitchRun:
     """Epoch 7 before, 8 after the cutover."""
     return SwitchRun(
@@ -39,6 +44,7 @@ def a_run(
         catchup_timeout_s=4.0,
         promote_timeout_s=10.0,
         phase=phase,
+        moves_data=moves_data,
     )
 
 

@@ -1,0 +1,122 @@
+"""Two engines that are two addresses of one server: sessions move between them as often as one likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from proxy.embedded import PostgresPair, ServerFailed, Setup, Turnout
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from tests.e2e.doors import Door
+from tests.kit.turnouts import StartTurnout
+from tests.kit.waiting import until
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
+
+
+async def _start(start_turnout: StartTurnout, engines: dict[str, str], **switch: object) -> Turnout:
+    return await start_turnout(
+        Setup(
+            protocol="postgresql",
+            engines=engines,
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={"app": PASSWORD},
+            service={"replication": "none", "server_lifetime_s": 0.0},
+            switch={"on_drain_expired": "leave", "drain_timeout_s": 0.05, **switch},
+        )
+    )
+
+
+def _two_addresses(pair: PostgresPair) -> dict[str, str]:
+    return {"one": pair.primary.address, "two": f"localhost:{pair.primary.port}"}
+
+
+async def _pid(connection: psycopg.AsyncConnection[Any]) -> int:
+    cursor = await connection.execute("select pg_backend_pid()")
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_sessions_move_and_those_that_cannot_stay(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """A busy, a pinned and an idle session, through four switches: no error, and only who can moves."""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    dsn = Door(name="session", port=turnout.port).dsn()
+    idle = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    busy = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    pinned = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    try:
+        await idle.execute("set application_name to 'moves'")
+        await pinned.execute("begin")
+        await pinned.execute("declare corpus_held cursor with hold for select generate_series(1, 10)")
+        await pinned.execute("commit")
+        await busy.execute("begin")
+        pids = [await _pid(one) for one in (idle, busy, pinned)]
+        for target in ("two", "one", "two", "one"):
+            ended = await turnout.switch(target)
+            assert ended["phase"] == "completed", ended
+            assert ended["figures"]["errors_visible"] == 0
+            cursor = await idle.execute("show application_name")
+            assert await cursor.fetchone() == ("moves",)
+            cursor = await pinned.execute("fetch 1 from corpus_held")
+            assert await cursor.fetchone() is not None
+        now = [await _pid(one) for one in (idle, busy, pinned)]
+        assert now[0] != pids[0]
+        assert now[1:] == pids[1:]
+        await busy.execute("commit")
+        await turnout.switch("two")
+        assert await _pid(busy) != pids[1], "it moves once it can"
+    finally:
+        for one in (idle, busy, pinned):
+            await one.close()
+
+
+async def test_a_notification_names_its_sender_as_the_client_knows_it(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """field-notes: Process id in BackendKeyData"""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    dsn = Door(name="session", port=turnout.port).dsn()
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        heard: list[psycopg.Notify] = []
+        connection.add_notify_handler(heard.append)
+        await connection.execute("listen corpus_one_server")
+        await turnout.switch("two")
+        await connection.execute("notify corpus_one_server, 'mine'")
+        assert [one.pid for one in heard] == [connection.info.backend_pid]
+
+
+async def test_each_backend_serves_one_session_where_its_lifetime_is_zero(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """As without a proxy: a new connection is a new process, and the old one goes with its client."""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    dsn = Door(name="session", port=turnout.port).dsn()
+    pids = []
+    for _ in range(3):
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            pids.append(await _pid(connection))
+    assert len(set(pids)) == 3
+    direct = Door(name="direct", port=postgres_pair.primary.port).dsn()
+    async with await psycopg.AsyncConnection.connect(direct, autocommit=True) as connection:
+
+        async def all_gone() -> bool:
+            cursor = await connection.execute("select count(*) from pg_stat_activity where pid = any(%s)", [pids])
+            return await cursor.fetchone() == (0,)
+
+        await until(all_gone, "the processes of clients that left have ended")
+
+
+async def test_an_engine_that_is_another_server_is_refused(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """Even with force."""
+    engines = {"one": postgres_pair.primary.address, "other": postgres_pair.standby.address}
+    turnout = await _start(start_turnout, engines)
+    with pytest.raises(ServerFailed, match="same_server"):
+        await turnout.switch("other", force=True)

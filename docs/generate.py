@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
+from docs import handled
 from proxy import config
 from proxy.config import Config, Secret, spell_range
 from proxy.control.rest import build_app
@@ -431,6 +432,7 @@ def produced() -> dict[Path, str]:
         ROOT / "conf/turnout.toml": sample(),
         ROOT / "docs/reference-config.md": config_reference(),
         ROOT / "docs/reference-rest.md": rest_reference(),
+        ROOT / "docs/what-we-handle.md": handled.page(ROOT, MARK),
         ROOT / "docs/openapi.json": json.dumps(openapi(), indent=1) + "\n",
     }
 

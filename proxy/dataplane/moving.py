@@ -643,8 +643,9 @@ class Move:
             backend = notes.backend
             if backend is None:
                 return
-            if self._may_stay and session.backend is not None and (notes.is_refused_in_part or notes.has_late_part):
-                # Statements of a table that is not there just now, locks, temporary tables: the old backend has them.
+            is_lacking = not notes.has_late_part and (notes.is_refused_in_part or ledger.has_tables)
+            if self._may_stay and session.backend is not None and is_lacking:
+                # Statements of a table that is not there just now, temporary tables: the old backend has them.
                 _log.info("session stays where it is", session=session.id, why="not all of it can be had there")
                 return
             if ledger.has_tables:

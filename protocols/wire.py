@@ -36,7 +36,7 @@ exchanged. `is_idle()`: the same without regard to the transaction.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -416,6 +416,22 @@ class Ledger(Protocol):
     def pins(self) -> list[str]:
         """Reasons for grade D by name; empty if there are none."""
 
+    @property
+    def ties(self) -> list[str]:
+        """Transaction mode: why the session keeps its backend, besides its pins."""
+
+    @property
+    def bound(self) -> list[str]:
+        """What dies with the server, by name: a switch can carry it, a crash cannot."""
+
+    @property
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """Transaction mode: parameters of the Startup that a backend for this session has to be like."""
+
+    @property
+    def worn(self) -> tuple[tuple[str, str], ...]:
+        """The same of the backend that was asked last, as it was found."""
+
     def inspection(self) -> Exchange:
         """Ask the session's backend what it holds. Once complete, `is_dirty` is False and settings, statements,
         channels and pins are those of the backend. Only at a boundary."""
@@ -498,7 +514,21 @@ class Wire(Protocol):
         the engine's certificate, if the connection has TLS; PostgreSQL logins bind to it. `oldest`: ask for the
         protocol's oldest version, for an engine that refuses to negotiate."""
 
-    def ledger(self, startup: Startup) -> Ledger: ...
+    def ledger(self, startup: Startup, *, shares_backends: bool = False) -> Ledger: ...
+
+    def client_startup(
+        self, startup: Startup, *, shares_backends: bool, ignored: Sequence[str]
+    ) -> Startup | ErrorReply:
+        """A client's `startup` less the parameters that the config ignores, and in transaction mode in the form in
+        which `redress` can apply it; or why it cannot be served."""
+
+    redresses: bool
+    """Shared backends are opened without parameters and get those of the session they are lent to (PostgreSQL: as
+    settings)."""
+
+    def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        """Make an idle shared backend like a fresh one of `wanted`; `worn` is what it is like now. The second tells, once
+        the exchange is complete, what the server refused."""
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
         """`shares_backends`: transaction mode; prepared statements are renamed and shared by text, and PostgreSQL keeps

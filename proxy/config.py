@@ -295,6 +295,9 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     server_reset_query: Annotated[str, Meta(extra=RELOADABLE)] = ""
     """PostgreSQL: what makes a backend of session mode ready for the next client; empty: `DISCARD ALL`, which is right
     unless something else takes care of it."""
+    ignore_startup_parameters: Annotated[list[str], Meta(extra=RELOADABLE)] = []
+    """PostgreSQL: startup parameters that clients send and nobody shall see, also inside of `options`. All others are
+    applied, or refused by name."""
     max_prepared_statements: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
     """PostgreSQL, transaction mode: most prepared statements kept on one backend; the one not used for longest goes."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from protocols.errors import IllegalUse
 from protocols.mysql.exchange import Exchange
@@ -12,6 +12,7 @@ from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
 from protocols.wire import (
     BackendFacts,
+    BackendRefused,
     Credential,
     ErrorReply,
     Ledger,
@@ -28,6 +29,7 @@ class MysqlWire:
 
     name: ProtocolName = "mysql"
     asks_quietly = False
+    redresses = False
     resets_all = False
     """A default database cannot be taken away from a connection that was opened without one."""
 
@@ -71,8 +73,17 @@ class MysqlWire:
         """MySQL has no keys in place of a password, binds to no channel, and knows one version only."""
         return MysqlServerLogin(startup, password if isinstance(password, str) else None)
 
-    def ledger(self, startup: Startup) -> MysqlLedger:
+    def ledger(self, startup: Startup, *, shares_backends: bool = False) -> MysqlLedger:
         return MysqlLedger(startup)
+
+    def client_startup(
+        self, startup: Startup, *, shares_backends: bool, ignored: Sequence[str]
+    ) -> Startup | ErrorReply:
+        """MySQL's first packet holds no settings."""
+        return startup
+
+    def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        raise IllegalUse("MySQL's backends are opened as their sessions need them")
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
         assert isinstance(ledger, MysqlLedger)

@@ -275,6 +275,12 @@ class MysqlLedger:
 
     # --- what a session holds -------------------------------------------------------------------------------------
 
+    ties: Final[list[str]] = []
+    """A MySQL session that holds something keeps its backend by its pins or by a ledger that is not empty."""
+    bound: Final[list[str]] = []
+    wanted: Final[tuple[tuple[str, str], ...]] = ()
+    worn: Final[tuple[tuple[str, str], ...]] = ()
+
     @property
     def pins(self) -> list[str]:
         """Reasons for grade D by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocols.errors import IllegalUse
@@ -12,10 +12,12 @@ from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.handshake import NEWEST_MINOR, PostgresClientLogin, PostgresServerLogin, PostgresTlsRequest
 from protocols.postgres.ledger import PostgresLedger
 from protocols.postgres.messages import build_query
+from protocols.postgres.startup import RefusedOption, as_settings, without
 from protocols.postgres.statements import PER_BACKEND_MAX
 from protocols.postgres.tracker import PostgresTracker
 from protocols.wire import (
     BackendFacts,
+    BackendRefused,
     ClientLogin,
     Credential,
     ErrorReply,
@@ -35,6 +37,7 @@ class PostgresWire:
 
     name: ProtocolName = "postgresql"
     asks_quietly = True
+    redresses = True
     resets_all = True
     """By DISCARD ALL."""
 
@@ -70,8 +73,22 @@ class PostgresWire:
     ) -> Login:
         return PostgresServerLogin(startup, password, binding=binding, minor=0 if oldest else NEWEST_MINOR)
 
-    def ledger(self, startup: Startup) -> Ledger:
-        return PostgresLedger(startup)
+    def ledger(self, startup: Startup, *, shares_backends: bool = False) -> Ledger:
+        return PostgresLedger(startup, shares_backends=shares_backends)
+
+    def client_startup(
+        self, startup: Startup, *, shares_backends: bool, ignored: Sequence[str]
+    ) -> Startup | ErrorReply:
+        try:
+            startup = without(startup, ignored)
+            return as_settings(startup) if shares_backends else startup
+        except RefusedOption as refused:
+            hint = "List its name in ignore_startup_parameters to go on without it."
+            return ErrorReply(refused.text, refused.sqlstate, 1105, "HY000", hint)
+
+    def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        exchange = _ledger.redress(worn, wanted)
+        return exchange, lambda: exchange.refused
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = PER_BACKEND_MAX) -> Tracker:
         assert isinstance(ledger, PostgresLedger)

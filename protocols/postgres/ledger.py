@@ -34,11 +34,14 @@ from protocols.postgres.messages import (
     build_parse,
     build_query,
     build_sync,
+    decode,
+    encode,
+    parse_error,
     readable,
 )
 from protocols.postgres.temp import DEFINITIONS, Dump, TempTables, creations
 from protocols.postgres.text import split_statements
-from protocols.wire import Exchange, Startup
+from protocols.wire import BackendRefused, Exchange, Startup
 
 LOCKS_MAX: Final = 1000
 """Most advisory locks of one session that are carried."""
@@ -60,6 +63,8 @@ PIN_MANY_STATEMENTS: Final = "too many prepared statements"
 PIN_CUSTOM_NAMES: Final = "too many custom settings"
 PIN_BATCHED_PREPARE: Final = "prepared statement in a batch"
 PIN_REPLICATION: Final = "replication connection"
+TIE_LISTEN: Final = "listen"
+TIE_PREPARED: Final = "prepared statement in SQL"
 PIN_UNKNOWN: Final = "inspection failed"
 
 _INSPECTION: Final = rb"""
@@ -94,7 +99,7 @@ _PREPARE: Final = re.compile(rb'prepare\s+(?:"((?:[^"]|"")+)"|([^\s("]+))', re.I
 class PostgresLedger:
     """See `wire.Ledger`."""
 
-    def __init__(self, startup: Startup) -> None:
+    def __init__(self, startup: Startup, *, shares_backends: bool = False) -> None:
         self.version = 0
         self.is_dirty = False
         self.settings: dict[bytes, bytes] = {}
@@ -108,6 +113,10 @@ class PostgresLedger:
         self.statements: dict[bytes, bytes] = {}
         """Whole Parse messages by name (session mode)."""
         self._startup = startup
+        self._shares = shares_backends
+        """Transaction mode: settings move from backend to backend (`wanted`) and do not tie the session to one."""
+        self._worn: dict[bytes, bytes] = {}
+        """Settings its backend had when it was asked last (transaction mode)."""
         self._statement_bytes = 0
         # Tuples and a frozenset: empty in most sessions, and then the same objects in all of them.
         self._found_pins: tuple[str, ...] = ()
@@ -135,9 +144,7 @@ class PostgresLedger:
             or self.statements
             or self._found_pins
             or self._lasting_pins
-            or self.settings
-            or self.role
-            or self.session_user
+            or (not self._shares and (self.settings or self.role or self.session_user))
             or self.prepared
             or self.channels
             or self._locks
@@ -166,6 +173,39 @@ class PostgresLedger:
             "temp sequences": len(self._temp.sequences) if self._temp is not None else 0,
         }
         return {name: count for name, count in counts.items() if count}
+
+    @property
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """Transaction mode: the settings a backend has to have for this session, as parameters of a Startup."""
+        return _as_parameters(self._all_settings(self.settings))
+
+    @property
+    def worn(self) -> tuple[tuple[str, str], ...]:
+        """The settings the backend had when it was asked last."""
+        return _as_parameters(self._worn)
+
+    def _all_settings(self, settings: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        found = dict(settings)
+        if self.session_user is not None:
+            found[b"session_authorization"] = self.session_user
+        if self.role is not None:
+            found[b"role"] = self.role
+        return found
+
+    @property
+    def ties(self) -> list[str]:
+        """Why the session keeps its backend in transaction mode, besides its pins."""
+        ties = []
+        if self.channels:
+            ties.append(TIE_LISTEN)
+        if self.prepared:
+            ties.append(TIE_PREPARED)
+        return [*ties, *self.bound]
+
+    @property
+    def bound(self) -> list[str]:
+        """What dies with the server, by name: a switch can carry it, a crash cannot."""
+        return ["advisory lock"] * self.has_locks + ["temp table"] * self.has_tables
 
     def _found(self) -> tuple[object, ...]:
         return (self.settings, self.role, self.session_user, self.prepared, self.channels)
@@ -337,6 +377,13 @@ class PostgresLedger:
         if has_temp and not asked_tables:
             # What they are made of is the next question.
             self.is_dirty = True
+        if self._shares:
+            self._worn = self._all_settings(self.settings)
+            known = {name.lower() for name in self.settings}
+            for startup_name, startup_value in self._startup.parameters:
+                # RESET gives back what the client asked for at its login, and not what the server has.
+                if startup_name.lower().encode() not in known:
+                    self.settings[encode(startup_name)] = encode(startup_value)
         if self._found() != before:
             self.version += 1
         for name in [name for name in self.statements if name not in parsed]:
@@ -485,6 +532,67 @@ def _set(name: bytes, value: bytes) -> Group:
     return Group(
         f"setting {readable(name)}", build_bind(b"", _SETTER, [name, value]) + build_execute(b"") + build_sync()
     )
+
+
+def _as_parameters(settings: dict[bytes, bytes]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((decode(name), decode(value)) for name, value in settings.items()))
+
+
+class Redress(PostgresExchange):
+    """Makes a shared backend that has the settings `worn` have the settings `wanted`, and no others.
+
+    One implicit transaction: all of it, or nothing. client_encoding goes first and by itself, because a text is read in
+    the encoding that was in force when it came.
+    """
+
+    def __init__(self, worn: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
+        # What may be set depends on the role: it is taken off first and put on last.
+        roles: tuple[bytes, ...] = (b"session_authorization", b"role")
+        resets: list[bytes] = [name for name in (b"role", b"session_authorization") if name in worn]
+        resets += sorted(name for name in worn if name not in wanted and name not in roles)
+        changes = [(name, value) for name, value in wanted.items() if worn.get(name) != value and name not in roles]
+        changes.sort(key=lambda change: (_rank(change[0]), change[0]))
+        changes += [(name, wanted[name]) for name in roles if name in wanted]
+        statements = [b"RESET " + _quoted_name(name) for name in resets]
+        encoding = [change for change in changes if change[0].lower() == b"client_encoding"]
+        groups = [Group("settings", build_query(_set_all(encoding)))] if encoding else []
+        rest = [change for change in changes if change[0].lower() != b"client_encoding"]
+        if rest:
+            statements.append(_set_all(rest))
+        if statements:
+            groups.append(Group("settings", build_query(b"; ".join(statements))))
+        super().__init__(groups or [Group("settings", build_query(b""))])
+        self.refused: BackendRefused | None = None
+        """The server's first error."""
+
+    def _note_error(self, message: bytes) -> None:
+        super()._note_error(message)
+        if self.refused is None:
+            fields = parse_error(message)
+            self.refused = BackendRefused(fields.sqlstate, fields.sqlstate, fields.message)
+
+
+def redress(worn: Startup, wanted: Startup) -> Redress:
+    """See `Redress`; the settings are the parameters of the two."""
+    return Redress(
+        {encode(name): encode(value) for name, value in worn.parameters},
+        {encode(name): encode(value) for name, value in wanted.parameters},
+    )
+
+
+def _set_all(settings: list[tuple[bytes, bytes]]) -> bytes:
+    calls = (b"pg_catalog.set_config(%s, %s, false)" % (_literal(name), _literal(value)) for name, value in settings)
+    # One statement for each: the order of what stands in one target list is not promised.
+    return b"; ".join(b"SELECT " + call for call in calls)
+
+
+def _literal(text: bytes) -> bytes:
+    """Read alike whatever standard_conforming_strings says."""
+    return b"E'" + text.replace(b"\\", b"\\\\").replace(b"'", b"''") + b"'"
+
+
+def _quoted_name(name: bytes) -> bytes:
+    return b".".join(b'"' + part.replace(b'"', b'""') + b'"' for part in name.split(b"."))
 
 
 def own_prepare(text: bytes, name: bytes) -> bytes | None:

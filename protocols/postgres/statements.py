@@ -87,6 +87,16 @@ def unshared(body: bytes) -> Statement:
     return Statement(OWN_PREFIX + b"%d" % next(_numbers), body)
 
 
+def outdate(statement: Statement) -> None:
+    """Whoever prepares this text from now on gets a statement of another name: on no backend yet."""
+    global _recent_bytes
+    if _by_body.get(statement.body) is statement:
+        del _by_body[statement.body]
+    if _recent.get(statement.body) is statement:
+        del _recent[statement.body]
+        _recent_bytes -= len(statement.body)
+
+
 class Naming:
     """A session's name for a statement. Restores the former one if the request turns out to be skipped."""
 
@@ -154,6 +164,13 @@ class Names:
             self._namings.pop(name, None)
         else:
             self._namings[name] = current
+
+    def outdate(self) -> None:
+        """One of this session's statements does not fit its tables any more. Which one does not matter: the others are
+        prepared once more, too, when somebody wants them."""
+        for naming in self._namings.values():
+            if naming.statement is not None:
+                outdate(naming.statement)
 
     def forget_settled(self) -> None:
         """DEALLOCATE ALL was executed: what was named before it is gone, what was sent after it is not."""

@@ -930,6 +930,11 @@ class PostgresTracker(Tracker):
             self.has_last_words = True
             return b""
         self.errors += 1
+        if self._shares and b"RRevalidateCachedQuery" in fields:
+            # "cached plan must not change result type", in whatever language. The client has to hear it, because what it
+            # knows of the columns is wrong now; when it then prepares the same text again, it must not be given the
+            # statement that backends have.
+            self._names.outdate()
         if self._untold is not None:
             message, self._untold = self._untold, None
         self._fail()

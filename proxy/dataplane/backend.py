@@ -107,6 +107,12 @@ class Backend:
     def is_lost(self) -> bool:
         return self._lost or not self.link.is_open
 
+    def become(self, startup: Startup) -> None:
+        """It is like a fresh one of `startup` now, and stands on that one's shelf when it is idle."""
+        if startup != self.startup:
+            self.startup = startup
+            self.shelf = None
+
     def listen(self) -> None:
         """The link is no relay's (any more): hear what the server says and when it ends."""
         self.link.sink = self._heard

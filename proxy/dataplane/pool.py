@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -26,6 +26,10 @@ from proxy.tasks import spawn
 
 STARTING_UP: Final = "57P03"
 """SQLSTATE of a server that starts, recovers or shuts down: who waits is told nothing yet."""
+
+REDRESS_IDLE_S: Final = 0.01
+"""A backend of another Startup is used, while there is room to open one, when it has been idle for so long: one that its
+own sessions use all the time would only be taken to and fro."""
 
 STARTING_RETRY_S: Final = 0.1
 """Pause between tries while it does."""
@@ -261,8 +265,11 @@ class Pool:
                 return True
             if waiter.is_over:
                 continue
+            if self._redress_for(waiter.startup, REDRESS_IDLE_S):
+                wanted -= 1
+                continue
             if not self._take_seats():
-                if self._redress_for(waiter.startup):
+                if self._redress_for(waiter.startup, 0.0):
                     wanted -= 1
                     continue
                 if not self._make_room(waiter.startup):
@@ -272,12 +279,14 @@ class Pool:
             spawn(self._open(waiter.startup), name=f"open {'/'.join(self.name)}")
         return True
 
-    def _redress_for(self, startup: Startup) -> bool:
-        """The pool is full: begin to make an idle backend of another Startup like one of this."""
+    def _redress_for(self, startup: Startup, idle_s: float) -> bool:
+        """Begin to make a backend of another Startup, that has been idle for `idle_s`, like one of this."""
         if self._redress is None:
             return False
+        since_ns = time.monotonic_ns() - int(idle_s * 1e9)
         for other, shelf in list(self._shelves.items()):
-            while other != startup and shelf.idle:
+            # The longest idle one stands first.
+            while other != startup and shelf.idle and shelf.idle[0].idle_since_ns <= since_ns:
                 backend = shelf.idle.pop(0)
                 if not backend.is_fresh:
                     backend.close()
@@ -522,6 +531,9 @@ class Pool:
             self.discard(backend)
             return
         backend.notes.clear()
+        if self._redress is not None:
+            # Like one that was opened just now: without anybody's settings.
+            backend.become(replace(backend.startup, parameters=()))
         self.give_back(backend)
 
     def cancel_done(self, backend: Backend) -> None:

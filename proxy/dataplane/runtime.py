@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
 
 
+REDRESS_TIMEOUT_S: Final = 10.0
+"""Longest time a backend may take to change its settings."""
+
 LOOKS_MAX: Final = 50
 """Sessions in a second whose backend is asked what it holds, so that the session could go on without it."""
 
@@ -141,12 +144,20 @@ class Runtime:
 
     async def open_as(self, engine: str, own: Startup) -> Backend:
         """A fresh backend for a pool: `own` is what the pool's backends are opened with. Raises EngineError."""
+        plain = replace(own, parameters=()) if self.redresses else own
         try:
-            return await self._open(engine, own, self._credential_of(engine, own))
+            backend = await self._open(engine, plain, self._credential_of(engine, own))
         except EngineRefused as error:
             if error.sqlstate == "28P01" and self.config.engine[engine].login is None:
                 self.users.refused(own.user)
             raise
+        try:
+            if plain is not own:
+                await self.redress(backend, own)
+        except BaseException:
+            backend.close()
+            raise
+        return backend
 
     async def _open(self, engine: str, startup: Startup, password: Credential) -> Backend:
         address = self.config.engine[engine].address
@@ -185,6 +196,26 @@ class Runtime:
             return False
         backend.close(says_goodbye=True)
         return True
+
+    @property
+    def redresses(self) -> bool:
+        """Backends are opened plain and given the settings of the session they are lent to."""
+        return self.shares_backends and self.wire.redresses
+
+    async def redress(self, backend: Backend, wanted: Startup) -> None:
+        """Make an idle backend like a fresh one of `wanted`. Raises EngineError; EngineRefused if a setting is not to
+        be had. The backend is of no use then."""
+        if backend.startup == wanted:
+            return
+        exchange, refusal = self.wire.redress(backend.startup, wanted)
+        await backend.run(exchange, REDRESS_TIMEOUT_S)
+        refused = refusal()
+        if refused is not None:
+            raise EngineRefused(backend.engine, refused)
+        backend.become(wanted)
+        # What it said of its parameters is all known here, so that a tracker need not compare.
+        told = {**backend.facts.parameters, **backend.notes.pop("parameters", {}), **exchange.parameters}
+        backend.facts = replace(backend.facts, parameters=self._shared(told))
 
     def report_lost(self, engine: str, why: str) -> None:
         """Tell the supervisor that the data plane saw an engine fail."""
@@ -252,6 +283,7 @@ class Runtime:
                 seats=self._seats,
                 open_one=open_one,
                 service=self.name,
+                redress=self.redress if self.redresses else None,
                 check=self._check,
             )
         return pool

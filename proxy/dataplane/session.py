@@ -99,6 +99,7 @@ class Session:
         "backend",
         "cancel_key",
         "client",
+        "dress",
         "has_seat",
         "id",
         "ledger",
@@ -132,6 +133,9 @@ class Session:
         """Ended until the registry knows it: a login in progress is in no index."""
         self.runtime: Runtime | None = None
         self.startup: Startup | None = None
+        """As the client logged in."""
+        self.dress: Startup | None = None
+        """What its backends have to be like: `startup`, but in transaction mode with the settings it has now."""
         self.backend: Backend | None = None
         self.relay: Relay | None = None
         self.tracker: Tracker | None = None
@@ -326,14 +330,24 @@ class Session:
         self._end(error.text)
 
     def _proven(self, startup: Startup) -> None:
-        assert self.runtime is not None, "the credential look-up has set it"
-        self.startup = startup
+        runtime = self.runtime
+        assert runtime is not None, "the credential look-up has set it"
+        able = self.wire.client_startup(
+            startup, shares_backends=runtime.shares_backends, ignored=runtime.config.ignore_startup_parameters
+        )
+        if isinstance(able, ErrorReply):
+            self._count_failure()
+            if self._login is not None:
+                self.link.send(self._login.refuse(able))
+            self._end(able.message)
+            return
+        self.startup = self.dress = able
         self.link.pause()
         if self._login_timer is not None:
             self._login_timer.cancel()
             self._login_timer = None
         if self.standing is Standing.ENDED:
-            self.runtime.registry.add(self)
+            runtime.registry.add(self)
         spawn(self._guard(self._arrive()), name=f"session {self.id} arrives")
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
@@ -359,8 +373,9 @@ class Session:
             return
         if backend.startup == startup:
             # One object for all that share backends, or for session and backend; clients come with a copy each.
-            self.startup = startup = backend.startup
-        self.ledger = self.wire.ledger(startup)
+            self.startup = self.dress = startup = backend.startup
+        own = runtime.login_of(runtime.active, startup)
+        self.ledger = self.wire.ledger(own, shares_backends=runtime.shares_backends)
         self.tracker = self.wire.tracker(
             self.ledger,
             shares_backends=runtime.shares_backends,
@@ -392,7 +407,7 @@ class Session:
 
     async def _take_backend(self) -> Backend:
         """A backend of the engine that is active when it is handed over."""
-        runtime, startup = self.runtime, self.startup
+        runtime, startup = self.runtime, self.dress
         assert runtime is not None
         assert startup is not None
         while True:
@@ -479,7 +494,7 @@ class Session:
 
     def want_backend(self) -> None:
         """The client has work and there is no backend."""
-        runtime, startup = self.runtime, self.startup
+        runtime, startup = self.runtime, self.dress
         assert runtime is not None
         assert startup is not None
         if runtime.is_holding and runtime.move is not None and self.standing is Standing.SERVING:
@@ -591,6 +606,7 @@ class Session:
             return
         if self.has_ended:
             return
+        self._note_dress()
         if ledger.is_empty:
             self._return_backend()
             if self.standing is Standing.SERVING:
@@ -599,6 +615,21 @@ class Session:
             self.reopen()
         if self.standing is Standing.DRAINING:
             self._tell_move()
+
+    def _note_dress(self) -> None:
+        """Transaction mode: the backend was asked what settings it has; the session's next one has to have them, too."""
+        runtime, ledger, backend, startup = self.runtime, self.ledger, self.backend, self.startup
+        assert runtime is not None
+        assert ledger is not None
+        assert startup is not None
+        if not runtime.redresses or backend is None:
+            return
+        backend.become(replace(backend.startup, parameters=ledger.worn))
+        if self.dress is None or self.dress.parameters != ledger.wanted:
+            self.dress = replace(startup, parameters=ledger.wanted)
+            self._pool = None
+            if self.relay is not None:
+                self.relay.lending = None
 
     def _serve_rest(self) -> None:
         assert self.relay is not None
@@ -993,10 +1024,12 @@ class Session:
         """Grade and pins as they are known now; a dirty ledger may still gain some."""
         if self.ledger is None:
             return Grade.A, []
+        # In transaction mode what ties a session to its backend is worth knowing, too: it saves nothing then.
+        ties = self.ledger.ties if self.runtime is not None and self.runtime.shares_backends else []
         if self.ledger.pins:
-            return Grade.D, list(self.ledger.pins)
+            return Grade.D, [*self.ledger.pins, *ties]
         if self.in_transaction:
-            return Grade.C, []
-        if self.ledger.is_empty and not self.ledger.is_dirty:
-            return Grade.A, []
-        return Grade.B, []
+            return Grade.C, ties
+        if self.ledger.is_empty and not self.ledger.is_dirty and self.dress is self.startup:
+            return Grade.A, ties
+        return Grade.B, ties

@@ -141,6 +141,31 @@ async def test_more_clients_than_allowed_are_53300(postgres_pair: PostgresPair, 
         await first.execute("select 1")
 
 
+async def test_limits_hold_for_all_workers_together(postgres_pair: PostgresPair, start_turnout: StartTurnout) -> None:
+    setup = _setup(postgres_pair.primary.address, pool_size=2, query_wait_timeout_s=0.5, client_idle_timeout_s=0.5)
+    setup.workers = 2
+    setup.top = {"max_client_conn": 3}
+    turnout = await start_turnout(setup)
+    door = Door(name="session", port=turnout.port)
+    connections = [await psycopg.AsyncConnection.connect(door.dsn()) for _ in range(2)]
+    for connection in connections:
+        # In a transaction they may be idle for as long as they like.
+        await connection.execute("select 1")
+    for _ in range(4):
+        # Whichever worker it reaches.
+        with pytest.raises(psycopg.OperationalError, match="pool"):
+            await psycopg.AsyncConnection.connect(door.dsn(), connect_timeout=20)
+    await connections[0].commit()
+    with pytest.raises(psycopg.errors.IdleSessionTimeout):
+        async with asyncio.timeout(20):
+            while True:
+                await asyncio.sleep(2)
+                await connections[0].execute("select 1")
+    await connections[1].execute("select 1")
+    for connection in connections:
+        await connection.close()
+
+
 async def test_in_transaction_mode_a_full_pool_makes_clients_wait_their_turn(
     postgres_pair: PostgresPair, start_turnout: StartTurnout
 ) -> None:

@@ -82,6 +82,17 @@ async def test_sessions_with_other_settings_share_backends_and_keep_their_settin
         await connection.close()
 
 
+async def test_a_transaction_begins_when_and_as_the_client_begins_it(door: Door) -> None:
+    """field-notes: Deferred BEGIN"""
+    async with await _connect(door) as connection:
+        await connection.execute("begin isolation level serializable read only")
+        await connection.execute("savepoint first")
+        assert await _show(connection, "transaction_isolation") == "serializable"
+        assert await _show(connection, "transaction_read_only") == "on"
+        await connection.execute("commit")
+        assert await _show(connection, "transaction_isolation") == "read committed"
+
+
 async def test_reset_gives_back_what_the_client_asked_for_at_its_login(door: Door) -> None:
     async with await _connect(door, options="-c work_mem=5MB") as connection:
         await connection.execute("set work_mem = '9MB'")
@@ -127,7 +138,10 @@ async def _is(pins: Any, expected: list[str]) -> bool:
 
 
 async def test_a_client_that_prepares_again_after_ddl_gets_the_new_columns(door: Door) -> None:
-    """field-notes: "cached plan must not change result type\""""
+    """Asyncpg is told once, and then gets a statement that fits.
+
+    field-notes: "cached plan must not change result type"
+    """
     connections = [
         await asyncpg.connect(
             host=HOST, port=door.port, user=door.user, password=door.password, database=door.database, ssl=False

@@ -197,6 +197,10 @@ async def test_a_closed_pool_closes_what_comes_back_and_refuses_who_asks(engine:
 
 
 async def test_a_failed_login_is_not_tried_again_at_once(engine: Engine) -> None:
+    """Until a switch, which forgives.
+
+    field-notes: Login failure back-off in front of clients
+    """
     pool = pool_of(engine, login_retry_s=60.0)
     engine.refuses = True
     first = Asked(pool)

@@ -14,6 +14,7 @@ IS_DEBUG = os.environ.get("TURNOUT_DEBUG", "") == "1"
 PURE = [
     "protocols/wire.py",
     "protocols/postgres/text.py",
+    "protocols/postgres/statements.py",
     "protocols/postgres/tracker.py",
     "protocols/mysql/tracker.py",
 ]

@@ -7,6 +7,13 @@ cdef enum:
     SWALLOW = 2
     GATE = 3
     INVENT = 4
+    EDIT = 5
+
+cdef enum:
+    # Values of Tracker.ledger_news.
+    LEDGER_AS_SEEN = 0
+    LEDGER_TOUCHED = 1
+    LEDGER_UNWATCHED = 2
 
 cdef enum:
     # Positions of the gate.
@@ -19,10 +26,17 @@ cdef class Tracker:
     cdef:
         # Offset of the first byte the last scan's verdict does not let pass.
         readonly Py_ssize_t stop
-        # Whole size in bytes, header included, of the message a FETCH or SWALLOW verdict speaks of.
+        # Whole size in bytes, header included, of the message a FETCH or SWALLOW verdict speaks of; with EDIT the count
+        # of bytes that are replaced.
         readonly Py_ssize_t message_size
+        # What EDIT puts in their place: the first `edited_size` bytes of a buffer that trackers share.
+        readonly bytearray edited
+        readonly Py_ssize_t edited_size
         # GATE_OPEN, GATE_DRAIN or GATE_CLOSED; set by the relay only.
         public int gate
+        # Whether the ledger may have changed since somebody saw that it is empty: LEDGER_AS_SEEN: no; LEDGER_TOUCHED: yes;
+        # LEDGER_UNWATCHED: this protocol's tracker does not tell.
+        public int ledger_news
         # Requests whose answer is complete, since the session began.
         readonly unsigned long long requests
         # Transactions that ended, since the session began.
@@ -42,3 +56,5 @@ cdef class Tracker:
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     cpdef bint at_boundary(self) noexcept
     cpdef bint is_idle(self) noexcept
+    cpdef bytes link(self, object backend, dict notes)
+    cpdef int unlink(self) except -1

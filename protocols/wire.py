@@ -18,6 +18,8 @@ FETCH    The message at `stop`, `message_size` bytes with its header, has to be 
 SWALLOW  The message at `stop`, `message_size` bytes, is dropped: nobody but the proxy asked for it.
 GATE     (client only) Nothing from `stop` on may reach a server now: no backend is linked, or the gate is closing
          for a switch. The relay keeps the rest, stops reading, and scans it again when the gate may have opened.
+EDIT     (client only) The `message_size` bytes at `stop`, all of them in the chunk, are replaced by the first
+         `edited_size` bytes of `edited`, which hold until the next scan. For what is common: no object is made.
 INVENT   (server only) Before going on at `stop`, `take_invented()` goes to the client: the answer to something that
          the proxy did not pass on.
 
@@ -44,6 +46,7 @@ import cython
 
 if not cython.compiled:
     from protocols.codes import (  # noqa: F401  (the readable run's names of the numbers in wire.pxd)
+        EDIT,
         FETCH,
         FORWARD,
         GATE,
@@ -66,7 +69,10 @@ class Tracker:
     def __init__(self) -> None:
         self.stop = 0
         self.message_size = 0
+        self.edited = bytearray()
+        self.edited_size = 0
         self.gate = 0
+        self.ledger_news = 2  # LEDGER_UNWATCHED
         self.requests = 0
         self.transactions = 0
         self.errors = 0
@@ -112,8 +118,8 @@ class Tracker:
         """
         raise AssertionError("a protocol's tracker overrides this")
 
-    def unlink(self) -> None:
-        """No backend from now on. Call only where `is_idle()` or when the backend is lost."""
+    def unlink(self) -> int:
+        """No backend from now on. Call only where `is_idle()` or when the backend is lost. Returns 0."""
         raise AssertionError("a protocol's tracker overrides this")
 
     def lose(self, aborted: ErrorReply, unknown: ErrorReply) -> bytes | None:

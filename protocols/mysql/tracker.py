@@ -1279,14 +1279,18 @@ class MysqlTracker(Tracker):
         self._server_ids = notes.setdefault("statement_ids", {})
         self._types_due = notes.setdefault("types_due", set())
         self._has_types_due = bool(self._types_due)
-        self._ids_match = all(self._server_ids.get(client_id) == client_id for client_id in self._statements)
+        self._ids_match = True
+        for client_id in self._statements:
+            if self._server_ids.get(client_id) != client_id:
+                self._ids_match = False
+                break
         self._recent = None
         self._status &= ~SERVER_STATUS_IN_TRANS
         self._is_transaction_unknown = False
         self._is_linked = True
         return b""
 
-    def unlink(self) -> None:
+    def unlink(self) -> int:
         self._is_linked = False
         self._server_ids = {}
         self._types_due = set()
@@ -1307,3 +1311,4 @@ class MysqlTracker(Tracker):
         self._has_long_data = False
         self._status &= ~SERVER_STATUS_IN_TRANS
         self._is_transaction_unknown = False
+        return 0

@@ -75,6 +75,8 @@ COMMAND_TAG_BYTES_MAX = 1024
 ERROR_BYTES_MAX = 64 * 1024
 # Most requests in flight in one session.
 IN_FLIGHT_MAX = 2**24
+# Longest beginning of a message that is edited in place; a longer one is fetched.
+EDITED_BYTES_MAX = 256
 
 # What is expected: the low bits of an entry of the ring. 0: nothing is expected.
 PARSE = 1

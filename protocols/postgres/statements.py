@@ -208,6 +208,7 @@ class OnBackend:
 
     def __init__(self) -> None:
         self._holdings: OrderedDict[bytes, _Holding] = OrderedDict()
+        self._newest: bytes | None = None
 
     def __len__(self) -> int:
         return len(self._holdings)
@@ -224,10 +225,22 @@ class OnBackend:
         if holding.pending and holding.sync != sync:
             return None
         self._holdings.move_to_end(name)
+        self._newest = name
         return holding.will_be
+
+    def holds(self, name: bytes) -> bool:
+        """It is there, and nothing is under way that could change that."""
+        holding = self._holdings.get(name)
+        if holding is None or holding.pending > 0:
+            return False
+        if name is not self._newest:
+            self._holdings.move_to_end(name)
+            self._newest = name
+        return holding.is_there
 
     def plan(self, name: bytes, will_be: bool, sync: int) -> None:
         """A Parse or Close is on its way."""
+        self._newest = None
         holding = self._holdings.setdefault(name, _Holding())
         holding.will_be = will_be
         holding.pending += 1

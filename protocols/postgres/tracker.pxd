@@ -3,6 +3,7 @@
 import cython
 
 from protocols.wire cimport (
+    EDIT,
     FETCH,
     FORWARD,
     GATE,
@@ -10,9 +11,11 @@ from protocols.wire cimport (
     GATE_DRAIN,
     GATE_OPEN,
     INVENT,
+    LEDGER_TOUCHED,
     SWALLOW,
     Tracker,
 )
+from protocols.postgres.statements cimport Names, Naming, OnBackend, Statement
 from protocols.postgres.text cimport is_plain, may_commit
 
 cdef enum:
@@ -25,6 +28,7 @@ cdef enum:
     COMMAND_TAG_BYTES_MAX = 1024
     ERROR_BYTES_MAX = 65536
     IN_FLIGHT_MAX = 16777216
+    EDITED_BYTES_MAX = 256
 
     PARSE = 1
     BIND = 2
@@ -128,12 +132,12 @@ cdef class PostgresTracker(Tracker):
         # Names of the client's statements that may change lasting state (session mode); None as long as there is none.
         set _lasting_names
         # The client's names of statements (transaction mode).
-        object _names
+        Names _names
         # Objects behind the ring's WATCHED entries, in their order; None while there is none.
         object _watched
         object _ledger
         # The backend's memory: see link().
-        object _notes
+        dict _notes
         # ParameterStatus values as the client knows them; None before the first link().
         object _client_view
         # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
@@ -168,3 +172,34 @@ cdef class PostgresTracker(Tracker):
     @cython.locals(dropped=Py_ssize_t, entry=int)
     cdef int _begin_copy_in(self) except -1
     cdef int _end_copy_in(self) except -1
+    @cython.locals(begin=Py_ssize_t, last=Py_ssize_t)
+    cdef bint _edit_bind(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end, Py_ssize_t size
+    ) except -1
+    @cython.locals(
+        last=Py_ssize_t,
+        behind=Py_ssize_t,
+        length=Py_ssize_t,
+        whole=Py_ssize_t,
+        i=Py_ssize_t,
+        naming=Naming,
+        statement=Statement,
+        called=bytes,
+        edited=bytearray,
+    )
+    cdef bint _edit_name(
+        self,
+        const unsigned char* data,
+        Py_ssize_t position,
+        Py_ssize_t begin,
+        Py_ssize_t end,
+        Py_ssize_t size,
+        int entry,
+    ) except -1
+    @cython.locals(held=OnBackend)
+    cdef OnBackend _on_backend(self)
+    cdef int _decide_fetching(self) except -1
+    cpdef bytes link(self, object backend, dict notes)
+    cpdef int unlink(self) except -1
+    @cython.locals(entry=int)
+    cdef int _drop_in_flight(self) except -1

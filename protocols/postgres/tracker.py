@@ -45,8 +45,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import cython
 
@@ -82,7 +81,7 @@ from protocols.postgres.text import changes_nothing, custom_names
 from protocols.wire import BackendFacts, ErrorReply, Exchange, Tracker
 
 if not cython.compiled:
-    from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
+    from protocols.codes import EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, LEDGER_TOUCHED, SWALLOW
     from protocols.postgres.constants import (
         BIND,
         BIND_NAMES_BYTES_MAX,
@@ -93,6 +92,7 @@ if not cython.compiled:
         COMMAND_TAG_BYTES_MAX,
         COPY_END,
         DESCRIBE,
+        EDITED_BYTES_MAX,
         ERROR_BYTES_MAX,
         EXECUTE,
         IN_FLIGHT_MAX,
@@ -118,6 +118,8 @@ if not cython.compiled:
     )
     from protocols.postgres.text import is_plain, may_commit
 
+_EDITED: Final = bytearray(256)  # EDITED_BYTES_MAX
+
 _CLIENT_TABLE: Final = client_table()
 _SERVER_TABLE: Final = server_table()
 
@@ -129,7 +131,7 @@ _TOLD_WHEN_OFF: Final = frozenset({"in_hot_standby", "default_transaction_read_o
 first answer after the promotion: never tell a client that they are on when a backend is exchanged."""
 
 
-_NO_NOTES: Final = cast("dict[str, Any]", MappingProxyType({}))
+_NO_NOTES: Final[dict[str, Any]] = {}
 """In the place of a backend's notes while there is no backend: one for all sessions, so nothing may write to it."""
 
 
@@ -206,6 +208,8 @@ class PostgresTracker(Tracker):
     def __init__(self, ledger: PostgresLedger, shares_backends: bool, statements_max: int = PER_BACKEND_MAX) -> None:
         super().__init__()
         self._statements_max = statements_max
+        self.edited = _EDITED
+        self.ledger_news = LEDGER_TOUCHED
         self._client_left = 0
         self._server_left = 0
         self._left_behind_fetched = 0
@@ -322,6 +326,8 @@ class PostgresTracker(Tracker):
                     self._push(QUERY)
             elif sent == BIND:
                 if self._fetches_names:
+                    if self._edit_bind(data, position, end, size):
+                        return EDIT
                     return self._fetch_client(position, min(size + 1, BIND_NAMES_BYTES_MAX), size + 1)
                 self._unsynced = True
                 if not self._skipping:
@@ -330,6 +336,8 @@ class PostgresTracker(Tracker):
                 if self._fetches_names and (end - position < 6 or data[position + 5] != 0x50):  # P
                     if size > SMALL_BYTES_MAX:
                         raise ProtocolViolation("client", f"Describe of {size} bytes")
+                    if end - position > 6 and self._edit_name(data, position, position + 6, end, size, DESCRIBE):
+                        return EDIT
                     return self._fetch_client(position, size + 1)
                 self._unsynced = True
                 if not self._skipping:
@@ -346,6 +354,7 @@ class PostgresTracker(Tracker):
                         self._unnamed = None
                         self._unnamed_here = True
                     else:
+                        self.ledger_news = LEDGER_TOUCHED
                         self._ledger.pin_large_statement()
             elif sent == CLOSE:
                 if size > SMALL_BYTES_MAX:
@@ -423,6 +432,7 @@ class PostgresTracker(Tracker):
                 if status == 0x49:
                     self.transactions += 1
                 if self._lasting_ran:
+                    self.ledger_news = LEDGER_TOUCHED
                     self._ledger.is_dirty = True
                     self._lasting_ran = status != 0x49
             elif move == MOVE_COMPLETE:
@@ -495,6 +505,61 @@ class PostgresTracker(Tracker):
 
     def _has_shown_ids(self) -> bool:
         return len(self.shown_ids) > 0
+
+    def _edit_bind(self, data: bytes, position: int, end: int, size: int) -> bool:
+        """Transaction mode: the Bind at `position` is of a statement that the backend holds, and is edited in place."""
+        begin = position + 5
+        last = min(end, position + 1 + size)
+        while begin < last and data[begin] != 0:
+            begin += 1
+        return begin < last and self._edit_name(data, position, begin + 1, end, size, BIND)
+
+    def _edit_name(self, data: bytes, position: int, begin: int, end: int, size: int, entry: int) -> bool:
+        """The message at `position` names, at `begin`, a statement that the backend holds: have it called by our name.
+        False where there is more to do than that; the message is fetched then."""
+        if not self._shares or self._skipping:
+            return False
+        last = min(end, position + 1 + size)
+        behind = begin
+        while behind < last and data[behind] != 0:
+            behind += 1
+        if behind >= last or behind == begin:
+            return False
+        naming = self._names.naming(bytes(data[begin:behind]))
+        if naming is None or not naming.is_settled:
+            return False
+        statement = naming.statement
+        if statement is None or statement.is_lasting:
+            return False
+        called = statement.name
+        length = len(called)
+        if begin - position + length > EDITED_BYTES_MAX or size + length > LENGTH_MAX:
+            return False
+        if not self._on_backend().holds(called):
+            return False
+        edited = self.edited
+        i = position
+        while i < begin:
+            edited[i - position] = data[i]
+            i += 1
+        whole = size + length - (behind - begin)
+        edited[1] = (whole >> 24) & 255
+        edited[2] = (whole >> 16) & 255
+        edited[3] = (whole >> 8) & 255
+        edited[4] = whole & 255
+        i = 0
+        while i < length:
+            edited[begin - position + i] = called[i]
+            i += 1
+        self.edited_size = begin - position + length
+        self.message_size = behind - position
+        self.stop = position
+        self._client_left = size + 1 - self.message_size
+        self._unsynced = True
+        if entry == BIND:
+            self._bound_lasting = False
+        self._push(entry)
+        return True
 
     def _fetch_server(self, position: int, size: int) -> int:
         """Announce the message at `position`."""
@@ -657,6 +722,7 @@ class PostgresTracker(Tracker):
         text = message[5 : len(message) - 1]
         is_lasting = not changes_nothing(text)
         if is_lasting:
+            self.ledger_news = LEDGER_TOUCHED
             self._ledger.suspect(custom_names(text))
             self._ledger.note_creations(text)
         self._may_commit = self._may_commit or (self._tx != 0x49 and may_commit(text, 0, len(text)))
@@ -678,6 +744,7 @@ class PostgresTracker(Tracker):
         text = _text_at(message, 6 + len(name), "Parse")
         is_lasting = not changes_nothing(text)
         if is_lasting:
+            self.ledger_news = LEDGER_TOUCHED
             self._ledger.suspect(custom_names(text))
             self._ledger.note_creations(text)
         if may_commit(text, 0, len(text)):
@@ -742,6 +809,7 @@ class PostgresTracker(Tracker):
         before, called, is_lasting = self._resolve(name)
         if is_lasting:
             # A setting's name may be among the parameters.
+            self.ledger_news = LEDGER_TOUCHED
             self._ledger.suspect(custom_names(message[begin:]))
         self._bound_lasting = is_lasting
         self._push(BIND | LASTING if is_lasting else BIND)
@@ -872,13 +940,15 @@ class PostgresTracker(Tracker):
         return build_close(b"S", name)
 
     def _on_backend(self) -> OnBackend:
+        if self._notes is _NO_NOTES:
+            raise IllegalUse("a statement is wanted of a backend before link()")
         held = self._notes.get("statements")
         if held is None:
             held = self._notes["statements"] = OnBackend()
         assert isinstance(held, OnBackend)
         return held
 
-    def _decide_fetching(self) -> None:
+    def _decide_fetching(self) -> int:
         """Whether the names in Bind and Describe matter."""
         self._fetches_names = (
             self._shares
@@ -888,6 +958,7 @@ class PostgresTracker(Tracker):
         )
         if not self._fetches_names:
             self._bound_lasting = False
+        return 0
 
     # --- fetched messages of the server ---------------------------------------------------------------------------
 
@@ -996,17 +1067,18 @@ class PostgresTracker(Tracker):
         self._told_parameters = None if changed else backend.parameters
         return b"".join(told)
 
-    def unlink(self) -> None:
+    def unlink(self) -> int:
         self._drop_in_flight()
         if self._is_lost:
             # Nothing was linked: what the client thinks stays as it is.
-            return
+            return 0
         self._skipping = False
         self._unit_failed = False
         self._tx = 0x49
         self._untold = None
+        return 0
 
-    def _drop_in_flight(self) -> None:
+    def _drop_in_flight(self) -> int:
         while self._head != self._tail:
             entry = self._ring[self._head & self._mask]
             self._head += 1
@@ -1023,6 +1095,7 @@ class PostgresTracker(Tracker):
         self._unnamed_here = False
         self._notes = _NO_NOTES
         self._decide_fetching()
+        return 0
 
     # --- a lost backend -------------------------------------------------------------------------------------------
 

@@ -10,44 +10,30 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, BackendReady, BackendRefused, Credential, Exchange, Startup, Wire
-from proxy.dataplane.relay import Link
+from proxy.dataplane.relay import Lendable, Link
 from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse
 from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, EngineSilent
 from proxy.tls import NO_ENGINE_TLS, EngineTls
-
-if TYPE_CHECKING:
-    from proxy.dataplane.pool import Shelf
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """What an idle backend may say unasked; one that says more is closed."""
 
 
-class Backend:
+class Backend(Lendable):
     """A logged-in connection to `engine`. Its link belongs to a relay while it is attached, else to this object."""
 
     __slots__ = (
-        "_heard",
         "_is_uncancelled",
-        "_lost",
-        "_unread",
         "_waiting",
         "address",
-        "cancels",
         "checked_ns",
         "engine",
-        "facts",
-        "idle_since_ns",
-        "is_doubtful",
-        "link",
-        "notes",
         "on_closed",
-        "on_lost",
         "opened_ns",
-        "shelf",
         "shown_ids",
         "startup",
         "tls",
@@ -72,9 +58,9 @@ class Backend:
         self.facts = facts
         self.tls = tls
         """How a cancel request to it is encrypted, if its own connection is."""
-        self.notes: dict[str, Any] = {}
+        self.notes = {}
         """The tracker's memory of this backend (its prepared statements)."""
-        self.shelf: Shelf | None = None
+        self.shelf = None
         """Where its pool puts it while it is idle; set by the pool."""
         self.cancels = 0
         """Cancel requests on their way to it; it is not lent again before they are done."""
@@ -87,10 +73,10 @@ class Backend:
         """Told once when it is closed, by whomever: its pool counts it no more."""
         self.shown_ids: dict[int, int] | None = None
         """Where its process id stands until it is closed, if its client was told another one."""
-        self.on_lost: Callable[[Backend], None] | None = None
+        self.on_lost = None
         """Told once when the connection ends while no relay has it."""
-        self._heard = self._received  # one bound method, not one for each transaction
-        self._unread: list[bytes] = []
+        self._heard = self._received
+        self._unread = []
         self._waiting: tuple[Exchange, asyncio.Future[None]] | None = None
         self._lost = False
         self.listen()

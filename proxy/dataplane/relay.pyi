@@ -1,16 +1,16 @@
 import ssl
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sized
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from protocols.errors import ProtocolViolation
-from protocols.wire import ErrorReply, Ledger, Tracker
+from protocols.wire import BackendFacts, ErrorReply, Ledger, Tracker
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Shelf
 
 BUCKET_COUNT: Final[int]
 
-class Owner(Protocol):
+class Owner:
     backend: Backend | None
     def on_gate(self) -> None: ...
     def on_boundary(self) -> None: ...
@@ -66,6 +66,19 @@ class Link:
     def peek_end(self) -> bool: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
+
+class Lendable:
+    link: Link
+    facts: BackendFacts
+    notes: dict[str, Any]
+    shelf: Shelf | None
+    cancels: int
+    is_doubtful: bool
+    on_lost: Callable[[Backend], None] | None
+    idle_since_ns: int
+    _lost: bool
+    _unread: list[bytes]
+    _heard: Callable[[bytes], None]
 
 class Lending:
     def __init__(

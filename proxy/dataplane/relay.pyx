@@ -26,10 +26,12 @@ from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from protocols.wire cimport (
+    EDIT,
     FETCH,
     FORWARD,
     GATE,
@@ -37,6 +39,8 @@ from protocols.wire cimport (
     GATE_DRAIN,
     GATE_OPEN,
     INVENT,
+    LEDGER_AS_SEEN,
+    LEDGER_TOUCHED,
     SWALLOW,
     Tracker,
 )
@@ -859,6 +863,34 @@ cdef class Link:
             self._reactor._closed.append(self)
 
 
+cdef class Lendable:
+    """The part of a backend that a relay's short way handles; `Backend` is the whole, and explains these."""
+
+    cdef:
+        public Link link
+        public object facts
+        public dict notes
+        public object shelf
+        public int cancels
+        public bint is_doubtful
+        public object on_lost
+        public unsigned long long idle_since_ns
+        # The connection has ended.
+        public bint _lost
+        # What the server said since the backend was idle.
+        public list _unread
+        # The sink of an idle backend: one bound method, not one for each transaction.
+        public object _heard
+
+
+cdef class Owner:
+    """Base of a relay's owner: what the short way needs of it. The methods the relay calls are told there."""
+
+    cdef:
+        # The backend it has, attached or not.
+        public Lendable backend
+
+
 cdef class Lending:
     """What a relay needs to take an idle backend and to give it back by itself: transaction mode's short way.
 
@@ -894,7 +926,7 @@ cdef class Relay:
     """
 
     cdef:
-        readonly object owner
+        readonly Owner owner
         readonly Link client
         readonly Link server
         readonly Tracker tracker
@@ -929,7 +961,7 @@ cdef class Relay:
         # Client bytes the gate keeps back.
         bytes _stash
 
-    def __init__(self, owner, Link client, Tracker tracker, Meter meter):
+    def __init__(self, Owner owner not None, Link client, Tracker tracker, Meter meter):
         self.owner = owner
         self.client = client
         self.tracker = tracker
@@ -940,14 +972,14 @@ cdef class Relay:
         client._is_client = True
         client.sink = None
 
-    cdef inline object _told(self):
+    cdef inline Owner _told(self):
         """The owner, about to be told something: what it does may give the loop work."""
         self.client._reactor._is_due = True
         return self.owner
 
     # --- linking ---
 
-    def attach(self, Link server):
+    cpdef attach(self, Link server):
         """From now on the server side is `server`."""
         assert self.server is None, "one server at a time"
         self.server = server
@@ -957,7 +989,7 @@ cdef class Relay:
         if self.client._out_end > self.client._out_start:
             server._pause(PAUSED_BY_PEER)
 
-    def detach(self):
+    cpdef Link detach(self):
         """Take the server side away; it is a plain link again."""
         cdef Link server = self.server
         if server is None:
@@ -1003,13 +1035,13 @@ cdef class Relay:
     cdef bint _borrow(self) except -1:
         """Attach an idle backend and open the gate; False where the owner has to see to it."""
         cdef Lending lending = self.lending
-        cdef object backend
+        cdef Lendable backend
         cdef bytes told
         if lending is None or not lending._idle or self.owner.backend is not None:
             # An owner that has a backend while no server is attached asks it something.
             return False
-        backend = lending._idle.pop()
-        if not backend.is_fresh:
+        backend = <Lendable?> lending._idle.pop()
+        if backend._lost or backend._unread or backend.is_doubtful:
             backend.close()
             return False
         lending._lent.add(backend)
@@ -1025,19 +1057,24 @@ cdef class Relay:
     cdef bint _give_back(self) except -1:
         """At a boundary: put the backend back on its shelf; False where the owner has to see to it."""
         cdef Lending lending = self.lending
-        cdef object backend
+        cdef Lendable backend
         if lending is None or self._stash or self.tracker.gate != GATE_OPEN or lending._waiting:
             return False
-        if not lending._ledger.is_empty:
-            return False
+        if self.tracker.ledger_news != LEDGER_AS_SEEN:
+            if not lending._ledger.is_empty:
+                return False
+            if self.tracker.ledger_news == LEDGER_TOUCHED:
+                self.tracker.ledger_news = LEDGER_AS_SEEN
         backend = self.owner.backend
-        if backend is None or backend.cancels or backend.shelf is not lending._shelf:
+        if backend is None or backend.cancels or backend.is_doubtful or backend.shelf is not lending._shelf:
             return False
         self.owner.backend = None
         self.tracker.gate = GATE_CLOSED
         self.tracker.unlink()
         self.detach()
-        backend.rest(lending._on_lost, now_ns())
+        backend.idle_since_ns = now_ns()
+        backend.on_lost = lending._on_lost
+        backend.link.sink = backend._heard
         lending._lent.discard(backend)
         lending._idle.append(backend)
         return True
@@ -1054,7 +1091,7 @@ cdef class Relay:
         """Client bytes are kept back by the gate."""
         return len(self._stash) > 0
 
-    def at_boundary(self):
+    cpdef bint at_boundary(self) noexcept:
         """The backend may be exchanged: the tracker says so, and no half message is kept here."""
         return (
             self._client_message is None
@@ -1251,6 +1288,13 @@ cdef class Relay:
                         self._client_message = PyBytes_FromStringAndSize(NULL, take)
                         self._client_have = 0
                         at = sent = stop
+                elif verdict == EDIT:
+                    if corked is None:
+                        corked = self.server
+                        corked._is_corked = True
+                    self._forward(data + sent, stop - sent)
+                    self._forward(<unsigned char*> PyByteArray_AS_STRING(tracker.edited), tracker.edited_size)
+                    at = sent = stop + tracker.message_size
                 elif verdict == SWALLOW:
                     self._forward(data + sent, stop - sent)
                     self._client_skip = tracker.message_size

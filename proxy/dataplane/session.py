@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 
-from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
+from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN, LEDGER_TOUCHED
 from protocols.errors import ProtocolViolation
 from protocols.wire import (
     CLEAR,
@@ -41,7 +41,7 @@ from protocols.wire import (
 )
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
-from proxy.dataplane.relay import Link, Relay
+from proxy.dataplane.relay import Link, Owner, Relay
 from proxy.dataplane.tls import accept_tls
 from proxy.errors import (
     ConnectFailed,
@@ -82,7 +82,7 @@ FAREWELL_TIMEOUT_S: Final = 10.0
 """Longest time a client may take to read the last error."""
 
 
-class Session:
+class Session(Owner):
     """See the module. The relay's owner; every `on_…` is called by the relay."""
 
     __slots__ = (
@@ -96,7 +96,6 @@ class Session:
         "_shelf",
         "_user",
         "_waiter",
-        "backend",
         "cancel_key",
         "client",
         "dress",
@@ -136,7 +135,7 @@ class Session:
         """As the client logged in."""
         self.dress: Startup | None = None
         """What its backends have to be like: `startup`, but in transaction mode with the settings it has now."""
-        self.backend: Backend | None = None
+        self.backend = None
         self.relay: Relay | None = None
         self.tracker: Tracker | None = None
         self.ledger: Ledger | None = None
@@ -579,6 +578,8 @@ class Session:
                 # Lost since; whoever holds the session gives it another one.
                 return
             await self.ask(self.ledger.inspection())
+            if self.tracker is not None:
+                self.tracker.ledger_news = LEDGER_TOUCHED
             if not self.ledger.is_dirty or self.has_ended:
                 return
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
+from protocols.codes import EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
 from protocols.errors import Peer, ProtocolViolation
 from protocols.postgres import WIRE
 from protocols.postgres.ledger import PostgresLedger
@@ -216,6 +216,10 @@ class Relay:
             if verdict == GATE:
                 return
             assert tracker.message_size >= 5
+            if verdict == EDIT:
+                assert len(side.take(tracker.message_size)) == tracker.message_size, "all of it is in the chunk"
+                self._send_server(bytes(tracker.edited[: tracker.edited_size]))
+                continue
             if verdict == FETCH:
                 side.fetch = tracker.message_size
             else:

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from protocols.codes import FORWARD, GATE_CLOSED, GATE_DRAIN, GATE_OPEN
+from protocols.codes import EDIT, FETCH, FORWARD, GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.postgres.messages import build
 from protocols.wire import BackendFacts
@@ -44,6 +44,7 @@ from tests.protocols.postgres.relay import (
     parse,
     query,
     ready,
+    split,
     tags,
 )
 
@@ -657,6 +658,29 @@ def test_the_steady_state_makes_no_object(request_: bytes, answer: bytes) -> Non
         tracemalloc.stop()
     assert tracker.requests == 1001
     assert peak - base < 500, "the loop itself makes an iterator and a few integers"
+
+
+@pytest.mark.parametrize("kind", ["bind", "describe"])
+def test_a_name_the_backend_knows_is_edited_in_place(kind: str) -> None:
+    name = "P_0"
+    relay = Relay(shares=True)
+    own = split(relay.client(parse(name) + SYNC))[0][5:].partition(b"\0")[0]
+    relay.server(PARSED + ready())
+    tracker = relay.tracker
+    request = bind(name, "portal", b"4711") if kind == "bind" else describe(name)
+    assert tracker.scan_client(request, 0, len(request)) == EDIT
+    edited = bytes(tracker.edited[: tracker.edited_size]) + request[tracker.message_size :]
+    assert edited == (bind(own.decode(), "portal", b"4711") if kind == "bind" else describe(own.decode()))
+    assert tracker.scan_client(request, tracker.message_size, len(request)) == FORWARD
+    assert tracker.stop == len(request)
+
+
+def test_a_name_the_backend_does_not_know_yet_is_fetched() -> None:
+    relay = Relay(shares=True)
+    relay.client(parse("P_0") + SYNC)
+    request = bind("P_0", "", b"4711")
+    # Its Parse is under way: whether the name will be there is not known.
+    assert relay.tracker.scan_client(request, 0, len(request)) == FETCH
 
 
 def test_tags_helper_reads_streams() -> None:

@@ -9,7 +9,6 @@ import struct
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -19,7 +18,7 @@ from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules
-from proxy.dataplane.relay import Link, Meter, Relay
+from proxy.dataplane.relay import Link, Meter, Owner, Relay
 from proxy.dataplane.seats import Seats
 from tests.kit.waiting import until
 
@@ -37,12 +36,11 @@ ANSWER = (
 )
 
 
-@dataclass
-class Owner:
+class Listening(Owner):
     """Notes what the relay tells."""
 
-    seen: list[str] = field(default_factory=list)
-    backend: Backend | None = None
+    def __init__(self) -> None:
+        self.seen: list[str] = []
 
     def on_gate(self) -> None:
         self.seen.append("gate")
@@ -81,7 +79,7 @@ class Scene:
         self.server, near_server = socket.socketpair()
         for sock in (self.client, self.server, near_client, near_server):
             sock.setblocking(False)
-        self.owner = Owner()
+        self.owner = Listening()
         self.meter = Meter()
         self.client_link = Link(loop, near_client.detach())
         self.server_link = Link(loop, near_server.detach())

@@ -34,8 +34,8 @@ cdef class Tracker:
         readonly Py_ssize_t edited_size
         # GATE_OPEN, GATE_DRAIN or GATE_CLOSED; set by the relay only.
         public int gate
-        # Whether the ledger may have changed since somebody saw that it is empty: LEDGER_AS_SEEN: no; LEDGER_TOUCHED: yes;
-        # LEDGER_UNWATCHED: this protocol's tracker does not tell.
+        # Whether the ledger may have changed since somebody saw that it is empty. LEDGER_AS_SEEN: no; LEDGER_TOUCHED:
+        # yes; LEDGER_UNWATCHED: this protocol's tracker does not tell.
         public int ledger_news
         # Requests whose answer is complete, since the session began.
         readonly unsigned long long requests

@@ -45,8 +45,8 @@ lint: .venv/.lint .venv/.built ## ruff, mypy, cython-lint, import rules; shellch
 	@if command -v shellcheck >/dev/null; then shellcheck tools/*.sh .ci/run; fi
 
 .PHONY: bench
-bench: .venv/.bench .venv/.built ## processor time per query: a floor in C, Turnout, PgBouncer, HAProxy; ARGS="--quick --json"
-	@$(BIN)/python -m bench.relay $(ARGS)
+bench: .venv/.bench .venv/.built ## figures beside those of PgBouncer, HAProxy and bare C; ARGS="--quick" or "relay --quick"
+	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: docs
 docs: .venv/.demo .venv/.built ## write the sample config and the reference again from the code

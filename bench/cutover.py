@@ -35,7 +35,7 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from bench import relays
+from bench import relays, results
 from bench.cutover_load import ROWS, Setup, query, startup
 from bench.programs import find_pgbouncer
 from proxy.embedded import PostgresPair, ServerFailed, Turnout, Workspace, free_port
@@ -409,6 +409,7 @@ def main() -> int:
     except ServerFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    results.save("cutover", records, keys=(), versions={})
     if args.json:
         print(json.dumps(records, indent=2))
     else:

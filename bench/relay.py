@@ -163,6 +163,7 @@ def plan(is_quick: bool) -> list[Row]:
             Row("session", "prepared", 16),
             Row("transaction", "simple", 16),
             Row("transaction", "prepared", 16),
+            Row("session", "simple", 16, tls=True),
         ]
     return [
         *(
@@ -339,6 +340,10 @@ async def run(
                     for row in members:
                         print(f"round {number + 1} of {rounds}: {row}", file=sys.stderr)
                         taking_part = [relay for relay in running if takes_part(relay.name, row, which)]
+                        if number == 0:
+                            # Backends are opened now, so that the logins that are taken off cost what the others do.
+                            for relay in taking_part:
+                                await pgbench.select(relay.port, row, "-t", "1")
                         turn = number % len(taking_part)
                         order = taking_part[turn:] + taking_part[:turn]
                         runs = {relay.name: await measure(pgbench, relay, row, seconds) for relay in order}

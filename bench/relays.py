@@ -256,7 +256,12 @@ async def turnout(workspace: Workspace, engine: PostgresServer, way: Way) -> Asy
         log_level="warning",
     )
     if way.tls:
-        raise ServerFailed("Turnout has no TLS for clients yet")
+        key, cert = certificate(workspace)
+        setup.listener = {
+            "client_tls_sslmode": "require",
+            "client_tls_key_file": str(key),
+            "client_tls_cert_file": str(cert),
+        }
     folder = workspace.path / f"turnout-{setup.client_port}"
     folder.mkdir()
     one = Turnout(setup, folder)

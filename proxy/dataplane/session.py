@@ -394,6 +394,9 @@ class Session(Owner):
         self.link.send(accepted)
         self.relay = Relay(self, self.link, self.tracker, runtime.meter)
         self._lend(backend)
+        if self.has_ended:
+            # What the backend had said unasked broke the protocol.
+            return
         runtime.registry.move(self, Standing.SERVING)
         self.relay.notifies = runtime.shares_backends
         if runtime.shares_backends and self.ledger.is_empty:
@@ -523,6 +526,8 @@ class Session(Owner):
             return
         assert self.relay is not None
         self._lend(backend)
+        if self.has_ended:
+            return
         self.relay.set_gate(GATE_DRAIN if self.standing is Standing.DRAINING else GATE_OPEN)
 
     def _refused(self, error: ProxyError) -> None:

@@ -115,7 +115,7 @@ def groups_of(plan: Plan, *, renames: bool, at_once: bool = False) -> list[bytes
     Where statements are renamed, a client that does not wait is treated more kindly than by a server alone in some
     cases, which are left out here: a second Parse or a Close of a name whose first meaning is not settled; the use,
     behind a Sync, of a name whose Parse, Close or (unnamed) Query could be skipped; the use of a name behind
-    DEALLOCATE ALL, and a second Parse of it behind that or behind a SET.
+    DEALLOCATE ALL, and a second Parse of it behind that, behind a SET, or behind what could be one.
     """
     groups: list[bytes] = []
     # Names that a Parse or Close was sent for and that are not settled: the unit of those that could be skipped.
@@ -139,7 +139,7 @@ def groups_of(plan: Plan, *, renames: bool, at_once: bool = False) -> list[bytes
                     continue
             if renames and tag == b"Q" and not is_first:
                 unsettled[b""] = unit
-            if renames and tag == b"Q" and b"set x" in message:
+            if renames and tag == b"Q" and (b"set x" in message or b"fail" in message):
                 is_lasting = True
             if renames and b"deallocate all" in message:
                 if not is_first:

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from protocols.errors import ProtocolViolation
 from protocols.postgres.constants import CHANNEL_BYTES_MAX
 from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.messages import (
@@ -93,6 +94,7 @@ _CUSTOM: Final = rb"""UNION ALL SELECT 'custom', name, pg_catalog.current_settin
 _SETTER: Final = b"turnout_set_config"
 _SET_CONFIG: Final = b"SELECT pg_catalog.set_config($1, $2, false)"
 
+_LOCK_NAME: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,10}),([12])")
 _PREPARE: Final = re.compile(rb'prepare\s+(?:"((?:[^"]|"")+)"|([^\s("]+))', re.IGNORECASE)
 
 
@@ -443,9 +445,14 @@ class AdvisoryLock:
 
     @classmethod
     def told(cls, name: bytes, mode: bytes) -> AdvisoryLock:
-        """From pg_locks: classid, objid and objsubid; the latter is 1 for one bigint, 2 for two integers."""
-        high, low, kind = (int(part) for part in name.split(b","))
-        if kind == 1:
+        """From pg_locks: classid, objid and objsubid; the latter is 1 for one bigint, 2 for two integers. Raises
+        ProtocolViolation if the server's answer is none of that."""
+        match = _LOCK_NAME.fullmatch(name)
+        if match is None:
+            raise ProtocolViolation("server", "an advisory lock whose key is no number")
+        # No more than 32 bits each, whatever the server says: they become part of a statement.
+        high, low = int(match[1]) & 0xFFFFFFFF, int(match[2]) & 0xFFFFFFFF
+        if match[3] == b"1":
             key = b"%d" % _signed(high << 32 | low, 64)
         else:
             key = b"%d, %d" % (_signed(high, 32), _signed(low, 32))
@@ -454,6 +461,20 @@ class AdvisoryLock:
     @property
     def suffix(self) -> bytes:
         return b"_shared" if self.is_shared else b""
+
+
+def _count(row: list[bytes | None]) -> int:
+    """The number that a row is. Raises ProtocolViolation."""
+    value = row[0] if row else None
+    if value is None or not value.isdigit() or len(value) > 9:
+        raise ProtocolViolation("server", "a count of locks that is no number, or too large")
+    return int(value)
+
+
+def _check_rows(rows: list[list[bytes | None]], locks: tuple[AdvisoryLock, ...]) -> None:
+    """One row of one column for each lock. Raises ProtocolViolation."""
+    if len(rows) != len(locks) or any(len(row) != 1 for row in rows):
+        raise ProtocolViolation("server", f"{len(rows)} answers about {len(locks)} locks")
 
 
 def _signed(number: int, bits: int) -> int:
@@ -478,10 +499,12 @@ class _ReleaseLocks(PostgresExchange):
             ]
         )
         self._ledger = ledger
+        self._locks = locks
 
     def _on_complete(self) -> None:
         if not self.errors:
-            self._ledger.on_released([int(row[0] or 1) - 1 for row in self.rows])
+            _check_rows(self.rows, self._locks)
+            self._ledger.on_released([_count(row) - 1 for row in self.rows])
 
 
 class _TakeLocks(PostgresExchange):
@@ -502,6 +525,7 @@ class _TakeLocks(PostgresExchange):
 
     def _on_complete(self) -> None:
         if not self.errors:
+            _check_rows(self.rows, self._locks)
             self.errors += [
                 f"advisory lock ({readable(lock.key)}): another session has it on the target"
                 for lock, row in zip(self._locks, self.rows, strict=True)

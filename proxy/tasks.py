@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -13,17 +13,25 @@ T = TypeVar("T")
 _log = structlog.get_logger("turnout.tasks")
 _running: set[asyncio.Task[Any]] = set()
 
+in_haste: Final[set[object]] = set()
+"""What takes many turns of the event loop and shall not wait between them: tasks, but for those that stay, and moves of
+sessions. While it is empty the relay may keep the loop waiting for a millisecond or two."""
 
-def spawn(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-    """Start `work`. The reference is kept until it ends; an exception nobody awaits is logged with its traceback."""
+
+def spawn(work: Coroutine[Any, Any, T], *, name: str, stays: bool = False) -> asyncio.Task[T]:
+    """Start `work`. The reference is kept until it ends; an exception nobody awaits is logged with its traceback. `stays`:
+    it lives as long as the process, and is not in haste."""
     task = asyncio.get_running_loop().create_task(work, name=name)
     _running.add(task)
+    if not stays:
+        in_haste.add(task)
     task.add_done_callback(_ended)
     return task
 
 
 def _ended(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
+    in_haste.discard(task)
     if task.cancelled():
         return
     error = task.exception()

@@ -38,7 +38,7 @@ from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
 from proxy.errors import Aborted, TooManyConnections
 from proxy.log import set_up as set_up_log
-from proxy.tasks import spawn
+from proxy.tasks import in_haste, spawn
 from proxy.tls import ListenerTls, TlsProblem, listener_tls
 
 _log = structlog.get_logger("turnout.worker")
@@ -98,8 +98,8 @@ class Worker:
         # Ctrl-C goes to the whole foreground group; the supervisor decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         loop.add_signal_handler(signal.SIGTERM, self._on_quit, 0.0)
-        talk = spawn(self._talk(), name="talk to the supervisor")
-        tick = spawn(self._tick(), name="tick")
+        talk = spawn(self._talk(), name="talk to the supervisor", stays=True)
+        tick = spawn(self._tick(), name="tick", stays=True)
         await self._ended.wait()
         talk.cancel()
         tick.cancel()
@@ -183,7 +183,10 @@ class Worker:
     def _move(self, service: str, switch: str) -> Move:
         runtime = self.runtimes[service]
         if runtime.move is None or runtime.move.switch != switch:
+            if runtime.move is not None:
+                in_haste.discard(runtime.move)
             runtime.move = Move(runtime, switch, self.emit)
+            in_haste.add(runtime.move)
         return runtime.move
 
     def _release(self, order: ipc.Release) -> None:

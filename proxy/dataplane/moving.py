@@ -35,7 +35,7 @@ from proxy.dataplane.registry import Standing
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.session import EXCHANGE_TIMEOUT_S, Session
 from proxy.errors import Aborted, EngineError, EngineLost, EngineSilent, HoldExpired
-from proxy.tasks import cancel_and_wait, spawn
+from proxy.tasks import cancel_and_wait, in_haste, spawn
 
 _log = structlog.get_logger("turnout.moving")
 
@@ -734,6 +734,7 @@ class Move:
                 interrupted=list(self._answer.interrupted),
             )
         )
+        in_haste.discard(self)
         if runtime.move is self:
             runtime.move = None
             runtime.last_move = self

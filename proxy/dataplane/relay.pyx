@@ -26,6 +26,7 @@ from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.set cimport PySet_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -49,6 +50,7 @@ import os
 from ssl import MemoryBIO, SSLError, SSLWantReadError
 
 from protocols.errors import ProtocolViolation
+from proxy.tasks import in_haste
 
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
@@ -148,6 +150,8 @@ cdef enum:
 
 BUCKET_COUNT = BUCKETS
 
+cdef set _in_haste = in_haste
+
 # One buffer for the whole process: a worker has one thread, and nothing below a receive receives again.
 # Behind a chunk there is room for the record that the TLS of a link had begun before it.
 cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES + SEALED_RECORD_BYTES]
@@ -229,8 +233,8 @@ cdef class Reactor:
 
         An answer follows its request within a fraction of a millisecond. Waiting for it here, in our own epoll set,
         costs one call of the kernel; going back to the loop costs that call, another one on the set inside the loop's,
-        and the loop's own work. The loop gets its turn after STAY_NS, when nothing has come for WAIT_MS, and at once
-        when Python code was called that may have given it something to do.
+        and the loop's own work. The loop gets its turn after STAY_NS, when nothing has come for WAIT_MS, at once when
+        Python code was called that may have given it something to do, and at once while something is in haste.
         """
         cdef:
             epoll_event events[EVENTS_AT_ONCE]
@@ -240,7 +244,7 @@ cdef class Reactor:
         count = events_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
         while count > 0:
             self._serve(events, count)
-            if self._is_due:
+            if self._is_due or PySet_GET_SIZE(_in_haste) > 0:
                 break
             if leave_ns == 0:
                 leave_ns = now_ns() + STAY_NS

@@ -1,0 +1,31 @@
+"""What `spawn` promises about the tasks it starts."""
+
+from __future__ import annotations
+
+import asyncio
+
+from proxy.tasks import cancel_and_wait, in_haste, spawn
+
+
+async def test_a_task_is_in_haste_until_it_ends_unless_it_stays() -> None:
+    go = asyncio.Event()
+
+    async def wait() -> None:
+        await go.wait()
+
+    passing = spawn(wait(), name="passing")
+    staying = spawn(wait(), name="staying", stays=True)
+    assert passing in in_haste
+    assert staying not in in_haste
+    go.set()
+    await passing
+    await asyncio.sleep(0)  # its callback runs in the next turn
+    assert passing not in in_haste
+    await staying
+
+
+async def test_a_cancelled_task_is_in_haste_no_more() -> None:
+    task = spawn(asyncio.sleep(3600), name="sleeper")
+    await cancel_and_wait(task)
+    await asyncio.sleep(0)
+    assert task not in in_haste

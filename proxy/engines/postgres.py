@@ -153,6 +153,10 @@ select concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname) from pg
 _NO_RULE: Final = "28000"
 """SQLSTATE of a host-based rule that does not fit."""
 
+WRITERS_END_S: Final = 1.0
+"""How long the fence waits for transactions that are about to end: the process of a session that was ended takes its
+temporary tables and views away, which is a transaction of some milliseconds."""
+
 
 class _OtherWay(Exception):
     """The server wants TLS, or does not want it; `translated` is the error if there is no other way to try."""
@@ -534,6 +538,10 @@ class PostgresEngine(Engine):
                     writers = [row for row in await first.fetch(_SURVEY, spared) if row["is_writing"]]
                 if refusal is not None:
                     code = await refusal
+                until = time.monotonic() + WRITERS_END_S
+                while writers and time.monotonic() < until:
+                    await asyncio.sleep(0.005)
+                    writers = [row for row in await first.fetch(_SURVEY, spared) if row["is_writing"]]
             finally:
                 if refusal is not None:
                     refusal.cancel()

@@ -10,6 +10,7 @@ with exactly these: so a stream can be relayed without being translated.
 
 from __future__ import annotations
 
+import abc
 import enum
 from collections.abc import Sequence
 from typing import Final
@@ -72,7 +73,7 @@ class ClientPhase(enum.Enum):
     ENDED = "ended"
 
 
-class _ClientAuth:
+class _ClientAuth(abc.ABC):
     """What a login and COM_CHANGE_USER have in common: from the credential on."""
 
     secret_bytes = 4
@@ -153,8 +154,8 @@ class _ClientAuth:
         self._out += packet(payload, self._packets.sequence)
         self._packets.sequence = (self._packets.sequence + 1) & 0xFF
 
-    def _begin_proof(self, response: Response) -> list[LoginFact]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _begin_proof(self, response: Response) -> list[LoginFact]: ...
 
     def _switch(self, scramble: bytes) -> list[LoginFact]:
         """Ask the client to use our plugin (again) with `scramble`."""

@@ -6,6 +6,7 @@ error; every acknowledged row is there. The moment is chosen by `TURNOUT_TEST_ST
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import itertools
@@ -167,23 +168,23 @@ class Pair(Protocol):
     async def close(self) -> None: ...
 
 
-class Kind:
+class Kind(abc.ABC):
     """What differs between the protocols."""
 
     def __init__(self, pair: Pair, turnout: Turnout) -> None:
         self.pair = pair
         self.turnout = turnout
 
-    def load(self) -> Load:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def load(self) -> Load: ...
 
+    @abc.abstractmethod
     async def writable(self) -> list[str]:
         """Names of the servers that take writes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def rows(self, server: str) -> set[int]:
         """The numbers that are there."""
-        raise NotImplementedError
 
 
 class OnPostgres(Kind):

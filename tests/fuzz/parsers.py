@@ -11,6 +11,7 @@ that computes it: it reads `FROM TO` from stdin and answers one JSON line.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import itertools
 import json
@@ -95,7 +96,7 @@ def kept(target: str) -> list[list[Step]]:
 # --- trackers -----------------------------------------------------------------------------------------------------
 
 
-class TrackerTarget:
+class TrackerTarget(abc.ABC):
     """A session's tracker between a client and a server that both misbehave."""
 
     def __init__(self, name: str, donors: Sequence[bytes], split: Callable[[bytes], list[bytes]]) -> None:
@@ -103,21 +104,21 @@ class TrackerTarget:
         self._donors = donors
         self._split = split
 
-    def make_relay(self, shares: bool) -> Any:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def make_relay(self, shares: bool) -> Any: ...
 
-    def link(self, relay: Any, notes: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def link(self, relay: Any, notes: dict[str, Any]) -> None: ...
 
+    @abc.abstractmethod
     def answers(self, rng: random.Random, server: Any, reached: bytes) -> bytes:
         """What a server says to `reached`; lawful as far as it understands it."""
-        raise NotImplementedError
 
-    def make_server(self) -> Any:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def make_server(self) -> Any: ...
 
-    def state(self, relay: Any) -> tuple[object, ...]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def state(self, relay: Any) -> tuple[object, ...]: ...
 
     def case(self, rng: random.Random, old: Sequence[Sequence[Step]]) -> tuple[list[Step], Outcome]:
         """Make one while it runs; then again in other cuts. Raises Finding."""

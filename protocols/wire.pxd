@@ -23,32 +23,33 @@ cdef enum:
 
 
 cdef class Tracker:
+    # What every chunk touches stands first: the fewer cache lines, the fewer waits for memory.
     cdef:
         # Offset of the first byte the last scan's verdict does not let pass.
         readonly Py_ssize_t stop
+        # GATE_OPEN, GATE_DRAIN or GATE_CLOSED; set by the relay only.
+        public int gate
+        # Bytes are ready in take_invented() although no server message is due before them.
+        readonly bint has_invented
+        # The server said that it ends the connection, in words that are held back: take_last_words().
+        readonly bint has_last_words
+        # The client said goodbye (Terminate, COM_QUIT).
+        readonly bint client_left
+        # Error messages the server sent to the client, since the session began.
+        readonly unsigned long long errors
+        # Requests whose answer is complete, since the session began.
+        readonly unsigned long long requests
+        # Transactions that ended, since the session began.
+        readonly unsigned long long transactions
         # Whole size in bytes, header included, of the message a FETCH or SWALLOW verdict speaks of; with EDIT the count
         # of bytes that are replaced.
         readonly Py_ssize_t message_size
         # What EDIT puts in their place: the first `edited_size` bytes of a buffer that trackers share.
         readonly bytearray edited
         readonly Py_ssize_t edited_size
-        # GATE_OPEN, GATE_DRAIN or GATE_CLOSED; set by the relay only.
-        public int gate
         # Whether the ledger may have changed since somebody saw that it is empty. LEDGER_AS_SEEN: no; LEDGER_TOUCHED:
         # yes; LEDGER_UNWATCHED: this protocol's tracker does not tell.
         public int ledger_news
-        # Requests whose answer is complete, since the session began.
-        readonly unsigned long long requests
-        # Transactions that ended, since the session began.
-        readonly unsigned long long transactions
-        # Error messages the server sent to the client, since the session began.
-        readonly unsigned long long errors
-        # The client said goodbye (Terminate, COM_QUIT).
-        readonly bint client_left
-        # Bytes are ready in take_invented() although no server message is due before them.
-        readonly bint has_invented
-        # The server said that it ends the connection, in words that are held back: take_last_words().
-        readonly bint has_last_words
         # Process ids of backends, and what their clients were told instead.
         public dict shown_ids
 

@@ -32,7 +32,7 @@ from proxy.dataplane.backend import send_cancel
 from proxy.dataplane.listener import Listener
 from proxy.dataplane.moving import Move
 from proxy.dataplane.registry import Standing
-from proxy.dataplane.relay import Link
+from proxy.dataplane.relay import Link, leave_for
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
@@ -117,6 +117,7 @@ class Worker:
                 await asyncio.sleep(RECONNECT_S)
                 continue
             self._writer = writer
+            leave_for(asyncio.get_running_loop(), writer.get_extra_info("socket").fileno())
             self.emit(self._hello())
             try:
                 async for body in ipc.frames(reader):

@@ -60,19 +60,15 @@ cdef enum:
 
 
 cdef class PostgresTracker(Tracker):
+    # What every chunk touches stands first: the fewer cache lines, the fewer waits for memory.
     cdef:
         # Bytes of the client's current message still to pass.
         Py_ssize_t _client_left
         # Bytes of the server's current message still to pass.
         Py_ssize_t _server_left
-        # Bytes that follow a fetched part of a client's message and pass as they are.
-        Py_ssize_t _left_behind_fetched
         # A fetched message has been announced and not yet been given to take_client, take_server.
         bint _client_fetching
         bint _server_fetching
-        # Whole sizes of those messages, or of their fetched parts.
-        Py_ssize_t _client_fetch_size
-        Py_ssize_t _server_fetch_size
         # Answers that are due: a ring of bytes, its size less one, and the counts of entries ever taken and put.
         bytearray _ring
         Py_ssize_t _mask
@@ -80,49 +76,55 @@ cdef class PostgresTracker(Tracker):
         Py_ssize_t _tail
         # Entries of the ring that a ReadyForQuery answers.
         Py_ssize_t _units
-        # Syncs the client has sent that count.
-        Py_ssize_t _syncs_sent
-        # Entries of the ring with LASTING.
-        Py_ssize_t _lasting_in_flight
         # Status byte of the last ReadyForQuery: I, T or E.
         int _tx
         # The request at the ring's head, or the batch up to its Sync, has been answered by an error.
         bint _unit_failed
-        # A Query sent in an open transaction may end it well; reset when nothing is in flight.
-        bint _may_commit
-        # So may the unnamed statement, and some named one of this session.
-        bint _unnamed_commits
-        bint _named_commits
-        # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).
-        bint _is_lost
+        # 0: no COPY IN; 1: the client's data are awaited; 2: the client has ended its data.
+        int _copying
+        # The head of the ring has no answer from the server: take_invented is due.
+        bint _invent_due
         # The server ignores everything up to the next Sync, which the client has not sent yet.
         bint _skipping
         # Messages of the extended protocol were sent since the last Sync.
         bint _unsynced
-        # 0: no COPY IN; 1: the client's data are awaited; 2: the client has ended its data.
-        int _copying
+        # Legal moves: see state.py.
+        bytearray _client_table
+        bytearray _server_table
         # Syncs that a COPY IN took, as far as we know: the server may have failed before it read them.
         Py_ssize_t _syncs_in_copy
+        # Syncs the client has sent that count.
+        Py_ssize_t _syncs_sent
+        # Entries of the ring with LASTING.
+        Py_ssize_t _lasting_in_flight
         # Something that may outlive its transaction ran since the last ReadyForQuery with status I.
         bint _lasting_ran
+        # A Query sent in an open transaction may end it well; reset when nothing is in flight.
+        bint _may_commit
+        # The last Parse of the unnamed statement that the server accepted, if the client may still use it.
+        object _unnamed
+        # Requests under way that make or end the unnamed statement.
+        Py_ssize_t _unnamed_pending
         # Bind, and Describe of a statement, have to be seen for their names.
         bint _fetches_names
         # The portal last bound is of a statement that may change lasting state.
         bint _bound_lasting
-        # The head of the ring has no answer from the server: take_invented is due.
-        bint _invent_due
+        # Bytes that follow a fetched part of a client's message and pass as they are.
+        Py_ssize_t _left_behind_fetched
+        # Whole sizes of those messages, or of their fetched parts.
+        Py_ssize_t _client_fetch_size
+        Py_ssize_t _server_fetch_size
+        # So may the unnamed statement, and some named one of this session (see _may_commit).
+        bint _unnamed_commits
+        bint _named_commits
+        # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).
+        bint _is_lost
         # The backend's unnamed statement is this session's, or there is none.
         bint _unnamed_here
-        # Requests under way that make or end the unnamed statement, and the Syncs sent before the last of them.
-        Py_ssize_t _unnamed_pending
+        # The Syncs sent before the last of those under way.
         Py_ssize_t _unnamed_sync
         # Sessions share backends: transaction mode.
         bint _shares
-        # Legal moves: see state.py.
-        bytearray _client_table
-        bytearray _server_table
-        # The last Parse of the unnamed statement that the server accepted, if the client may still use it.
-        object _unnamed
         # What the last of those under way makes it.
         object _unnamed_planned
         # The unnamed statement may change lasting state.

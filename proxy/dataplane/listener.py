@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from proxy.dataplane.backend import split_address
+from proxy.dataplane.relay import leave_for
 
 _log = structlog.get_logger("turnout.listener")
 
@@ -44,7 +45,9 @@ class Listener:
                 "stop what uses it, or change `listen` of this [[listener]]"
             ) from error
         self._sock = sock
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._on_readable)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sock.fileno(), self._on_readable)
+        leave_for(loop, sock.fileno())
 
     def _on_readable(self) -> None:
         sock = self._sock

@@ -18,7 +18,7 @@ from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules
-from proxy.dataplane.relay import Link, Meter, Owner, Relay
+from proxy.dataplane.relay import Link, Meter, Owner, Relay, leave_for
 from proxy.dataplane.seats import Seats
 from tests.kit.waiting import until
 
@@ -387,6 +387,60 @@ async def test_a_held_relay_borrows_nothing(scene: Scene) -> None:
     assert scene.relay.release(GATE_CLOSED) > 0
     await scene.until("gate")
     assert lender.pool.idle == 1, "after a hold the owner says where backends come from"
+
+
+EXCHANGES = """
+import socket, sys
+client, server, bell = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:4])
+query, answer = bytes.fromhex(sys.argv[4]), bytes.fromhex(sys.argv[5])
+for sock in (client, server):
+    sock.setblocking(True)
+def exchange():
+    client.sendall(query)
+    server.recv(len(query), socket.MSG_WAITALL)
+    server.sendall(answer)
+    client.recv(len(answer), socket.MSG_WAITALL)
+for _ in range(20):
+    exchange()
+bell.sendall(b"!")
+rounds = 0
+while True:
+    try:
+        bell.recv(1, socket.MSG_DONTWAIT)
+        break
+    except BlockingIOError:
+        exchange()
+        rounds += 1
+print(rounds)
+"""
+"""Queries one after another over a relay, until the bell that was rung is heard; prints how many were sent meanwhile."""
+
+
+async def test_a_descriptor_of_the_loop_that_is_known_does_not_wait_for_the_end_of_the_traffic(scene: Scene) -> None:
+    bell, rope = socket.socketpair()
+    with bell, rope:
+        bell.setblocking(False)
+
+        def heard() -> None:
+            bell.send(bell.recv(1))
+
+        scene.loop.add_reader(bell.fileno(), heard)
+        leave_for(scene.loop, bell.fileno())
+        ends = [scene.client.fileno(), scene.server.fileno(), rope.fileno()]
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", EXCHANGES, *map(str, ends), QUERY.hex(), ANSWER.hex(),
+            pass_fds=ends, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(20):
+                told, _ = await child.communicate()
+        finally:
+            scene.loop.remove_reader(bell.fileno())
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+    # One exchange is under way when the bell rings, and it is answered after the batch that showed it.
+    assert int(told) <= 5
 
 
 def test_a_draining_gate_is_a_position_of_its_own() -> None:

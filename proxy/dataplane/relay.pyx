@@ -219,6 +219,8 @@ cdef class Reactor:
         int _epoll
         # Links that closed while a batch is walked: kept until its end, since events may still point to them.
         list _closed
+        # Owners of relays that closed meanwhile: what went wrong may be found after that.
+        dict _parted
         bint _is_walking
         # Python code was called that may have given the loop something to do.
         bint _is_due
@@ -231,6 +233,7 @@ cdef class Reactor:
     def __init__(self, loop):
         self._loop = loop
         self._closed = []
+        self._parted = {}
         loop.add_reader(self._epoll, self._on_ready)
 
     def __dealloc__(self):
@@ -269,6 +272,7 @@ cdef class Reactor:
             int ended = 0
             epoll_event event
             Link link = None
+            Relay relay = None
         # Backends that have ended come first: a request of the same batch must not be sent to one of them.
         for i in range(count):
             prefetch(events[i].data.ptr)
@@ -293,6 +297,7 @@ cdef class Reactor:
                             continue
                         link = <Link> events[i - 1].data.ptr
                         happened = events[i - 1].events
+                        relay = link._relay
                         if happened & ~EPOLLOUT and link.fd >= 0 and link._paused == 0:
                             link._readable()
                             if happened & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
@@ -301,21 +306,22 @@ cdef class Reactor:
                         if happened & (EPOLLOUT | EPOLLHUP | EPOLLERR) and link._is_writing and link.fd >= 0:
                             link._writable()
                 except Exception as error:
-                    self._went_wrong(link, error)
+                    self._went_wrong(link, relay, error)
         finally:
             self._is_walking = False
             if self._closed:
                 # No event of the next look points to them.
                 self._closed = []
+            if self._parted:
+                self._parted = {}
         return 0
 
-    cdef int _went_wrong(self, Link link, error) except -1:
-        """One link's trouble must not become that of the others."""
-        cdef object owner = None if link._relay is None else link._relay.owner
+    cdef int _went_wrong(self, Link link, Relay relay, error) except -1:
+        """One link's trouble must not become that of the others. `relay` is what it was part of when it was served."""
+        cdef object owner = None if relay is None else self._parted.get(relay, relay.owner)
         self._is_due = True
         link._look_again()
         if owner is None:
-            # A link without a session, or what went wrong was found after the session had ended.
             self._loop.call_exception_handler({"message": "a link failed", "exception": error})
         elif isinstance(error, ProtocolViolation):
             owner.on_violation(error)
@@ -1062,6 +1068,8 @@ cdef class Relay:
     def close(self):
         """Break the circle with the owner. The links are the owner's to close."""
         self.detach()
+        if self.client._reactor._is_walking and self.owner is not None:
+            self.client._reactor._parted[self] = self.owner
         self.client._relay = None
         self.owner = None
         self.lending = None

@@ -11,6 +11,9 @@ BIN := .venv/bin
 COMPILED := $(shell find protocols proxy -name '*.pyx' -o -name '*.pxd') protocols/wire.py $(wildcard protocols/*/tracker.py)
 SOURCES := protocols proxy
 
+# Tests wait for servers more than they compute. Those of one file stay together, for they share servers.
+SIDE_BY_SIDE := --dist loadfile -n $(shell expr $$(nproc) + 1)
+
 # The demo on MariaDB needs a server that the one on PostgreSQL does not.
 DEMO_SETUP := demo$(if $(findstring mysql,$(ARGS)),-mysql)
 
@@ -24,8 +27,8 @@ demo: .venv/.$(DEMO_SETUP) .venv/.built ## two servers, a load, live switches; A
 
 .PHONY: test
 test: .venv/.test .venv/.built ## all tests; the wire code compiled and as plain Python
-	TURNOUT_READABLE=1 $(BIN)/python -m pytest -q tests/protocols
-	$(BIN)/python -m pytest -q $(ARGS)
+	TURNOUT_READABLE=1 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/protocols
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: soak
 soak: .venv/.test .venv/.built ## tests that take half a minute or more each

@@ -81,6 +81,16 @@ async def fresh_mariadb_pair() -> AsyncIterator[MariaDBPair]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def mysql_pair() -> AsyncIterator[MySQLPair]:
     """The same with real MySQL. Skips, loudly, only if its packages cannot be fetched on this machine."""
+    await mysql_can_be_had()
+    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+async def mysql_can_be_had() -> None:
+    """Skip the test if there is no MySQL for it."""
     try:
         await asyncio.to_thread(fetch)
     except BinaryMissing as error:
@@ -88,8 +98,3 @@ async def mysql_pair() -> AsyncIterator[MySQLPair]:
             # Past pytest's capturing: a run without MySQL should not look like one with it.
             sys.__stderr__.write(f"\n*** no test runs against real MySQL: {error.text}\n")
         pytest.skip(f"no real MySQL: {error.text}")
-    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
-    try:
-        yield pair
-    finally:
-        await pair.close()

@@ -384,6 +384,8 @@ class Exchange(Protocol):
     """Everything to send; the backend may be sent it at once."""
     errors: list[str]
     """What the backend refused, for people; empty when all went well. Filled while receiving."""
+    postponed: list[str]
+    """A replay: what was refused and is tried again right before the client uses it, for people. Not in `errors`."""
     unasked: bytes
     """Messages that came meanwhile and belong to the session (PostgreSQL: NotificationResponse, NoticeResponse,
     ParameterStatus); the session passes them on."""

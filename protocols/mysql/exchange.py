@@ -55,6 +55,7 @@ class Exchange:
         assert questions, "an exchange asks something"
         self.request = b"".join(question.packet for question in questions)
         self.errors: list[str] = []
+        self.postponed: list[str] = []
         self.unasked = b""
         """A MySQL server says nothing unasked."""
         self.parameters: dict[str, str] = {}

@@ -37,6 +37,7 @@ class PostgresExchange:
         assert groups, "an exchange asks something"
         self.request = b"".join(group.request for group in groups)
         self.errors: list[str] = []
+        self.postponed: list[str] = []
         self.rows: list[list[bytes | None]] = []
         """Of all groups, in their order."""
         self.parameters: dict[str, str] = {}
@@ -112,6 +113,7 @@ class Wreckage:
             request += build_parse(b"", b"turnout_lost_the_server_of_this_batch") + build_flush()
         self.request = request
         self.errors: list[str] = []
+        self.postponed: list[str] = []
         self.unasked = b""
         self.parameters: dict[str, str] = {}
         self._ready_left = 2 if in_transaction else 0

@@ -91,6 +91,8 @@ _CUSTOM: Final = rb"""UNION ALL SELECT 'custom', name, pg_catalog.current_settin
  FROM pg_catalog.unnest(ARRAY[%s]::pg_catalog.text[]) AS name
 """
 
+DUPLICATE_PREPARED_STATEMENT: Final = "42P05"
+
 _SETTER: Final = b"turnout_set_config"
 _SET_CONFIG: Final = b"SELECT pg_catalog.set_config($1, $2, false)"
 
@@ -114,6 +116,9 @@ class PostgresLedger:
         self.channels: list[bytes] = []
         self.statements: dict[bytes, bytes] = {}
         """Whole Parse messages by name (session mode)."""
+        self.absent: set[bytes] | None = None
+        """Those of them that the session's backend refused when they were replayed: their table did not exist at that
+        moment, say. The tracker sends them again right before they are used."""
         self._startup = startup
         self._shares = shares_backends
         """Transaction mode: settings move from backend to backend (`wanted`) and do not tie the session to one."""
@@ -124,7 +129,7 @@ class PostgresLedger:
         self._found_pins: tuple[str, ...] = ()
         self._lasting_pins: tuple[str, ...] = (PIN_REPLICATION,) if startup.is_replication else ()
         self._custom_names: frozenset[bytes] = frozenset()
-        self._replayed: PostgresExchange | None = None
+        self._replayed: _Replay | None = None
         self._locks: tuple[AdvisoryLock, ...] = ()
         self._lock_counts: list[int] | None = None
         self._temp: TempTables | None = None
@@ -245,9 +250,20 @@ class PostgresLedger:
 
     def forget_statement(self, name: bytes) -> None:
         message = self.statements.pop(name, None)
+        self.note_present(name)
         if message is not None:
             self._statement_bytes -= len(message)
             self.version += 1
+
+    def note_present(self, name: bytes) -> None:
+        """No statement of this name is missing on the session's backend any more."""
+        if self.absent is not None:
+            self.absent.discard(name)
+
+    def note_absent(self, name: bytes) -> None:
+        """The session's backend refused it once more."""
+        if self.absent is not None and name in self.statements:
+            self.absent.add(name)
 
     def forget_statements(self) -> None:
         """DEALLOCATE ALL or DISCARD ALL was executed."""
@@ -272,11 +288,12 @@ class PostgresLedger:
 
     def replay(self, *, is_late: bool) -> Exchange | None:
         """Make a fresh backend of the same Startup like the session's; the late part is LISTEN."""
-        groups = self._late_groups() if is_late else self._early_groups()
-        exchange = PostgresExchange(groups) if groups else None
-        if not is_late:
-            self._replayed = exchange
-        return exchange
+        if is_late:
+            late = self._late_groups()
+            return PostgresExchange(late) if late else None
+        groups = self._early_groups()
+        self._replayed = _Replay(groups) if groups else None
+        return self._replayed
 
     def release_locks(self) -> Exchange | None:
         """Give the advisory locks up on the session's old backend, where nobody needs them any more, and learn how often
@@ -313,9 +330,14 @@ class PostgresLedger:
         return PostgresExchange([self._temp.restoring(self._creations or {})])
 
     def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
-        """The notes of the backend that the early replay ran on: what it said of its parameters meanwhile."""
-        if self._replayed is not None and self._replayed.parameters:
-            notes.setdefault("parameters", {}).update(self._replayed.parameters)
+        """The notes of the backend that the early replay ran on: what it said of its parameters meanwhile, and which
+        statements it does not have."""
+        if self._replayed is not None:
+            if self._replayed.parameters:
+                notes.setdefault("parameters", {}).update(self._replayed.parameters)
+            notes.pop("absent", None)
+            if self._replayed.absent:
+                notes["absent"] = self._replayed.absent
         return notes
 
     def _early_groups(self) -> list[Group]:
@@ -333,7 +355,7 @@ class PostgresLedger:
             Group(f"prepared statement {readable(name)}", build_query(text)) for name, text in self.prepared.items()
         ]
         groups += [
-            Group(f"prepared statement {readable(name)}", message + build_sync())
+            _Parsing(f"prepared statement {readable(name)}", message + build_sync(), name)
             for name, message in self.statements.items()
         ]
         groups += [_set(name, value) for name, value in last]
@@ -388,7 +410,7 @@ class PostgresLedger:
                     self.settings[encode(startup_name)] = encode(startup_value)
         if self._found() != before:
             self.version += 1
-        for name in [name for name in self.statements if name not in parsed]:
+        for name in [name for name in self.statements if name not in parsed and name not in (self.absent or ())]:
             # SQL's DEALLOCATE knows these names too.
             self.forget_statement(name)
 
@@ -418,6 +440,38 @@ class PostgresLedger:
     def _find_pin(self, reason: str) -> None:
         if reason not in self._found_pins:
             self._found_pins += (reason,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsing(Group):
+    """Replays a statement of the extended protocol."""
+
+    name: bytes
+
+
+class _Replay(PostgresExchange):
+    """The early replay.
+
+    What a server has prepared it keeps, whatever becomes of the tables: without them the statement fails, and works
+    again when they are back. So a Parse that is refused now is no loss; it is tried again when the client uses it.
+    """
+
+    def __init__(self, groups: list[Group]) -> None:
+        super().__init__(groups)
+        self.absent: set[bytes] = set()
+        """Names of the statements that were refused."""
+
+    def _note_error(self, message: bytes) -> None:
+        group = self._groups[self._answered] if self._answered < len(self._groups) else None
+        if not isinstance(group, _Parsing):
+            super()._note_error(message)
+            return
+        fields = parse_error(message)
+        if fields.sqlstate == DUPLICATE_PREPARED_STATEMENT:
+            # A replay that is repeated: it is there.
+            return
+        self.absent.add(group.name)
+        self.postponed.append(f"{group.label}: {fields.message} ({fields.sqlstate})")
 
 
 class Inspection(PostgresExchange):

@@ -137,6 +137,8 @@ cdef class PostgresTracker(Tracker):
         Names _names
         # Objects behind the ring's WATCHED entries, in their order; None while there is none.
         object _watched
+        # Session mode: by name, the statements that are being made again: the Syncs sent before each of those requests.
+        dict _making
         object _ledger
         # The backend's memory: see link().
         dict _notes

@@ -38,7 +38,8 @@ mode it gets a name of ours (`statements.py`): a Parse whose statement the backe
 ParseComplete is invented, in its place among the real answers; a Bind or Describe whose statement is missing on the
 backend has our own Parse put before it, whose answer is swallowed. If that fails, the error reaches the client in the
 place of the Bind's. The unnamed statement is kept by the tracker in both modes and sent again, in the same way, when a
-Bind on another backend needs it. Of a Bind only the part with the names is fetched; its parameters pass as they come.
+Bind on another backend needs it; in session mode so is a named one that the new backend refused when it was replayed
+(`PostgresLedger.absent`). Of a Bind only the part with the names is fetched; its parameters pass as they come.
 """
 
 from __future__ import annotations
@@ -171,6 +172,23 @@ class _Parsed:
         """The server refused it or did not look at it."""
 
 
+class _MadeAgain:
+    """Session mode: a Parse of ours, of a statement that was refused when it was replayed on this backend."""
+
+    answer = PARSE_COMPLETE
+
+    def __init__(self, tracker: PostgresTracker, name: bytes) -> None:
+        self._tracker = tracker
+        self._name = name
+
+    def on_done(self) -> None:
+        self._tracker.settle_made_again(self._name, True)
+
+    def on_dropped(self, is_refused: bool) -> None:
+        # Refused: its like, which the Close before it took away, is gone as well.
+        self._tracker.settle_made_again(self._name, False if is_refused else None)
+
+
 class _UnnamedParsed:
     """A Parse of the unnamed statement, the client's or ours."""
 
@@ -250,6 +268,7 @@ class PostgresTracker(Tracker):
         self._unnamed_planned: bytes | None = None
         self._unnamed_lasting = False
         self._lasting_names: set[bytes] | None = None
+        self._making: dict[bytes, list[int]] | None = None
         self._names = Names()
         self._watched: deque[Watched] | None = None
         self._ledger = ledger
@@ -762,8 +781,10 @@ class PostgresTracker(Tracker):
                 if self._lasting_names is None:
                     self._lasting_names = set()
                 self._lasting_names.add(name)
+            before = self._make_again(name)
             self._watch(_Parsed(self._ledger, name, message))
             self._push(PARSE | WATCHED)
+            message = before + message
         self._decide_fetching()
         return message
 
@@ -865,7 +886,7 @@ class PostgresTracker(Tracker):
             before, called = self._provide_unnamed()
             return before, called, self._unnamed_lasting
         if not self._shares:
-            return b"", name, self._lasting_names is not None and name in self._lasting_names
+            return self._make_again(name), name, self._lasting_names is not None and name in self._lasting_names
         naming = self._names.naming(name)
         if naming is None or naming.statement is None:
             # Made by SQL's PREPARE, or a mistake. One of our names would reach another session's statement.
@@ -886,6 +907,45 @@ class PostgresTracker(Tracker):
         self._watch(SentToBackend(backend, statement.name, self._syncs_sent))
         self._push(PARSE | WATCHED | SWALLOWED)
         return before + statement.parse_message(), statement.name
+
+    def _make_again(self, name: bytes) -> bytes:
+        """Session mode: what to send so that the backend has the statement, if it was refused when it was replayed."""
+        absent = self._ledger.absent
+        under_way = self._making.get(name) if self._making is not None else None
+        if under_way is None and (absent is None or name not in absent):
+            return b""
+        if under_way is not None and under_way[len(under_way) - 1] == self._syncs_sent:
+            # An error that drops that one drops this request, too.
+            return b""
+        message = self._ledger.statements.get(name)
+        if message is None:
+            return b""
+        before = b""
+        if under_way is not None:
+            # Whether the one before it goes well is not known; a Close does no harm if it does not.
+            self._push(CLOSE | SWALLOWED)
+            before = build_close(b"S", name)
+        if self._making is None:
+            self._making = {}
+        self._making.setdefault(name, []).append(self._syncs_sent)
+        self._watch(_MadeAgain(self, name))
+        self._push(PARSE | WATCHED | SWALLOWED)
+        return before + message
+
+    def settle_made_again(self, name: bytes, is_there: bool | None) -> None:
+        """The oldest Parse of ours for this name was answered; None: it was skipped."""
+        assert self._making is not None, "it was put there when it was sent"
+        under_way = self._making[name]
+        del under_way[0]
+        if not under_way:
+            del self._making[name]
+            if not self._making:
+                self._making = None
+        if is_there:
+            self._ledger.note_present(name)
+        elif is_there is not None:
+            self._ledger.note_absent(name)
+        self._decide_fetching()
 
     def _provide_unnamed(self) -> tuple[bytes, bytes]:
         """The same for the unnamed statement."""
@@ -955,6 +1015,8 @@ class PostgresTracker(Tracker):
             or (self._lasting_names is not None and len(self._lasting_names) > 0)
             or self._unnamed_lasting
             or ((self._unnamed is not None or self._unnamed_pending > 0) and not self._unnamed_here)
+            or self._making is not None
+            or bool(self._ledger.absent)
         )
         if not self._fetches_names:
             self._bound_lasting = False
@@ -1043,6 +1105,7 @@ class PostgresTracker(Tracker):
         if not self.is_idle() and not self._is_lost:
             raise IllegalUse("link() with a request in flight")
         self._notes = notes
+        self._ledger.absent = notes.get("absent") or None
         if not self._is_lost:
             self._tx = 0x49
         self._is_lost = False

@@ -82,6 +82,8 @@ class Prepared:
     is_refused_in_part: bool = False
     """The target refused some of the replay, perhaps because it is still in recovery (no serializable transactions
     there, say): it is done again after the promotion."""
+    is_postponed_in_part: bool = False
+    """Statements are made there when they are used, because their table was not there when they were replayed."""
     catching_up: asyncio.Task[None] | None = None
     """Preparing in the hold."""
     has_late_part: bool = False
@@ -311,6 +313,9 @@ class Move:
         if replay is not None:
             await backend.run(replay, timeout_s)
             notes.is_refused_in_part = bool(replay.errors)
+            notes.is_postponed_in_part = bool(replay.postponed)
+            if replay.postponed:
+                _log.info("replay postponed in part", session=session.id, errors=replay.postponed[:5])
             if replay.errors:
                 log = _log.warning if self.phase == "releasing" else _log.info
                 log("replay refused in part", session=session.id, errors=replay.errors[:5])
@@ -645,7 +650,7 @@ class Move:
                 return
             is_lacking = not notes.has_late_part and (notes.is_refused_in_part or ledger.has_tables)
             if self._may_stay and session.backend is not None and is_lacking:
-                # Statements of a table that is not there just now, temporary tables: the old backend has them.
+                # Settings that were refused, temporary tables: the old backend has them.
                 _log.info("session stays where it is", session=session.id, why="not all of it can be had there")
                 return
             if ledger.has_tables:
@@ -653,10 +658,12 @@ class Move:
                 if tables is None:
                     raise EngineLost("its temporary tables were lost with its server connection")
                 await self._run_whole(backend, tables)
-                again = ledger.replay(is_late=False) if notes.is_refused_in_part else None
+                is_partial = notes.is_refused_in_part or notes.is_postponed_in_part
+                again = ledger.replay(is_late=False) if is_partial else None
                 if again is not None:
                     # Statements about the tables; the others are there and are refused.
                     await backend.run(again, EXCHANGE_TIMEOUT_S)
+                    backend.notes = ledger.adopt(backend.notes)
             wreckage = session.tracker.wreckage() if session.tracker is not None else None
             if wreckage is not None:
                 await backend.run(wreckage, EXCHANGE_TIMEOUT_S)

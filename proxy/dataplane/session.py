@@ -897,8 +897,9 @@ class Session(Owner):
             for exchange in (ledger.replay(is_late=False), ledger.replay(is_late=True), tracker.wreckage()):
                 if exchange is not None and self.standing is Standing.SERVING:
                     await backend.run(exchange, EXCHANGE_TIMEOUT_S)
-                    if exchange.errors:
-                        _log.warning("replay refused in part", session=self.id, errors=exchange.errors[:5])
+                    refused = [*exchange.errors, *exchange.postponed]
+                    if refused:
+                        _log.warning("replay refused in part", session=self.id, errors=refused[:5])
         except EngineError:
             self._forget(backend)
             raise

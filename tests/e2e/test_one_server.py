@@ -112,6 +112,37 @@ async def test_each_backend_serves_one_session_where_its_lifetime_is_zero(
         await until(all_gone, "the processes of clients that left have ended")
 
 
+async def test_a_statement_whose_table_is_away_at_the_move_works_once_it_is_back(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """As on one server: it fails while there is no table, in the server's words, and works again with the next one."""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    dsn = Door(name="session", port=turnout.port).dsn()
+    table, insert = "create table corpus_away (id int)", "insert into corpus_away values (%s)"
+    async with (
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other,
+    ):
+        await other.execute(table)
+        await connection.execute(insert, [1], prepare=True)
+        pid = await _pid(connection)
+        await other.execute("drop table corpus_away")
+        assert (await turnout.switch("two"))["phase"] == "completed"
+        assert await _pid(connection) != pid, "it moved all the same"
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await connection.execute(insert, [2], prepare=True)
+        await other.execute(table)
+        await other.execute("drop table corpus_away")
+        await turnout.switch("one")
+        await other.execute(table)
+        async with connection.pipeline():
+            for number in (3, 4):
+                await connection.execute(insert, [number], prepare=True)
+        cursor = await connection.execute("select count(*) from corpus_away")
+        assert await cursor.fetchone() == (2,)
+        await other.execute("drop table corpus_away")
+
+
 async def test_an_engine_that_is_another_server_is_refused(
     start_turnout: StartTurnout, postgres_pair: PostgresPair
 ) -> None:

@@ -541,6 +541,93 @@ def test_the_unnamed_statement_is_sent_again_to_a_new_backend() -> None:
     assert relay.tracker.at_boundary()
 
 
+def lacking(*names: str) -> Relay:
+    """A session that prepared statements, on a new backend that refused them when they were replayed."""
+    relay = Relay()
+    for name in names:
+        relay.client(parse(name, "table " + name) + SYNC)
+        relay.server(PARSED + ready())
+    relay.unlink()
+    relay.link(notes={"absent": {name.encode() for name in names}})
+    relay.take_server()
+    return relay
+
+
+def test_a_statement_that_was_refused_at_the_move_is_sent_again_when_it_is_used() -> None:
+    relay = lacking("a")
+    assert relay.client(bind("a") + execute() + SYNC) == parse("a", "table a") + bind("a") + execute() + SYNC
+    assert relay.server(PARSED + BOUND + ROW + done() + ready()) == BOUND + ROW + done() + ready()
+    passes_client(relay, bind("a") + execute() + SYNC)
+    passes_server(relay, BOUND + ROW + done() + ready())
+    assert relay.tracker.at_boundary()
+
+
+def test_a_statement_that_is_refused_when_it_is_used_fails_for_the_client_and_is_not_lost() -> None:
+    relay = lacking("a")
+    for _ in range(2):
+        assert relay.client(describe("a") + SYNC) == parse("a", "table a") + describe("a") + SYNC
+        assert relay.server(failed("42P01") + ready()) == failed("42P01") + ready()
+        assert relay.tracker.at_boundary()
+    assert relay.client(describe("a") + SYNC) == parse("a", "table a") + describe("a") + SYNC
+    answer = PARAMETER_DESCRIPTION + NO_DATA + ready()
+    assert relay.server(PARSED + answer) == answer
+
+
+def test_nothing_relies_on_a_statement_made_again_behind_a_sync() -> None:
+    """The first may fail or not, each batch stands for itself."""
+    relay = lacking("a")
+    again, batch = parse("a", "table a"), bind("a") + bind("a") + SYNC
+    assert relay.client(batch + batch) == again + batch + close("a") + again + batch
+    assert relay.server(failed() + ready() + CLOSED + PARSED + BOUND + BOUND + ready()) == (
+        failed() + ready() + BOUND + BOUND + ready()
+    )
+    passes_client(relay, batch)
+    passes_server(relay, BOUND + BOUND + ready())
+    relay = lacking("a")
+    relay.client(batch + batch)
+    assert relay.server(PARSED + BOUND + BOUND + ready() + CLOSED + failed() + ready()) == (
+        BOUND + BOUND + ready() + failed() + ready()
+    )
+    assert relay.client(batch) == again + batch
+    relay.server(PARSED + BOUND + BOUND + ready())
+    passes_client(relay, batch)
+
+
+def test_a_statement_made_again_behind_an_error_is_not_there() -> None:
+    relay = lacking("a")
+    relay.client(bind("wrong") + bind("a") + SYNC)
+    assert relay.server(failed("26000") + ready()) == failed("26000") + ready()
+    assert relay.client(bind("a") + SYNC) == parse("a", "table a") + bind("a") + SYNC
+
+
+def test_the_name_of_an_absent_statement_is_free_once_it_is_closed_and_taken_before() -> None:
+    relay = lacking("a", "b")
+    assert relay.client(parse("a") + SYNC) == parse("a", "table a") + parse("a") + SYNC
+    relay.server(PARSED + failed("42P05") + ready())
+    passes_client(relay, close("b") + SYNC)
+    relay.server(CLOSED + ready())
+    passes_client(relay, parse("b") + bind("b") + SYNC)
+    relay.server(PARSED + BOUND + ready())
+    run(relay, "deallocate all", "DEALLOCATE ALL")
+    passes_client(relay, bind("a") + SYNC)
+
+
+def test_an_inspection_does_not_forget_what_the_backend_lacks() -> None:
+    relay = lacking("a")
+    inspection = relay.ledger.inspection()
+    assert inspection.receive(done("SELECT 0") + ready())
+    assert relay.ledger.statements == {b"a": parse("a", "table a")}
+
+
+def test_a_replay_tells_what_is_lost_from_what_is_postponed() -> None:
+    relay = lacking("a", "b")
+    replay = relay.ledger.replay(is_late=False)
+    assert replay is not None
+    assert replay.receive(failed("42P01") + ready() + failed("42P05") + ready())
+    assert (replay.errors, replay.postponed) == ([], ["prepared statement a: no (42P01)"])
+    assert relay.ledger.adopt({})["absent"] == {b"a"}
+
+
 # --- violations ---------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -20,6 +21,43 @@ NICENESS = 10
 """Servers of tests leave the processor to what is tested."""
 
 
+@asynccontextmanager
+async def postgres_pair_alone() -> AsyncIterator[PostgresPair]:
+    """Primary and standby, account app/secret with database app; superuser postgres/secret."""
+    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@asynccontextmanager
+async def mariadb_pair_alone() -> AsyncIterator[MariaDBPair]:
+    """Primary and GTID replica: root, turnout (admin), app with database app, all with password secret."""
+    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@asynccontextmanager
+async def mysql_pair_alone() -> AsyncIterator[MySQLPair]:
+    """The same with real MySQL. Skips, loudly, only if its packages cannot be fetched on this machine."""
+    try:
+        await asyncio.to_thread(fetch)
+    except BinaryMissing as error:
+        if sys.__stderr__ is not None:
+            # Past pytest's capturing: a run without MySQL should not look like one with it.
+            sys.__stderr__.write(f"\n*** no test runs against real MySQL: {error.text}\n")
+        pytest.skip(f"no real MySQL: {error.text}")
+    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
 @pytest.fixture
 def unused_port() -> int:
     return free_port()
@@ -27,22 +65,16 @@ def unused_port() -> int:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres_pair() -> AsyncIterator[PostgresPair]:
-    """Primary and standby, account app/secret with database app; superuser postgres/secret. Shared: see above."""
-    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
-    try:
+    """Shared: see above."""
+    async with postgres_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest_asyncio.fixture
 async def fresh_postgres_pair() -> AsyncIterator[PostgresPair]:
     """A pair for one test, which may do anything to it."""
-    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
-    try:
+    async with postgres_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -60,41 +92,20 @@ async def workspace() -> AsyncIterator[Workspace]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def mariadb_pair() -> AsyncIterator[MariaDBPair]:
-    """Primary and GTID replica: root, turnout (admin), app with database app, all with password secret. Shared."""
-    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
-    try:
+    """Shared."""
+    async with mariadb_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest_asyncio.fixture
 async def fresh_mariadb_pair() -> AsyncIterator[MariaDBPair]:
     """A pair for one test, which may do anything to it."""
-    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
-    try:
+    async with mariadb_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def mysql_pair() -> AsyncIterator[MySQLPair]:
-    """The same with real MySQL. Skips, loudly, only if its packages cannot be fetched on this machine."""
-    await mysql_can_be_had()
-    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
-    try:
+    """Shared."""
+    async with mysql_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
-
-
-async def mysql_can_be_had() -> None:
-    """Skip the test if there is no MySQL for it."""
-    try:
-        await asyncio.to_thread(fetch)
-    except BinaryMissing as error:
-        if sys.__stderr__ is not None:
-            # Past pytest's capturing: a run without MySQL should not look like one with it.
-            sys.__stderr__.write(f"\n*** no test runs against real MySQL: {error.text}\n")
-        pytest.skip(f"no real MySQL: {error.text}")

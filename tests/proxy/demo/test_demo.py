@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -41,13 +43,12 @@ def demo(*arguments: str, folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Servers do not run as root: they must be able to enter it."""
-    path = tmp_path_factory.mktemp("demo")
-    for one in (path, *path.parents):
-        if one.stat().st_uid == os.geteuid() and one != Path("/"):
-            one.chmod(one.stat().st_mode | 0o011)
-    return path
+def folder() -> Iterator[Path]:
+    """Servers do not run as root: they must be able to enter it. Not below pytest's own folder, which every other run of
+    pytest closes again."""
+    with tempfile.TemporaryDirectory(prefix="turnout-demo-test-") as path:
+        os.chmod(path, 0o711)
+        yield Path(path)
 
 
 @pytest.mark.slow

@@ -8,32 +8,22 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from proxy.embedded import MariaDBPair, MySQLPair, PostgresPair
-from tests.kit.servers import NICENESS, mysql_can_be_had
+from tests.kit.servers import mariadb_pair_alone, mysql_pair_alone, postgres_pair_alone
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def postgres_pair() -> AsyncIterator[PostgresPair]:
-    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
-    try:
+    async with postgres_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def mariadb_pair() -> AsyncIterator[MariaDBPair]:
-    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
-    try:
+    async with mariadb_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def mysql_pair() -> AsyncIterator[MySQLPair]:
-    await mysql_can_be_had()
-    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
-    try:
+    async with mysql_pair_alone() as pair:
         yield pair
-    finally:
-        await pair.close()

@@ -23,7 +23,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One pgbench through one relay."""
+    """One load through one relay."""
 
     relay: str
     tps: float
@@ -84,7 +84,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What pgbench said at its end."""
+    """What the load said at its end."""
 
     transactions: int
     tps: float
@@ -132,26 +132,37 @@ class PgBench:
         return out.decode()
 
 
-async def measure(pgbench: PgBench, relay: Relay, row: Row, seconds: float) -> Run:
-    """One row through one relay."""
+async def measured_run(
+    relay: Relay, clients: int, login: Callable[[], Awaitable[Done]], load: Callable[[], Awaitable[Done]]
+) -> Run:
+    """`load` through one relay; `login` is as many logins as it does, with one query each, which are taken off."""
 
     def spent() -> tuple[int, int]:
         return sum(map(cpu_ns, relay.pids)), cpu_ns(relay.supervisor) if relay.supervisor else 0
 
     before = spent()
-    await pgbench.select(relay.port, row, "-t", "1")
+    await login()
     after_logins = spent()
-    done = await pgbench.select(relay.port, row, "-T", f"{seconds:g}")
+    done = await load()
     after = spent()
-    # The run logged in as well: one login and one query for each client are taken off.
     logins, logins_supervisor = (now - then for now, then in zip(after_logins, before, strict=True))
     queries, queries_supervisor = (now - then for now, then in zip(after, after_logins, strict=True))
-    count = done.transactions - row.clients
+    count = done.transactions - clients
     return Run(
         relay=relay.name,
         tps=done.tps,
         us_per_query=(queries - logins) / count / 1_000,
         supervisor_us_per_query=max(0, queries_supervisor - logins_supervisor) / count / 1_000,
+    )
+
+
+async def measure(pgbench: PgBench, relay: Relay, row: Row, seconds: float) -> Run:
+    """One row through one relay."""
+    return await measured_run(
+        relay,
+        row.clients,
+        lambda: pgbench.select(relay.port, row, "-t", "1"),
+        lambda: pgbench.select(relay.port, row, "-T", f"{seconds:g}"),
     )
 
 
@@ -302,13 +313,13 @@ class Lab:
                 case "direct":
                     found.append(Relay(name="direct", port=engine.port))
                 case "floor":
-                    found.append(await enter(relays.floor(workspace, engine)))
+                    found.append(await enter(relays.floor(workspace, engine.port)))
                 case "Turnout":
                     found.append(await enter(relays.turnout(workspace, engine, way)))
                 case "PgBouncer":
                     found.append(await enter(relays.pgbouncer(workspace, engine, way, self._which)))
                 case "HAProxy":
-                    found.append(await enter(relays.haproxy(workspace, engine)))
+                    found.append(await enter(relays.haproxy(workspace, engine.port)))
                 case _:
                     raise ValueError(f"no relay is called {name}")
         return found

@@ -1,4 +1,4 @@
-"""What is measured: a PostgreSQL server and the relays before it, each started as its users start it.
+"""What is measured: a PostgreSQL server and the relays before it or a MySQL one, each started as its users start it.
 
 Everybody logs in by `trust`, so that what is measured is the relaying and not a password's hash. Each relay has one
 process (one thread) that moves the bytes.
@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from bench.clients import ScramUser
 from bench.programs import PgBouncer, compile_c, find_pgbouncer, in_workspace, program
-from proxy.embedded import PostgresServer, Setup, Turnout, Workspace, free_port
+from proxy.embedded import PostgresServer, Setup, Turnout, Workspace, fetch_mysql, free_port
 from proxy.embedded.certificate import write_certificate
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from proxy.embedded.process import Process, ServerFailed
@@ -57,9 +57,31 @@ defaults
     timeout connect 5s
     timeout client 1h
     timeout server 1h
-listen postgresql
+listen database
     bind 127.0.0.1:{port}
     server only 127.0.0.1:{server_port}
+"""
+
+
+_ROUTER_CONF: Final = """\
+[DEFAULT]
+plugin_folder = {plugins}
+logging_folder = {folder}
+runtime_folder = {folder}
+data_folder = {folder}
+[logger]
+level = warning
+[io]
+threads = 1
+[routing:only]
+bind_address = 127.0.0.1
+bind_port = {port}
+destinations = 127.0.0.1:{server_port}
+routing_strategy = first-available
+protocol = classic
+client_ssl_mode = DISABLED
+server_ssl_mode = DISABLED
+max_connections = 2000
 """
 
 
@@ -161,12 +183,12 @@ def certificate(workspace: Workspace) -> tuple[Path, Path]:
 
 
 @asynccontextmanager
-async def floor(workspace: Workspace, engine: PostgresServer) -> AsyncIterator[Relay]:
+async def floor(workspace: Workspace, server_port: int) -> AsyncIterator[Relay]:
     """`floor.c`: what moving the bytes costs."""
     port = free_port()
     built = workspace.path / "floor"
     async with _child(
-        [built if built.exists() else compile_c("floor", workspace), str(port), str(engine.port)], workspace, "floor"
+        [built if built.exists() else compile_c("floor", workspace), str(port), str(server_port)], workspace, "floor"
     ) as child:
         await _listening(port, child)
         yield Relay(name="floor", port=port, pids=(child.pid,))
@@ -229,16 +251,35 @@ async def bare_reader(workspace: Workspace) -> AsyncIterator[Relay]:
 
 
 @asynccontextmanager
-async def haproxy(workspace: Workspace, engine: PostgresServer) -> AsyncIterator[Relay]:
+async def haproxy(workspace: Workspace, server_port: int) -> AsyncIterator[Relay]:
     """HAProxy of the system: bytes only, one backend for each client."""
     port = free_port()
     config = workspace.path / f"haproxy-{port}.cfg"
-    config.write_text(_HAPROXY_CFG.format(port=port, server_port=engine.port))
+    config.write_text(_HAPROXY_CFG.format(port=port, server_port=server_port))
     workspace.give(config)
     # -db: in the foreground, and one process
     async with _child([program("haproxy", "haproxy"), "-db", "-f", config], workspace, f"haproxy-{port}") as child:
         await _listening(port, child)
         yield Relay(name="HAProxy", port=port, pids=(child.pid,))
+
+
+@asynccontextmanager
+async def mysql_router(workspace: Workspace, server_port: int) -> AsyncIterator[Relay]:
+    """MySQL's own: one thread for the bytes, no TLS, a server connection for each client."""
+    port = free_port()
+    config = workspace.path / f"router-{port}.conf"
+    folder = workspace.folder(f"router-{port}")
+    root = fetch_mysql.fetch(fetch_mysql.ROUTER) / "root"
+    config.write_text(
+        _ROUTER_CONF.format(
+            port=port, server_port=server_port, folder=folder, plugins=root / "usr/lib/mysqlrouter/plugin"
+        )
+    )
+    workspace.give(config)
+    command = [*fetch_mysql.program(fetch_mysql.ROUTER), "-c", config]
+    async with _child(command, workspace, f"router-{port}") as child:
+        await _listening(port, child)
+        yield Relay(name="MySQL Router", port=port, pids=(child.pid,))
 
 
 @asynccontextmanager
@@ -262,6 +303,13 @@ async def turnout(workspace: Workspace, engine: PostgresServer, way: Way) -> Asy
             "client_tls_key_file": str(key),
             "client_tls_cert_file": str(cert),
         }
+    async with turnout_of(setup, workspace) as relay:
+        yield relay
+
+
+@asynccontextmanager
+async def turnout_of(setup: Setup, workspace: Workspace) -> AsyncIterator[Relay]:
+    """Turnout with that config."""
     folder = workspace.path / f"turnout-{setup.client_port}"
     folder.mkdir()
     one = Turnout(setup, folder)

@@ -64,7 +64,7 @@ async def run(which: PgBouncer, clients: int, rate: int, rounds: int, seconds: f
                 way = Way(mode)
                 running = [Relay(name="direct", port=engine.port)]
                 if mode == "session":
-                    running.append(await group.enter_async_context(relays.floor(workspace, engine)))
+                    running.append(await group.enter_async_context(relays.floor(workspace, engine.port)))
                 running.append(await group.enter_async_context(relays.turnout(workspace, engine, way)))
                 running.append(await group.enter_async_context(relays.pgbouncer(workspace, engine, way, which)))
                 seen: dict[str, list[dict[str, float]]] = {relay.name: [] for relay in running}

@@ -19,27 +19,52 @@ from typing import Final
 
 from proxy.embedded.process import BinaryMissing, is_closed_to_nobody
 
-PACKAGE: Final = "mysql-server-core"
+SERVER: Final = "mysql-server-core"
+ROUTER: Final = "mysql-router"
+"""MySQL's own proxy, which the measurements compare with."""
+
+_PROGRAMS: Final = {SERVER: "mysqld", ROUTER: "mysqlrouter"}
+_FOLDERS: Final = {SERVER: "mysql", ROUTER: "mysql-router"}
+
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _TIMEOUT_S: Final = 300
 
 
-def cache_folder() -> Path:
-    """Where the unpacked server is kept, whether it is there or not."""
+def cache_folder(package: str = SERVER) -> Path:
+    """Where the unpacked package is kept, whether it is there or not."""
     if "TURNOUT_CACHE" in os.environ:
-        return Path(os.environ["TURNOUT_CACHE"]) / "mysql"
+        return Path(os.environ["TURNOUT_CACHE"]) / _FOLDERS[package]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if is_closed_to_nobody(cache):
         cache = Path("/var/cache")
-    return cache / "turnout" / "mysql"
+    return cache / "turnout" / _FOLDERS[package]
 
 
-def fetch() -> Path:
-    """The folder with the unpacked server, fetched if it is not there yet. Blocks; up to some minutes, once.
+def program(package: str = SERVER) -> list[str | Path]:
+    """The words that start the package's program, which is fetched if it is not there. Raises BinaryMissing."""
+    root = fetch(package) / "root"
+    # The unpacked C library's own loader: the machine's one may be older.
+    libraries = [root / "usr/lib/x86_64-linux-gnu", root / "usr/lib", root / "usr/lib/mysql/private"]
+    if package == ROUTER:
+        libraries.append(root / "usr/lib/mysql-router")
+    return [
+        root / "lib64/ld-linux-x86-64.so.2",
+        "--library-path",
+        ":".join(map(str, libraries)),
+        _path(root, package),
+    ]
+
+
+def _path(root: Path, package: str) -> Path:
+    return root / "usr" / ("sbin" if package == SERVER else "bin") / _PROGRAMS[package]
+
+
+def fetch(package: str = SERVER) -> Path:
+    """The folder with the unpacked package, fetched if it is not there yet. Blocks; up to some minutes, once.
 
     Raises BinaryMissing with the reason."""
-    folder = cache_folder()
-    if (folder / "root/usr/sbin/mysqld").exists():
+    folder = cache_folder(package)
+    if _path(folder / "root", package).exists():
         return folder
     for tool in ("apt-get", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
@@ -48,20 +73,20 @@ def fetch() -> Path:
     # Built beside its place and renamed: whoever finds the folder finds all of it.
     work = Path(tempfile.mkdtemp(prefix="mysql-", dir=folder.parent))
     try:
-        _unpack(work)
+        _unpack(work, package)
         work.chmod(0o755)
         try:
             work.rename(folder)
         except OSError:
             # Another process was faster; its folder is as good.
-            if not (folder / "root/usr/sbin/mysqld").exists():
+            if not _path(folder / "root", package).exists():
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
-def _unpack(work: Path) -> None:
+def _unpack(work: Path, package: str) -> None:
     for name in ("lists/partial", "cache/archives/partial", "root/usr"):
         (work / name).mkdir(parents=True)
     (work / "status").touch()
@@ -78,16 +103,16 @@ def _unpack(work: Path) -> None:
         f"-oAPT::Sandbox::User={_account()}",
     ]
     _run(["apt-get", "-q", *options, "update"])
-    _run(["apt-get", "-q", *options, "--no-install-recommends", "-y", "-d", "install", PACKAGE])
+    _run(["apt-get", "-q", *options, "--no-install-recommends", "-y", "-d", "install", package])
     root = work / "root"
     # Merged /usr: packages put files below both names.
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir()
         (root / name).symlink_to(f"usr/{name}")
-    for package in sorted((work / "cache/archives").glob("*.deb")):
+    for file in sorted((work / "cache/archives").glob("*.deb")):
         archive = work / "package.tar"
         with open(archive, "wb") as out:
-            subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, stdout=out, timeout=_TIMEOUT_S)
+            subprocess.run(["dpkg-deb", "--fsys-tarfile", file], check=True, stdout=out, timeout=_TIMEOUT_S)
         _run(["tar", "-xf", str(archive), "--keep-directory-symlink", "--no-same-owner", "-C", str(root)])
         archive.unlink()
     for name in ("lists", "cache"):

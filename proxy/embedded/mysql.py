@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final, Self
 import pymysql
 import pymysql.cursors
 
-from proxy.embedded.fetch_mysql import fetch
+from proxy.embedded import fetch_mysql
 from proxy.embedded.process import (
     BinaryMissing,
     Process,
@@ -412,14 +412,9 @@ class MySQLServer(MySqlFamilyServer):
     flavour = "MySQL"
 
     def _program(self) -> list[str | Path]:
-        root = fetch() / "root"
-        # The unpacked C library's own loader: the machine's one may be older.
-        libraries = [root / "usr/lib/x86_64-linux-gnu", root / "usr/lib", root / "usr/lib/mysql/private"]
+        root = fetch_mysql.fetch() / "root"
         return [
-            root / "lib64/ld-linux-x86-64.so.2",
-            "--library-path",
-            ":".join(map(str, libraries)),
-            root / "usr/sbin/mysqld",
+            *fetch_mysql.program(),
             "--no-defaults",
             f"--basedir={root}/usr",
             f"--plugin-dir={root}/usr/lib/mysql/plugin",

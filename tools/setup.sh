@@ -62,7 +62,7 @@ want_packages() {
     compgen -G '/usr/include/*/sys/types.h' >/dev/null || [ -e /usr/include/sys/types.h ] || missing+=(libc6-dev)
     [ -x .venv/bin/python ] || find_python >/dev/null || missing+=(python3 python3-venv python3-dev)
     case $1 in
-    demo-mysql | test)
+    demo-mysql | test | bench)
         want mariadb-server-core mariadbd
         want mariadb-client mariadb
         ;;
@@ -75,6 +75,7 @@ want_packages() {
         want openssl openssl
         ;;
     bench)
+        want sysbench sysbench
         want pgbouncer pgbouncer
         want haproxy haproxy
         want postgresql '/usr/lib/postgresql/*/bin/pgbench' # the one that can do TLS

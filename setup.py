@@ -18,13 +18,16 @@ PURE = [
     "protocols/postgres/tracker.py",
     "protocols/mysql/tracker.py",
 ]
-NATIVE = ["proxy/dataplane/relay.pyx"]
+NATIVE = ["proxy/openssl.pyx", "proxy/dataplane/relay.pyx"]
+# Shared libraries of the system, and their headers: OpenSSL 3.
+LIBRARIES = {"proxy/openssl.pyx": ["ssl", "crypto"]}
 
 
 def extension(path: str) -> Extension:
     return Extension(
         path.rsplit(".", 1)[0].replace("/", "."),
         [path],
+        libraries=LIBRARIES.get(path, []),
         extra_compile_args=["-O2", "-g0"] if not IS_DEBUG else ["-O0", "-g"],
         define_macros=[("CYTHON_TRACE", "1")] if IS_DEBUG else [],
     )

@@ -1,7 +1,8 @@
 """TLS contexts out of what the config says, and what a certificate says of its owner.
 
-Knows OpenSSL by Python's `ssl`; refuses to know sockets, protocols' messages, or who asks. Files are read when a context
-is made, so a new one has the certificates as they are then.
+Links use OpenSSL as `proxy/openssl.pyx` calls it; the libraries that Turnout's own connections are made with take an
+`ssl.SSLContext`. Refuses to know sockets, protocols' messages, or who asks. Files are read when a context is made, so a
+new one has the certificates as they are then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
+from proxy.openssl import Context, KeyEncrypted, OpenSSLError
+
 if TYPE_CHECKING:
     from proxy.config import EngineConfig, ListenerConfig
 
@@ -26,6 +29,26 @@ VERSIONS: Final = {
 }
 """Older versions are left out: no supported client needs them, and OpenSSL 3 refuses them by default."""
 
+_CIPHERS: Final = "@SECLEVEL=2:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
+"""What Python's `ssl` has by default: forward secrecy, no SHA-1."""
+
+_ALPN: Final = {"postgresql": ("postgresql",)}
+"""By protocol."""
+
+_ATTRIBUTES: Final = {
+    x509.NameOID.COMMON_NAME: "commonName",
+    x509.NameOID.COUNTRY_NAME: "countryName",
+    x509.NameOID.LOCALITY_NAME: "localityName",
+    x509.NameOID.STATE_OR_PROVINCE_NAME: "stateOrProvinceName",
+    x509.NameOID.ORGANIZATION_NAME: "organizationName",
+    x509.NameOID.ORGANIZATIONAL_UNIT_NAME: "organizationalUnitName",
+    x509.NameOID.DOMAIN_COMPONENT: "domainComponent",
+    x509.NameOID.EMAIL_ADDRESS: "emailAddress",
+    x509.NameOID.SERIAL_NUMBER: "serialNumber",
+    x509.NameOID.USER_ID: "userId",
+}
+"""Parts of a name as OpenSSL calls them; others go by their number."""
+
 
 class TlsProblem(Exception):
     """A context cannot be made; `key` is the end of the setting's name that is wrong (`cert_file`, say)."""
@@ -36,12 +59,29 @@ class TlsProblem(Exception):
         self.text = text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """Of a context; paths are empty where there is no such file."""
+
+    protocols: str
+    ciphers: str
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    """Empty: the peer's certificate is not verified, and none is asked for of a client."""
+    demands_certificate: bool = True
+    """Of a client that is verified."""
+    checks_name: bool = False
+    """Of a server that is verified."""
+    alpn: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ListenerTls:
     """TLS towards the clients of one port."""
 
     mode: TlsMode
-    context: ssl.SSLContext | None
+    context: Context | None
     """None: not offered."""
     channel_binding: bytes = b""
     """`tls-server-end-point` of our certificate; empty where it has none."""
@@ -56,10 +96,15 @@ class EngineTls:
     """TLS towards one engine."""
 
     mode: TlsMode
-    context: ssl.SSLContext | None
-    """None: never."""
+    context: Context | None
+    """Of links; None: never."""
     hostname: str
     """As the certificate of a verified engine names it."""
+    _wanted: _Wanted | None = None
+
+    def library_context(self) -> ssl.SSLContext | None:
+        """The same for a connection that a library opens; None: never. Raises TlsProblem."""
+        return _library_context(self._wanted) if self._wanted is not None else None
 
     @property
     def is_required(self) -> bool:
@@ -83,20 +128,22 @@ def listener_tls(config: ListenerConfig) -> ListenerTls:
     mode = config.client_tls_sslmode
     if mode == "disable":
         return ListenerTls(mode, None)
-    context = _context(ssl.PROTOCOL_TLS_SERVER, config.client_tls_protocols, config.client_tls_ciphers)
-    # PostgreSQL hands out no session tickets either: a resumed session would carry on what was verified before.
-    context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     if not config.client_tls_cert_file:
         raise TlsProblem("cert_file", f'is needed with client_tls_sslmode = "{mode}"')
-    _load_certificate(context, config.client_tls_cert_file, config.client_tls_key_file)
-    if config.client_tls_ca_file:
-        _load_ca(context, config.client_tls_ca_file)
-        # Below verify-ca a client may show none, as with PostgreSQL's ssl_ca_file; one that is shown is verified.
-        context.verify_mode = ssl.CERT_REQUIRED if mode in ("verify-ca", "verify-full") else ssl.CERT_OPTIONAL
-    elif mode in ("verify-ca", "verify-full"):
+    is_verified = mode in ("verify-ca", "verify-full")
+    if is_verified and not config.client_tls_ca_file:
         raise TlsProblem("ca_file", f'is needed with client_tls_sslmode = "{mode}"')
-    _set_alpn(context, config.protocol)
+    wanted = _Wanted(
+        protocols=config.client_tls_protocols,
+        ciphers=config.client_tls_ciphers,
+        certificate=config.client_tls_cert_file,
+        key=config.client_tls_key_file,
+        ca=config.client_tls_ca_file,
+        # Below verify-ca a client may show none, as with PostgreSQL's ssl_ca_file; one that is shown is verified.
+        demands_certificate=is_verified,
+        alpn=_ALPN.get(config.protocol, ()),
+    )
+    context = _link_context(wanted, is_server=True)
     return ListenerTls(mode, context, end_point_of(_first_certificate(config.client_tls_cert_file)))
 
 
@@ -107,33 +154,61 @@ def engine_tls(config: EngineConfig, protocol: str) -> EngineTls:
     host = config.address.rpartition(":")[0].strip("[]")
     if mode == "disable" or protocol != "postgresql":
         return EngineTls("disable", None, host)
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, config.server_tls_protocols, config.server_tls_ciphers)
-    context.check_hostname = mode == "verify-full"
-    if config.server_tls_ca_file and mode in ("require", "verify-ca", "verify-full"):
-        context.verify_mode = ssl.CERT_REQUIRED
-        _load_ca(context, config.server_tls_ca_file)
-    elif mode in ("verify-ca", "verify-full"):
+    if mode in ("verify-ca", "verify-full") and not config.server_tls_ca_file:
         raise TlsProblem("ca_file", f'is needed with server_tls_sslmode = "{mode}"')
-    else:
-        context.verify_mode = ssl.CERT_NONE
-    if config.server_tls_cert_file:
-        _load_certificate(context, config.server_tls_cert_file, config.server_tls_key_file)
-    _set_alpn(context, protocol)
-    return EngineTls(mode, context, host)
+    wanted = _Wanted(
+        protocols=config.server_tls_protocols,
+        ciphers=config.server_tls_ciphers,
+        certificate=config.server_tls_cert_file,
+        key=config.server_tls_key_file,
+        ca=config.server_tls_ca_file if mode in ("require", "verify-ca", "verify-full") else "",
+        checks_name=mode == "verify-full",
+        alpn=_ALPN.get(protocol, ()),
+    )
+    return EngineTls(mode, _link_context(wanted, is_server=False), host, wanted)
 
 
-def _context(kind: int, protocols: str, ciphers: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(kind)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    wanted = parse_versions(protocols)
-    context.minimum_version, context.maximum_version = min(wanted), max(wanted)
-    if ciphers != "default":
+def _link_context(wanted: _Wanted, *, is_server: bool) -> Context:
+    context = Context(is_server=is_server)
+    versions = parse_versions(wanted.protocols)
+    context.set_versions(min(versions), max(versions))
+    try:
+        context.set_ciphers(_CIPHERS if wanted.ciphers == "default" else wanted.ciphers)
+    except OpenSSLError as error:
+        raise TlsProblem("ciphers", f'"{wanted.ciphers}" names no cipher that OpenSSL has') from error
+    if wanted.certificate:
+        _load_certificate(context, wanted.certificate, wanted.key)
+    if wanted.ca:
+        _readable("ca_file", wanted.ca)
         try:
-            context.set_ciphers(ciphers)
-        except ssl.SSLError as error:
-            raise TlsProblem("ciphers", f'"{ciphers}" names no cipher that OpenSSL has') from error
+            context.load_ca(wanted.ca)
+        except OpenSSLError as error:
+            raise TlsProblem("ca_file", f"{wanted.ca} has no certificates in PEM form") from error
+        context.verify_peer(is_required=wanted.demands_certificate, checks_name=wanted.checks_name)
+    if wanted.alpn:
+        context.set_alpn(wanted.alpn)
+    return context
+
+
+def _library_context(wanted: _Wanted) -> ssl.SSLContext:
+    """Of a client. `_link_context` has told what is wrong in words of ours; what changed since then has OpenSSL's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = wanted.checks_name
+    context.verify_mode = ssl.CERT_REQUIRED if wanted.ca else ssl.CERT_NONE
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    versions = parse_versions(wanted.protocols)
+    context.minimum_version, context.maximum_version = min(versions), max(versions)
+    try:
+        if wanted.ciphers != "default":
+            context.set_ciphers(wanted.ciphers)
+        if wanted.certificate:
+            context.load_cert_chain(wanted.certificate, wanted.key or None, password="")
+        if wanted.ca:
+            context.load_verify_locations(cafile=wanted.ca)
+    except (OSError, ValueError) as error:
+        raise TlsProblem("cert_file", f"the files cannot be used: {error}") from error
+    if wanted.alpn:
+        context.set_alpn_protocols(list(wanted.alpn))
     return context
 
 
@@ -150,29 +225,18 @@ def parse_versions(text: str) -> list[ssl.TLSVersion]:
     return [VERSIONS[name] for name in names]
 
 
-def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    def no_password() -> str:
-        # Without this OpenSSL would ask on the terminal.
-        raise TlsProblem("key_file", f"{key or certificate} is encrypted; Turnout needs one that is not")
-
+def _load_certificate(context: Context, certificate: str, key: str) -> None:
     for name, path in (("cert_file", certificate), ("key_file", key)):
         if path:
             _readable(name, path)
     try:
-        context.load_cert_chain(certificate, key or None, password=no_password)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
+        context.load_certificate(certificate, key or certificate)
+    except KeyEncrypted as error:
+        raise TlsProblem("key_file", f"{key or certificate} is encrypted; Turnout needs one that is not") from error
+    except OpenSSLError as error:
         raise TlsProblem(
-            "cert_file", f"{certificate} with the key of {key or 'the same file'} cannot be used: {reason}"
+            "cert_file", f"{certificate} with the key of {key or 'the same file'} cannot be used: {error}"
         ) from error
-
-
-def _load_ca(context: ssl.SSLContext, path: str) -> None:
-    _readable("ca_file", path)
-    try:
-        context.load_verify_locations(cafile=path)
-    except ssl.SSLError as error:
-        raise TlsProblem("ca_file", f"{path} has no certificates in PEM form") from error
 
 
 def _readable(key: str, path: str) -> None:
@@ -181,11 +245,6 @@ def _readable(key: str, path: str) -> None:
             return
     except OSError as error:
         raise TlsProblem(key, f"{path} cannot be read: {error.strerror}") from error
-
-
-def _set_alpn(context: ssl.SSLContext, protocol: str) -> None:
-    if protocol == "postgresql":
-        context.set_alpn_protocols(["postgresql"])
 
 
 def _first_certificate(path: str) -> bytes:
@@ -212,15 +271,16 @@ def end_point_of(der: bytes | None) -> bytes:
     return hashlib.new(name, der).digest()
 
 
-def peer_certificate(found: ssl.SSLObject) -> dict[str, Any] | None:
-    """What a verified certificate of the peer says: the keys of `SSLObject.getpeercert`, and `cn` (the last
-    commonName, or an empty text) and `dn` (RFC 2253, the most specific part first). None: no certificate was shown, or
-    none was verified."""
-    told: dict[str, Any] | None = found.getpeercert()
-    if not told:
+def peer_certificate(der: bytes | None) -> dict[str, Any] | None:
+    """What a verified certificate of the peer says: `subject` and `issuer` in the form of `ssl.SSLObject.getpeercert`.
+    None: none was shown."""
+    if der is None:
         return None
-    der = found.getpeercert(binary_form=True)
-    assert der is not None, "a certificate that has been verified is there"
-    subject = x509.load_der_x509_certificate(der).subject
-    names = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return {**told, "cn": str(names[-1].value) if names else "", "dn": subject.rfc4514_string()}
+    certificate = x509.load_der_x509_certificate(der)
+    return {"subject": _name(certificate.subject), "issuer": _name(certificate.issuer)}
+
+
+def _name(name: x509.Name) -> tuple[tuple[tuple[str, str], ...], ...]:
+    return tuple(
+        tuple((_ATTRIBUTES.get(one.oid, one.oid.dotted_string), str(one.value)) for one in part) for part in name.rdns
+    )

@@ -1,4 +1,3 @@
-import ssl
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sized
 from typing import Any, Final
@@ -7,6 +6,7 @@ from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, ErrorReply, Ledger, Tracker
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Shelf
+from proxy.openssl import Connection, Context
 
 BUCKET_COUNT: Final[int]
 
@@ -49,9 +49,8 @@ class Link:
     def serve(self) -> None: ...
     def start_tls(
         self,
-        context: ssl.SSLContext,
+        context: Context,
         *,
-        is_server: bool,
         hostname: str | None,
         received: bytes,
         done: Callable[[str], None],
@@ -64,7 +63,7 @@ class Link:
     def peer_certificate(self) -> dict[str, Any] | None: ...
     def note_identity(self, channel_binding: bytes, peer_certificate: dict[str, Any] | None) -> None: ...
     @property
-    def ssl(self) -> ssl.SSLObject | None: ...
+    def ssl(self) -> Connection | None: ...
     def peek_end(self) -> bool: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...

@@ -25,11 +25,9 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.set cimport PySet_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from protocols.wire cimport (
     EDIT,
@@ -45,9 +43,9 @@ from protocols.wire cimport (
     SWALLOW,
     Tracker,
 )
+from proxy.openssl cimport FAILED, WANTS_BYTES, WANTS_ROOM, Connection, Context
 
 import os
-from ssl import MemoryBIO, SSLError, SSLWantReadError
 
 from protocols.errors import ProtocolViolation
 from proxy.tasks import in_haste
@@ -142,6 +140,8 @@ cdef enum:
     SEALED_RECORD_BYTES = 18437
     # Most bytes a peer may send before its handshake is complete. OpenSSL bounds each message; this bounds their sum.
     HANDSHAKE_BYTES_MAX = 262144
+    # Most bytes TLS itself answers (to updates of keys, to requests to negotiate again) while the peer reads nothing.
+    UNREAD_ANSWERS_BYTES_MAX = 65536
     # Events taken from the kernel at once.
     EVENTS_AT_ONCE = 64
     # How long traffic is served before the event loop looks at its timers and other descriptors, and how long more
@@ -164,10 +164,8 @@ cdef set _in_haste = in_haste
 # Behind a chunk there is room for the record that the TLS of a link had begun before it.
 cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES + SEALED_RECORD_BYTES]
 
-# The same for TLS: a chunk as it comes from the kernel, and the content of one record.
+# The same for TLS: a chunk as it comes from the kernel.
 cdef unsigned char SEALED[CHUNK_BYTES]
-cdef unsigned char RECORD[RECORD_BYTES]
-cdef object RECORD_VIEW = PyMemoryView_FromMemory(<char*> RECORD, RECORD_BYTES, PyBUF_WRITE)
 
 
 cdef inline unsigned long long now_ns() noexcept nogil:
@@ -356,72 +354,95 @@ def leave_for(loop, int fd):
 
 
 cdef class Tls:
-    """The TLS of one link: an `ssl.SSLObject` on two memory BIOs.
-
-    Bound methods are kept, for they are called per chunk; those of the inner object, whose wrapper in Python would
-    cost as much again.
-    """
+    """The TLS of one link, on OpenSSL by way of `proxy/openssl.pyx`."""
 
     cdef:
-        readonly object ssl
+        readonly Connection ssl
+        bint _is_established
+        # Unsealed bytes of a corked link: less than a record of them, in memory that only a corked link has.
+        unsigned char* _plain
+        Py_ssize_t _plain_size
+        Py_ssize_t _plain_capacity
+        # What TLS itself answered while the peer did not read, in bytes.
+        Py_ssize_t _unread_answers
+        Py_ssize_t _handshake_bytes
+        # Told once how the handshake ended; None afterwards.
+        object _done
         # `tls-server-end-point` of RFC 5929 (a hash of the certificate of the end that is the server), and what the
         # peer's verified certificate says; set by whoever starts TLS.
         bytes _channel_binding
         object _peer_certificate
-        object _incoming
-        object _outgoing
-        object _take_sealed
-        object _give_sealed
-        object _read
-        object _write
-        # Told once how the handshake ended; None afterwards.
-        object _done
-        bint _is_established
-        Py_ssize_t _handshake_bytes
-        # Unsealed bytes of a corked link.
-        bytearray _plain
 
-    def __init__(self, context, bint is_server, hostname, done):
-        self._incoming = MemoryBIO()
-        self._outgoing = MemoryBIO()
-        self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server, server_hostname=hostname)
-        self._give_sealed = self._incoming.write
-        self._take_sealed = self._outgoing.read
-        self._read = self.ssl._sslobj.read
-        self._write = self.ssl._sslobj.write
+    def __init__(self, Context context, hostname, done):
+        self.ssl = Connection(context, hostname)
         self._done = done
         self._channel_binding = b""
 
-    cdef Py_ssize_t open_records(self, Link link, unsigned char* into) except -2:
+    def __dealloc__(self):
+        free(self._plain)
+
+    cdef Py_ssize_t open_records(
+        self, Link link, const unsigned char* sealed, Py_ssize_t size, unsigned char* into
+    ) except -2:
         """Everything there is to read, like `Link._take`: its size, 0 at the end, NOTHING if it is no whole record.
 
-        What is left is less than a record, so it fits behind the next chunk."""
+        `into` has room for CHUNK_BYTES + SEALED_RECORD_BYTES: `size` is at most the one, and OpenSSL has kept less than
+        the other of an earlier chunk. All of `sealed` is taken."""
+        cdef Connection ssl = self.ssl
         cdef Py_ssize_t have = 0
         cdef Py_ssize_t got
+        ssl.feed(sealed, size)
         while True:
-            try:
-                got = self._read(RECORD_BYTES, RECORD_VIEW)
-            except SSLWantReadError:
-                break
-            except SSLError as error:
-                link.lost = f"TLS: {error.reason or error}"
-                got = 0
-            if got == 0:
-                # The end, said by the peer or by its mistake. What came before it counts; the kernel tells the rest.
-                if have == 0:
-                    return 0
+            got = ssl.read(into + have, CHUNK_BYTES + SEALED_RECORD_BYTES - have)
+            if ssl.pipe.sealed_size > 0 and not self._answer(link):
+                got = FAILED
+            if got > 0:
+                have += got
+                if ssl.pipe.unopened_size > 0:
+                    continue
+                return have
+            if got == WANTS_ROOM:
+                continue
+            if got == WANTS_BYTES:
+                return have if have > 0 else NOTHING
+            # The end, said by the peer or by its mistake. What came before it counts; the kernel tells the rest.
+            if got == FAILED:
+                link.lost = f"TLS: {ssl.why}"
+            if have > 0:
                 c_shutdown(link.fd, SHUT_RD)
-                break
-            assert have + got <= CHUNK_BYTES + SEALED_RECORD_BYTES, "records are longer than their content"
-            memcpy(into + have, RECORD, got)
-            have += got
-            if self._incoming.pending == 0:
-                break
-        if self._outgoing.pending:
-            link._put_bytes(self._take_sealed())
-        if have == 0:
-            return NOTHING
-        return have
+            return have
+
+    cdef bint _answer(self, Link link) except -1:
+        """Send what TLS itself says while it reads. False: too much of it was asked for, and is not read."""
+        link._put(self.ssl.sealed, self.ssl.pipe.sealed_size)
+        if not link._is_writing:
+            self._unread_answers = 0
+            return True
+        self._unread_answers += self.ssl.pipe.sealed_size
+        if self._unread_answers <= UNREAD_ANSWERS_BYTES_MAX:
+            return True
+        self.ssl.why = "the peer does not read what it asks for"
+        return False
+
+    cdef int note(self, const unsigned char* data, Py_ssize_t size) except -1:
+        """Keep unsealed bytes; there is room for them in a record."""
+        cdef Py_ssize_t capacity
+        cdef unsigned char* grown
+        if self._plain_size + size > self._plain_capacity:
+            capacity = min(max(self._plain_size + size, 2 * self._plain_capacity), RECORD_BYTES)
+            grown = <unsigned char*> realloc(self._plain, capacity)
+            if grown == NULL:
+                raise MemoryError()
+            self._plain = grown
+            self._plain_capacity = capacity
+        memcpy(self._plain + self._plain_size, data, size)
+        self._plain_size += size
+        return 0
+
+    cdef void forget_plain(self) noexcept:
+        free(self._plain)
+        self._plain = NULL
+        self._plain_size = self._plain_capacity = 0
 
 
 cdef class Link:
@@ -558,8 +579,7 @@ cdef class Link:
             size = self._take(SEALED)
             if size <= 0:
                 return size
-            self._tls._give_sealed(PyMemoryView_FromMemory(<char*> SEALED, size, PyBUF_READ))
-            size = self._tls.open_records(self, into)
+            size = self._tls.open_records(self, SEALED, size, into)
         if size > 0:
             self.bytes_in += size
         return size
@@ -605,7 +625,7 @@ cdef class Link:
 
     # --- TLS ---
 
-    def start_tls(self, context, *, bint is_server, hostname, bytes received, done):
+    def start_tls(self, Context context not None, *, hostname, bytes received, done):
         """Speak TLS from now on; `received` came already and belongs to the handshake.
 
         `done(why)` is called once, perhaps at once: with an empty text when the handshake is complete, else with what
@@ -613,12 +633,9 @@ cdef class Link:
         link is part of no relay; what was sent before stays clear.
         """
         assert self._tls is None and self._relay is None
-        self._tls = Tls(context, is_server, hostname, done)
-        if received:
-            self._tls._handshake_bytes = PyBytes_GET_SIZE(received)
-            self._tls._give_sealed(received)
-        if received or not is_server:
-            self._step_handshake()
+        self._tls = Tls(context, hostname, done)
+        if received or not context.is_server:
+            self._step_handshake(<const unsigned char*> PyBytes_AS_STRING(received), PyBytes_GET_SIZE(received))
 
     @property
     def is_encrypted(self):
@@ -640,7 +657,7 @@ cdef class Link:
 
     @property
     def ssl(self):
-        """The `ssl.SSLObject`, for what it knows of the peer; None on a clear link."""
+        """The connection, for what it knows of the peer; None on a clear link."""
         return self._tls.ssl if self._tls is not None else None
 
     cdef int _shake_hands(self) except -1:
@@ -656,31 +673,36 @@ cdef class Link:
         if size == 0:
             self._end_handshake(self.lost or "the peer left")
             return 0
-        self._tls._handshake_bytes += size
-        if self._tls._handshake_bytes > HANDSHAKE_BYTES_MAX:
+        return self._step_handshake(SEALED, size)
+
+    cdef int _step_handshake(self, const unsigned char* data, Py_ssize_t size) except -1:
+        cdef Tls tls = self._tls
+        cdef Connection ssl = tls.ssl
+        cdef int how
+        cdef bytes rest
+        tls._handshake_bytes += size
+        if tls._handshake_bytes > HANDSHAKE_BYTES_MAX:
             self._end_handshake("the handshake is too long")
             return 0
-        self._tls._give_sealed(PyMemoryView_FromMemory(<char*> SEALED, size, PyBUF_READ))
-        return self._step_handshake()
-
-    cdef int _step_handshake(self) except -1:
-        cdef Tls tls = self._tls
-        cdef Py_ssize_t size
-        try:
-            tls.ssl.do_handshake()
-        except SSLWantReadError:
-            self._put_bytes(tls._take_sealed())
+        ssl.feed(data, size)
+        while True:
+            how = ssl.shake_hands()
+            # After a failure it may be an alert.
+            self._put(ssl.sealed, ssl.pipe.sealed_size)
+            if how != WANTS_ROOM:
+                break
+        if how == WANTS_BYTES:
             return 0
-        except SSLError as error:
-            # An alert may be among it.
-            self._put_bytes(tls._take_sealed())
-            self._end_handshake(getattr(error, "verify_message", "") or error.reason or str(error))
+        if how == FAILED:
+            self._end_handshake(ssl.why)
             return 0
-        self._put_bytes(tls._take_sealed())
         tls._is_established = True
+        # What came behind the handshake is told after its end, and has to outlive whatever the owner does until then.
+        rest = PyBytes_FromStringAndSize(<const char*> ssl.pipe.unopened, ssl.pipe.unopened_size)
         self._end_handshake("")
-        if self.fd >= 0 and self._relay is None and tls._incoming.pending:
-            size = tls.open_records(self, SCRATCH)
+        if rest and self.fd >= 0:
+            assert self._relay is None, "a session begins with bytes that have not come yet"
+            size = tls.open_records(self, <const unsigned char*> PyBytes_AS_STRING(rest), len(rest), SCRATCH)
             if size == 0:
                 self._pause(PAUSED_BY_OWNER)
             if size >= 0:
@@ -701,39 +723,53 @@ cdef class Link:
         return 0
 
     cdef int _seal(self, const unsigned char* data, Py_ssize_t size) except -1:
-        """Make records of it and send them; while the link is corked, only note it."""
+        """Make records of it and send them; while the link is corked, only note what is no whole record."""
         cdef Tls tls = self._tls
-        if self._is_corked:
-            if tls._plain is None:
-                tls._plain = bytearray()
-            tls._plain += (<char*> data)[:size]
-            return 0
-        try:
-            tls._write(PyMemoryView_FromMemory(<char*> data, size, PyBUF_READ))
-        except SSLError as error:
-            self.lost = f"TLS: {error.reason or error}"
-            c_shutdown(self.fd, SHUT_RD)
-            return 0
-        return self._put_bytes(tls._take_sealed())
+        cdef Py_ssize_t take
+        if not self._is_corked:
+            return self._put_records(data, size)
+        while size > 0:
+            if tls._plain_size == 0 and size >= RECORD_BYTES:
+                take = size - size % RECORD_BYTES
+                self._put_records(data, take)
+            else:
+                take = min(size, RECORD_BYTES - tls._plain_size)
+                tls.note(data, take)
+                if tls._plain_size == RECORD_BYTES:
+                    self._seal_noted()
+            data += take
+            size -= take
+        return 0
 
-    cdef int _seal_corked(self) except -1:
-        """What was noted while the link was corked, as few records."""
-        cdef bytes plain = bytes(self._tls._plain)
-        self._tls._plain = None
-        return self._seal(<const unsigned char*> PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+    cdef int _seal_noted(self) except -1:
+        """What was noted while the link was corked, as one record."""
+        cdef Tls tls = self._tls
+        try:
+            return self._put_records(tls._plain, tls._plain_size)
+        finally:
+            tls.forget_plain()
+
+    cdef int _put_records(self, const unsigned char* data, Py_ssize_t size) except -1:
+        cdef Connection ssl = self._tls.ssl
+        cdef Py_ssize_t sealed
+        while size > 0:
+            sealed = ssl.write(data, size)
+            if sealed == FAILED:
+                self.lost = f"TLS: {ssl.why}"
+                c_shutdown(self.fd, SHUT_RD)
+                return 0
+            data += sealed
+            size -= sealed
+            self._put(ssl.sealed, ssl.pipe.sealed_size)
+        return 0
 
     cdef int _end_tls(self) except -1:
         """Say that no more comes, as far as the kernel takes it at once."""
-        cdef bytes last
+        cdef Connection ssl = self._tls.ssl
         if not self._tls._is_established or self._out_end > self._out_start:
             return 0
-        try:
-            self._tls.ssl.unwrap()
-        except SSLError:
-            # It would wait for the peer's answer, or the peer has gone.
-            pass
-        last = self._tls._take_sealed()
-        chunk_send(self.fd, PyBytes_AS_STRING(last), PyBytes_GET_SIZE(last))
+        ssl.say_end()
+        chunk_send(self.fd, ssl.sealed, ssl.pipe.sealed_size)
         return 0
 
     # --- sending ---
@@ -745,9 +781,6 @@ cdef class Link:
         if self._tls is not None:
             return self._seal(data, size)
         return self._put(data, size)
-
-    cdef int _put_bytes(self, bytes data) except -1:
-        return self._put(<const unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
     cdef int _put(self, const unsigned char* data, Py_ssize_t size) except -1:
         """Bytes as they go to the kernel."""
@@ -798,9 +831,11 @@ cdef class Link:
         return 0
 
     cdef int _uncork(self) except -1:
+        # Behind bytes that were kept the last record is kept too, and leaves with them; alone it is sent at once.
+        self._is_corked = self._out_end > self._out_start
+        if self._tls is not None and self._tls._plain_size > 0:
+            self._seal_noted()
         self._is_corked = False
-        if self._tls is not None and self._tls._plain is not None:
-            self._seal_corked()
         if self._out_end > self._out_start and not self._is_writing:
             self._flush()
             if self._out_end > self._out_start:
@@ -872,9 +907,8 @@ cdef class Link:
         self._paused = 0
         self._watch()
         self._is_closing = True
-        if self._tls is not None and self._tls._plain is not None:
-            self._is_corked = False
-            self._seal_corked()
+        if self._is_corked:
+            self._uncork()
         if self._out_end == self._out_start:
             self._shut_down()
 

@@ -6,7 +6,6 @@ Refuses to know protocols' messages (a login says when) and what certificates an
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 
 from protocols.errors import ProtocolViolation
@@ -30,13 +29,13 @@ def accept_tls(link: Link, tls: ListenerTls, wanted: TlsWanted, ended: Callable[
     def done(why: str) -> None:
         found = link.ssl
         if not why and found is not None:
-            if wanted.alpn and found.selected_alpn_protocol() != wanted.alpn:
+            if wanted.alpn and found.selected_alpn != wanted.alpn:
                 why = f'the client did not name the protocol "{wanted.alpn}" (ALPN)'
             else:
-                link.note_identity(tls.channel_binding, peer_certificate(found))
+                link.note_identity(tls.channel_binding, peer_certificate(found.peer_certificate))
         ended(why)
 
-    link.start_tls(tls.context, is_server=True, hostname=None, received=wanted.received, done=done)
+    link.start_tls(tls.context, hostname=None, received=wanted.received, done=done)
 
 
 async def ask_for_tls(wire: Wire, engine: str, link: Link, tls: EngineTls) -> bool:
@@ -70,13 +69,13 @@ async def shake_hands(engine: str, link: Link, tls: EngineTls) -> None:
             ended.set_result(why)
 
     link.sink = None
-    link.start_tls(tls.context, is_server=False, hostname=tls.hostname, received=b"", done=done)
+    link.start_tls(tls.context, hostname=tls.hostname, received=b"", done=done)
     why = await ended
     if why:
         raise TlsFailed(f"engine {engine}: no TLS with it: {why}")
     found = link.ssl
-    assert isinstance(found, ssl.SSLObject)
-    link.note_identity(end_point_of(found.getpeercert(binary_form=True)), None)
+    assert found is not None, "the handshake is complete"
+    link.note_identity(end_point_of(found.peer_certificate), None)
 
 
 async def converse(engine: str, link: Link, login: Login) -> LoginFact:

@@ -208,21 +208,22 @@ class PostgresEngine(Engine):
 
     async def _open(self, timeout_s: float, **settings: str) -> Any:
         """With TLS as the config says; `allow` and `prefer` try the other way if the server does not want this one."""
-        tls = self._engine_tls()
+        tls, context = self._engine_tls()
         *others, last = tls.attempts()
         for is_encrypted in others:
             try:
-                return await self._open_once(tls.context if is_encrypted else None, timeout_s, settings)
+                return await self._open_once(context if is_encrypted else None, timeout_s, settings)
             except _OtherWay:
                 continue
         try:
-            return await self._open_once(tls.context if last else None, timeout_s, settings)
+            return await self._open_once(context if last else None, timeout_s, settings)
         except _OtherWay as error:
             raise error.translated from error.__cause__
 
-    def _engine_tls(self) -> EngineTls:
+    def _engine_tls(self) -> tuple[EngineTls, ssl.SSLContext | None]:
         try:
-            return self._tls()
+            tls = self._tls()
+            return tls, tls.library_context()
         except TlsProblem as problem:
             raise ConnectFailed(f"engine {self.name}: server_tls_{problem.key}: {problem.text}") from problem
 
@@ -667,7 +668,7 @@ class PostgresEngine(Engine):
                 user=self._user,
                 password=self._password,
                 database=self._database,
-                tls=self._engine_tls(),
+                tls=self._engine_tls()[0],
             )
         except AuthRefused:
             # This server wants another way of proving who we are: the driver knows them all, and is slower.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
+import ssl
 import struct
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,8 @@ from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules
 from proxy.dataplane.relay import Link, Meter, Owner, Relay, leave_for
 from proxy.dataplane.seats import Seats
+from proxy.embedded.certificate import write_certificate
+from proxy.openssl import Context
 from tests.kit.waiting import until
 
 
@@ -69,10 +74,46 @@ class Listening(Owner):
         raise error
 
 
+class TlsClient:
+    """Python's TLS over the client's socket; what is sent is read by `Link.serve`, at once."""
+
+    def __init__(self, sock: socket.socket, link: Link, context: Context) -> None:
+        wanted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        wanted.check_hostname = False
+        wanted.verify_mode = ssl.CERT_NONE
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = wanted.wrap_bio(self._incoming, self._outgoing)
+        told: list[str] = []
+        link.start_tls(context, hostname=None, received=b"", done=told.append)
+        while not told:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._tls.do_handshake()
+            sock.send(self._outgoing.read())
+            link.serve()
+            with contextlib.suppress(BlockingIOError):
+                self._incoming.write(sock.recv(65_536))
+        assert told == [""]
+
+    def send(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._sock.send(self._outgoing.read())
+
+    def opened(self, sealed: bytes) -> bytes:
+        """The content of records."""
+        self._incoming.write(sealed)
+        data = b""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while True:
+                data += self._tls.read(65_536)
+        return data
+
+
 class Scene:
     """A client's and a server's end of a relay, both blocking sockets driven from the test's thread pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context | None = None) -> None:
+        """`context`: of the TLS that the client's link has."""
         loop = asyncio.get_running_loop()
         self.loop = loop
         self.client, near_client = socket.socketpair()
@@ -83,6 +124,7 @@ class Scene:
         self.meter = Meter()
         self.client_link = Link(loop, near_client.detach())
         self.server_link = Link(loop, near_server.detach())
+        self.tls = TlsClient(self.client, self.client_link, context) if context is not None else None
         ledger = postgres.WIRE.ledger(Startup("u", "d"))
         self.tracker = postgres.WIRE.tracker(ledger, shares_backends=False)
         self.relay = Relay(self.owner, self.client_link, self.tracker, self.meter)
@@ -179,6 +221,87 @@ async def test_a_forwarded_chunk_creates_no_object(scene: Scene) -> None:
     assert not grown
     assert blocks < 50, f"{blocks} blocks more after 4,000 chunks"
     assert scene.tracker.requests == 2_101
+
+
+def peak_of(act: Callable[[], None]) -> int:
+    """Bytes of Python's memory that were in use at one time while `act` ran, beyond those before."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    act()
+    return tracemalloc.get_traced_memory()[1] - before
+
+
+def nothing() -> None: ...
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    key, certificate = write_certificate(tmp_path)
+    context = Context(is_server=True)
+    context.load_certificate(str(certificate), str(key))
+    return context
+
+
+@pytest.fixture
+async def tls_scene(context: Context) -> AsyncIterator[Scene]:
+    scene = Scene(context)
+    yield scene
+    scene.close()
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+async def test_a_chunk_that_is_forwarded_through_tls_creates_no_object(tls_scene: Scene, size: int) -> None:
+    scene, client = tls_scene, tls_scene.tls
+    assert client is not None
+    query = message(b"Q", b"select " + b"1" * size + b"\0")
+    answer = (
+        message(b"T", b"\0\1?column?\0" + bytes(18))
+        + message(b"D", b"\0\1" + struct.pack("!i", size) + b"x" * size)
+        + message(b"C", b"SELECT 1\0")
+        + message(b"Z", b"I")
+    )
+    tracemalloc.start()
+    # So that the figures themselves are large integers, which are objects too, each time.
+    ballast = bytearray(100_000)
+    try:
+        for _ in range(20):
+            client.send(query)
+            got_query = b""
+            while len(got_query) < len(query):
+                cost = {"nothing": peak_of(nothing), "reading": peak_of(scene.client_link.serve)}
+                got_query += scene.server.recv(100_000)
+            scene.server.send(answer)
+            got_answer = b""
+            while len(got_answer) < len(answer):
+                cost["sending"] = peak_of(scene.server_link.serve)
+                got_answer += client.opened(scene.client.recv(100_000))
+    finally:
+        tracemalloc.stop()
+    assert got_query == query
+    assert got_answer == answer
+    assert len(set(cost.values())) == 1, f"bytes of objects: {cost}"
+    assert len(ballast) == 100_000
+
+
+async def test_what_leaves_together_shares_a_record(tls_scene: Scene) -> None:
+    """A ParameterStatus is looked at, so an answer with one in it leaves in pieces."""
+    scene, client = tls_scene, tls_scene.tls
+    assert client is not None
+    first, second = (message(b"S", b"application_name\0" + name + b"\0") for name in (b"x", b"y"))
+    for size, records in ((1, 1), (20_000, 2), (40_000, 3)):
+        client.send(QUERY)
+        scene.client_link.serve()
+        row = message(b"D", b"\0\1" + struct.pack("!i", size) + b"x" * size)
+        answer = ANSWER[: -len(message(b"Z", b"I"))] + first + row + second + message(b"Z", b"I")
+        scene.server.send(answer)
+        scene.server_link.serve()
+        sealed = scene.client.recv(200_000)
+        count = at = 0
+        while at < len(sealed):
+            at += 5 + int.from_bytes(sealed[at + 3 : at + 5], "big")
+            count += 1
+        assert count == records
+        assert client.opened(sealed) == answer
 
 
 async def test_a_client_that_does_not_read_stops_the_server_not_the_memory(scene: Scene) -> None:

@@ -141,6 +141,10 @@ class Tracker:
         """Why the server ends the connection, in its own words, held back from the client: see `has_last_words`."""
         return b""
 
+    def asks_quietly(self) -> bool:
+        """An inspection now would change nothing that a client could see afterwards (MySQL: ROW_COUNT(), SHOW WARNINGS)."""
+        return True
+
     def disturbed(self) -> None:
         """The proxy has asked something of its own on the linked backend (PostgreSQL: the unnamed statement is
         gone)."""
@@ -324,6 +328,14 @@ class Grade(enum.StrEnum):
     """Holds something that cannot be carried: pinned."""
 
 
+class Meant(enum.Enum):
+    """Who has to go, where a server ends a connection."""
+
+    SESSION = "this session"
+    SERVER = "every session"
+    EITHER = "one of both"
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
     """One error as a client of either protocol is told of it."""
@@ -483,8 +495,9 @@ class Wire(Protocol):
     name: ProtocolName
     resets_all: bool
     """`reset` makes any used backend like a fresh one; else only one whose session's ledger is empty."""
-    asks_quietly: bool
-    """An inspection changes nothing that a client could see afterwards (MySQL: LAST_INSERT_ID(), SHOW WARNINGS …)."""
+
+    def meant_by(self, words: bytes) -> Meant:
+        """Whom a server means that ends a connection: `words` are a tracker's last words, or none (its orderly end)."""
 
     def client_login(
         self,

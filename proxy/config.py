@@ -255,7 +255,7 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     """Its engines by name."""
     replication: Literal["stream", "none"] = "stream"
     """What keeps its engines equal. `stream`: a target replicates from the source. `none`: all engines are addresses of
-    one and the same PostgreSQL server (another host name, a network path, a pooler in between), so that a switch fences
+    one and the same server (another host name, a network path, a pooler in between), so that a switch fences
     nobody, waits for nothing and promotes nobody; whether it is one server is checked before each switch."""
     switch: SwitchConfig = SwitchConfig()
     """Limits of its switches."""
@@ -695,8 +695,6 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
             if address is not None and addresses.setdefault(address, engine_name) != engine_name:
                 problems.add(where, f'engine "{addresses[address]}" has the same address')
         _check_auth(service, at, problems)
-        if service.replication == "none" and service.protocol != "postgresql":
-            problems.add((*at, "replication"), '"none" is for postgresql only')
         if service.switch.on_drain_expired == "leave" and service.replication != "none":
             problems.add((*at, "switch", "on_drain_expired"), '"leave" needs replication = "none"')
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from protocols.errors import IllegalUse
+from protocols.mysql import constants as c
 from protocols.mysql.exchange import Exchange
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
 from protocols.mysql.ledger import MysqlLedger, check, reset
@@ -16,6 +18,7 @@ from protocols.wire import (
     Credential,
     ErrorReply,
     Ledger,
+    Meant,
     ProtocolName,
     Startup,
     Tracker,
@@ -23,15 +26,21 @@ from protocols.wire import (
     Wire,
 )
 
+_ENDS: Final = frozenset({c.ER_SERVER_SHUTDOWN, c.ER_CONNECTION_KILLED, c.ER_SESSION_WAS_KILLED})
+
 
 class MysqlWire:
     """See `protocols.wire.Wire`."""
 
     name: ProtocolName = "mysql"
-    asks_quietly = False
     redresses = False
     resets_all = False
     """A default database cannot be taken away from a connection that was opened without one."""
+
+    def meant_by(self, words: bytes) -> Meant:
+        """MariaDB says 1927 to a session that is killed and to each one when it shuts down, MySQL nothing at all; what else
+        they say (4031: too long inactive) means the session."""
+        return Meant.EITHER if not words or int.from_bytes(words[5:7], "little") in _ENDS else Meant.SESSION
 
     def client_login(
         self,

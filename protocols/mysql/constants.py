@@ -22,6 +22,9 @@ PAYLOAD_BYTES_MAX: Final = 0xFF_FF_FF
 LOGIN_BYTES_MAX: Final = 65_536 + 4_096
 """Longest packet in a login. MySQL allows 64 KiB of connection attributes (`performance_schema_session_connect_attrs`)."""
 
+ERROR_BYTES_MAX: Final = 65_536
+"""Longest ERR that a server may send unasked; real ones have less than 1 KiB."""
+
 EXCHANGE_BYTES_MAX: Final = 256 * 1024 * 1024
 """Longest row of an answer to a question of the proxy's own; user variables may be large."""
 
@@ -181,3 +184,11 @@ ER_ACCESS_DENIED: Final = 1045
 ER_UNKNOWN_COM: Final = 1047
 ER_BAD_DB: Final = 1049
 ER_NEED_REPREPARE: Final = 1615
+
+# --- error numbers by which a server ends a connection -------------------------------------------------------------
+
+ER_SERVER_SHUTDOWN: Final = 1053
+ER_CONNECTION_KILLED: Final = 1927
+"""MariaDB."""
+ER_SESSION_WAS_KILLED: Final = 3169
+"""MySQL."""

@@ -212,6 +212,10 @@ ENTRY_NOTED: Final = 2
 """The ledger is told when it is done."""
 ENTRY_REPREPARE: Final = 4
 """The proxy answers it: the statement's parameter types cannot be repeated."""
+ENTRY_COMMITS: Final = 8
+"""It may end a transaction, by name or, like DDL, on the way."""
+ENTRY_UNTOLD: Final = 16
+"""The proxy answers it: the transaction it belongs to was lost with its server."""
 
 T_TAKEN: Final = 0
 """A command that names a statement: its header was judged, the rest of its packet passes."""

@@ -7,6 +7,7 @@ from protocols.wire cimport (
 
 cdef enum:
     PAYLOAD_BYTES_MAX = 0xFFFFFF
+    ERROR_BYTES_MAX = 65536
     LOGIN_BYTES_MAX = 69632
     TEXT_FETCH_BYTES_MAX = 65536
     QUEUE_MAX = 65536
@@ -82,6 +83,8 @@ cdef enum:
     ENTRY_OPAQUE = 1
     ENTRY_NOTED = 2
     ENTRY_REPREPARE = 4
+    ENTRY_COMMITS = 8
+    ENTRY_UNTOLD = 16
 
 cdef enum:
     T_TAKEN = 0
@@ -110,6 +113,8 @@ cdef class Statement:
         public bytes types
         # TEXT_… bits of its text.
         readonly int flags
+        # It may end a transaction.
+        readonly bint commits
         # Default database when it was prepared; empty for none.
         public bytes database
 
@@ -118,6 +123,8 @@ cdef class TextScan:
     cdef:
         # What was found so far, TEXT_… bits.
         int found
+        # A statement of it may end a transaction.
+        readonly bint commits
         # Where in the text we are: LEX_…
         int _lex
         # The quote that began the present string.
@@ -225,6 +232,16 @@ cdef class MysqlTracker(Tracker):
         set _long_data
         bint _has_long_data
 
+        # --- a backend that ends ---
+        # Why the server ends the connection, in its own words, held back from the client.
+        bytes _last_words
+        # What the client has to be told of its lost transaction in the place of the next statement's answer.
+        object _untold
+        # The next statement is answered so.
+        bint _has_untold
+        # The last answer was an OK that counted nothing and warned of nothing.
+        bint _is_quiet
+
     @cython.locals(
         position=Py_ssize_t, taken=Py_ssize_t, size=Py_ssize_t, sequence=int, command=int, found=int, is_whole=bint,
         verdict=int,
@@ -246,6 +263,7 @@ cdef class MysqlTracker(Tracker):
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     @cython.locals(at=Py_ssize_t, last=Py_ssize_t, turn=int, first=int)
     cdef int _ok_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
+    cdef int _query_flags(self, int found) noexcept
     cdef bint _head_is_large(self) noexcept
     cdef bint _client_is_on_its_way(self) noexcept
     cdef int _end_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1

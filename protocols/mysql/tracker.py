@@ -44,7 +44,7 @@ import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
-from protocols.mysql.replies import too_large_execute_packet, unknown_command_packet
+from protocols.mysql.replies import error_packet, too_large_execute_packet, unknown_command_packet
 
 if not cython.compiled:
     from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, SWALLOW
@@ -75,6 +75,7 @@ if not cython.compiled:
         COM_STMT_SEND_LONG_DATA,
         EOF,
         ERR,
+        ERROR_BYTES_MAX,
         LOCAL_INFILE,
         LOGIN_BYTES_MAX,
         OK,
@@ -88,9 +89,11 @@ if not cython.compiled:
         SERVER_STATUS_NO_BACKSLASH_ESCAPES,
     )
     from protocols.mysql.state import (
+        ENTRY_COMMITS,
         ENTRY_NOTED,
         ENTRY_OPAQUE,
         ENTRY_REPREPARE,
+        ENTRY_UNTOLD,
         LEX_BLOCK,
         LEX_BLOCK_M,
         LEX_BLOCK_START,
@@ -128,19 +131,20 @@ if not cython.compiled:
 
 if TYPE_CHECKING:
     from protocols.mysql.ledger import MysqlLedger
-    from protocols.wire import BackendFacts
+    from protocols.wire import BackendFacts, ErrorReply
 
 
 class Statement:
     """A prepared statement of the client."""
 
-    def __init__(self, client_id: int, text: bytes | None, parameters: int, flags: int) -> None:
+    def __init__(self, client_id: int, text: bytes | None, parameters: int, flags: int, commits: bool) -> None:
         self.client_id = client_id
         self.text = text
         self.parameters = parameters
         self.types: bytes | None = None
         self.database = b""
         self.flags = flags
+        self.commits = commits
 
 
 class TextScan:
@@ -155,6 +159,7 @@ class TextScan:
     def begin(self, has_escapes: bool) -> None:
         """A new text. `has_escapes`: a backslash escapes (sql_mode without NO_BACKSLASH_ESCAPES)."""
         self.found = 0
+        self.commits = False
         self._lex = LEX_PLAIN
         self._quote = 0
         self._has_escapes = has_escapes
@@ -322,10 +327,6 @@ class TextScan:
             or (a == 0x494E5345 and b == 0x5254 and size == 6)  # INSERT
             or (a == 0x55504441 and b == 0x5445 and size == 6)  # UPDATE
             or (a == 0x44454C45 and b == 0x5445 and size == 6)  # DELETE
-            or (a == 0x434F4D4D and b == 0x4954 and size == 6)  # COMMIT
-            or (a == 0x42454749 and b == 0x4E and size == 5)  # BEGIN
-            or (a == 0x53544152 and b == 0x54 and size == 5)  # START
-            or (a == 0x524F4C4C and b == 0x4241434B and size == 8)  # ROLLBACK
             or (a == 0x5245504C and b == 0x414345 and size == 7)  # REPLACE
             or (a == 0x53484F57 and size == 4)  # SHOW
             or (a == 0x57495448 and size == 4)  # WITH
@@ -336,6 +337,14 @@ class TextScan:
             or (a == 0x44455343 and b == 0x52494245 and size == 8)  # DESCRIBE
             or (a == 0x53415645 and b == 0x504F494E and size == 9)  # SAVEPOINT
             or (a == 0x52454C45 and b == 0x415345 and size == 7)  # RELEASE
+        ):
+            return 0
+        self.commits = True
+        if (
+            (a == 0x434F4D4D and b == 0x4954 and size == 6)  # COMMIT
+            or (a == 0x42454749 and b == 0x4E and size == 5)  # BEGIN
+            or (a == 0x53544152 and b == 0x54 and size == 5)  # START
+            or (a == 0x524F4C4C and b == 0x4241434B and size == 8)  # ROLLBACK
             or (a == 0x5452554E and b == 0x43415445 and size == 8)  # TRUNCATE
         ):
             return 0
@@ -422,6 +431,10 @@ class MysqlTracker(Tracker):
         self._has_cursors = False
         self._long_data: set[int] = set()
         self._has_long_data = False
+        self._last_words = b""
+        self._untold: ErrorReply | None = None
+        self._has_untold = False
+        self._is_quiet = True
 
     # --- from the client ------------------------------------------------------------------------------------------
 
@@ -515,13 +528,25 @@ class MysqlTracker(Tracker):
                 self.stop = position
                 return GATE
 
+            if self._has_untold and (command == COM_QUERY or command == COM_STMT_EXECUTE):
+                self.stop = position
+                self.message_size = 4 + size
+                if command == COM_QUERY and size <= 64:
+                    # Perhaps a plain ROLLBACK, which is just what is left to do.
+                    return FETCH
+                self._refuse_untold()
+                self._client_continued = size == PAYLOAD_BYTES_MAX
+                self._client_sequence = 1
+                self._client_drops = True
+                return SWALLOW
+
             if command == COM_QUERY:
                 is_whole = size <= end - position - 4 and size < PAYLOAD_BYTES_MAX
                 if is_whole:
                     self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
                     self._text.feed(data, position + 5, position + 4 + size)
                     found = self._text.finish()
-                    self._enqueue(COM_QUERY, 0, 0)
+                    self._enqueue(COM_QUERY, 0, self._query_flags(found))
                     if found:
                         # A longer text is not kept however it comes, so that the cut makes no difference.
                         self._note_tail(
@@ -536,7 +561,7 @@ class MysqlTracker(Tracker):
                     return FETCH
                 self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
                 self._scans_text = True
-                self._enqueue(COM_QUERY, 0, 0)
+                self._enqueue(COM_QUERY, 0, ENTRY_COMMITS)
                 self._begin_client(size)
                 # The command byte is not text.
                 position += 5
@@ -577,7 +602,7 @@ class MysqlTracker(Tracker):
                 or command == COM_DEBUG
                 or command == COM_RESET_CONNECTION
             ):
-                self._enqueue(command, 0, 0)
+                self._enqueue(command, 0, ENTRY_COMMITS if command < COM_STATISTICS else 0)
                 self._begin_client(size)
                 verdict = T_TAKEN
             else:
@@ -681,7 +706,7 @@ class MysqlTracker(Tracker):
         if self._has_long_data:
             self._long_data.discard(identifier)
             self._has_long_data = bool(self._long_data)
-        self._enqueue(COM_STMT_EXECUTE, identifier, 0)
+        self._enqueue(COM_STMT_EXECUTE, identifier, ENTRY_COMMITS if statement is not None and statement.commits else 0)
         if statement is not None and statement.flags:
             self._note_tail(statement.flags, statement.text)
 
@@ -724,10 +749,16 @@ class MysqlTracker(Tracker):
             self.change_user_wanted = message
             return b""
         if command == COM_QUERY:
+            if self._has_untold:
+                if message[5:].strip(b" \t\r\n;").lower() not in _ROLLBACKS:
+                    self._refuse_untold()
+                    return b""
+                self._untold = None
+                self._has_untold = False
             self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
             self._text.feed(message, 5, len(message))
             found = self._text.finish()
-            self._enqueue(COM_QUERY, 0, 0)
+            self._enqueue(COM_QUERY, 0, self._query_flags(found))
             if found:
                 self._note_tail(found, message[5:])
             return message
@@ -791,6 +822,16 @@ class MysqlTracker(Tracker):
         if added:
             return head + message[9:mark] + b"\x01" + added + message[mark + 1 :]
         return head + message[9:]
+
+    def _query_flags(self, found: int) -> int:
+        """ENTRY_… bits of a COM_QUERY whose text was just scanned."""
+        return ENTRY_COMMITS if self._text.commits or found & TEXT_OPAQUE else 0
+
+    def _refuse_untold(self) -> None:
+        """The statement that begins now is answered by what was still to be told."""
+        self._enqueue(COM_INVENTED, 0, ENTRY_UNTOLD)
+        self._has_untold = False
+        self._find_invented()
 
     # --- the queue ------------------------------------------------------------------------------------------------
 
@@ -914,6 +955,7 @@ class MysqlTracker(Tracker):
     def _fail(self) -> int:
         """ERR ends the answer to the head of the queue."""
         self.errors += 1
+        self._is_quiet = False
         if not (self._status & SERVER_STATUS_AUTOCOMMIT) or self._ring[8 * self._head + 2] & ENTRY_OPAQUE:
             self._is_transaction_unknown = True
         self._finish(True)
@@ -992,10 +1034,12 @@ class MysqlTracker(Tracker):
                 if first != ERR or not (phase == P_IDLE or self._head_is_large()):
                     raise ProtocolViolation("server", "a packet that nobody asked for, or out of order")
                 if phase == P_IDLE:
-                    self.errors += 1
-                    self._server_left = size
-                    position += 4
-                    continue
+                    # Whoever finds out who was meant decides what the client is told.
+                    if size > ERROR_BYTES_MAX:
+                        raise ProtocolViolation("server", "an ERR of more than 64 KiB")
+                    self.stop = position
+                    self.message_size = 4 + size
+                    return FETCH
             if phase == P_ROWS and first < EOF and size < PAYLOAD_BYTES_MAX:
                 # A row that is no more than that: what most packets are.
                 self._server_sequence = (sequence + 1) & 0xFF
@@ -1055,6 +1099,10 @@ class MysqlTracker(Tracker):
                 if first == OK:
                     status = self._ok_status(data, position, size)
                     self._set_status(status)
+                    self._is_quiet = (
+                        size >= 7
+                        and (data[position + 5] | data[position + 6] | data[position + 9] | data[position + 10]) == 0
+                    )
                     if status & SERVER_MORE_RESULTS_EXISTS:
                         self._phase = P_RESULT
                     else:
@@ -1066,6 +1114,7 @@ class MysqlTracker(Tracker):
                 else:
                     self._definitions_left = self._column_count(data, position, size)
                     self._phase = P_COLUMNS
+                    self._is_quiet = False
             elif phase == P_SIMPLE:
                 if first == OK:
                     self._set_status(self._ok_status(data, position, size))
@@ -1184,7 +1233,12 @@ class MysqlTracker(Tracker):
         return client_id
 
     def take_server(self, message: bytes) -> bytes:
-        """The answer to COM_STMT_PREPARE: OK, id (4), columns (2), parameters (2), filler, warnings (2)."""
+        """The answer to COM_STMT_PREPARE: OK, id (4), columns (2), parameters (2), filler, warnings (2). Or, while nothing
+        is in flight, an ERR: the server says why it ends the connection."""
+        if self._phase == P_IDLE:
+            self._last_words = message
+            self.has_last_words = True
+            return b""
         if self._phase != P_PREPARED or len(message) < 16:
             raise IllegalUse("a message was fetched that the tracker did not ask for")
         server_id = int.from_bytes(message[5:9], "little")
@@ -1192,10 +1246,12 @@ class MysqlTracker(Tracker):
         parameters = int.from_bytes(message[11:13], "little")
         text = self._preparing.popleft()
         found = TEXT_DIRTY | TEXT_OPAQUE
+        commits = True
         if text is not None:
             self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
             self._text.feed(text, 0, len(text))
             found = self._text.finish()
+            commits = self._text.commits or found & TEXT_OPAQUE != 0
         client_id = server_id
         if server_id >= STATEMENT_NONE or len(self._statements) >= STATEMENTS_MAX:
             raise ProtocolViolation("server", "more prepared statements than are possible")
@@ -1203,7 +1259,7 @@ class MysqlTracker(Tracker):
             # The id is taken by a statement that was prepared on another backend.
             client_id = self._free_id()
             self._ids_match = False
-        statement = Statement(client_id, text, parameters, found)
+        statement = Statement(client_id, text, parameters, found, commits)
         self._statements[client_id] = statement
         self._server_ids[client_id] = server_id
         self._newest = statement
@@ -1257,7 +1313,10 @@ class MysqlTracker(Tracker):
         answers = b""
         while self._count and self._ring[8 * self._head] == COM_INVENTED:
             sequence = self._ring[8 * self._head + 1]
-            if self._ring[8 * self._head + 2] & ENTRY_REPREPARE:
+            if self._ring[8 * self._head + 2] & ENTRY_UNTOLD and self._untold is not None:
+                answers += error_packet(self._untold, sequence)
+                self._untold = None
+            elif self._ring[8 * self._head + 2] & ENTRY_REPREPARE:
                 answers += too_large_execute_packet(sequence)
             else:
                 answers += unknown_command_packet(sequence)
@@ -1312,3 +1371,51 @@ class MysqlTracker(Tracker):
         self._status &= ~SERVER_STATUS_IN_TRANS
         self._is_transaction_unknown = False
         return 0
+
+    def take_last_words(self) -> bytes:
+        words, self._last_words = self._last_words, b""
+        self.has_last_words = False
+        return words
+
+    def lose(self, aborted: ErrorReply, unknown: ErrorReply) -> bytes | None:
+        """See `wire.Tracker`. Each command in flight is answered by an error. A transaction that was open while nothing was
+        in flight is told in the place of the next statement's answer, unless that is a ROLLBACK; MySQL knows no
+        failed transaction: after error 1213 the client is outside of any."""
+        if (
+            self._server_left != 0
+            or self._server_continued
+            or self._client_continued
+            or self._phase == P_FILE
+            or self._has_long_data
+        ):
+            return None
+        was_open = self._status & SERVER_STATUS_IN_TRANS != 0 or self._is_transaction_unknown or self._is_one_shot
+        entries = [(self._head + index) % self._capacity for index in range(self._count)]
+        may_commit = any(self._ring[8 * entry + 2] & ENTRY_COMMITS for entry in entries)
+        error = aborted if was_open and not may_commit else unknown
+        answer = b""
+        for index, entry in enumerate(entries):
+            sequence = self._ring[8 * entry + 1] if index else self._server_sequence
+            if self._ring[8 * entry] == COM_INVENTED and self._ring[8 * entry + 2] & ENTRY_UNTOLD == 0:
+                answer += unknown_command_packet(sequence)
+            else:
+                answer += error_packet(error, sequence)
+        if was_open and not entries:
+            self._untold = aborted
+            self._has_untold = True
+        self.errors += self._count
+        self.requests += self._count
+        self.message_size = self._client_left
+        self._client_left = 0
+        self._scans_text = False
+        self.has_invented = False
+        self.unlink()
+        return answer
+
+    def asks_quietly(self) -> bool:
+        """An inspection would end in OK without counts and warnings, and so did the last answer: ROW_COUNT() and SHOW
+        WARNINGS say the same afterwards. (FOUND_ROWS() belongs to the statement just before; LAST_INSERT_ID() stays.)"""
+        return self._is_quiet
+
+
+_ROLLBACKS = frozenset({b"rollback", b"rollback work"})

@@ -24,6 +24,7 @@ from protocols.wire import (
     Exchange,
     Ledger,
     Login,
+    Meant,
     ProtocolName,
     Startup,
     Tracker,
@@ -36,10 +37,13 @@ class PostgresWire:
     """See `wire.Wire`."""
 
     name: ProtocolName = "postgresql"
-    asks_quietly = True
     redresses = True
     resets_all = True
     """By DISCARD ALL."""
+
+    def meant_by(self, words: bytes) -> Meant:
+        """57P01 is said to a session that an operator ends and to each one when the server shuts down."""
+        return Meant.EITHER if b"C57P01" in words else Meant.SERVER
 
     def client_login(
         self,

@@ -1453,7 +1453,10 @@ cdef class Relay:
         if self.tracker.has_last_words and self.owner is not None:
             self.owner.on_server_end()
             return 0
-        self.ended_with_error = self.tracker.errors != errors
+        # An error whose answer is complete is no reason why a server would end the session afterwards.
+        self.ended_with_error = self.tracker.errors != errors and (
+            self._span_began_ns == 0 or not self.tracker.is_idle()
+        )
         if self._stamps_first_answer:
             self._stamps_first_answer = False
             self._told().on_first_answer(now_ns())

@@ -10,6 +10,8 @@ switch goes (moving), or which engine is active (runtime).
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
 import time
 from collections.abc import Coroutine, Sequence
@@ -34,6 +36,7 @@ from protocols.wire import (
     LoginFact,
     LoginProven,
     LoginRefused,
+    Meant,
     Startup,
     TlsWanted,
     Tracker,
@@ -80,6 +83,10 @@ RESTORE_PAUSE_S: Final = 0.1
 
 FAREWELL_TIMEOUT_S: Final = 10.0
 """Longest time a client may take to read the last error."""
+
+
+_ENDED_BY_PEER: Final = frozenset({"", os.strerror(errno.ECONNRESET)})
+"""How a server ends a connection itself (MariaDB resets one that was idle for too long); other losses are the network's."""
 
 
 class Session(Owner):
@@ -666,7 +673,7 @@ class Session(Owner):
                 ledger.is_dirty
                 and may_look
                 and self.backend is not None
-                and self.wire.asks_quietly
+                and tracker.asks_quietly()
                 and relay.at_boundary()
                 and now_ns - relay.last_request_ns > LOOK_AFTER_S * 1e9
             ):
@@ -771,11 +778,12 @@ class Session(Owner):
         """The backend is gone, or has said that it goes.
 
         What its client sees is what tells a proxy from a server, so it depends on who was meant:
-        - this session: an operator called pg_terminate_backend (57P01), or the server ended it for a reason it told
-          (a timeout, an error of class FATAL). The client gets the server's own words and the end, as it would there;
-        - the whole server: it was shut down (57P01), crashed (57P02, or no word at all), or the network broke. The
-          client keeps its connection, see `lose_backend`. 57P01 says both; the engine itself tells, by whether it takes new
-          connections;
+        - this session: an operator called pg_terminate_backend (57P01) or KILL (in MySQL 1927, or no word at all), or the
+          server ended it for a reason it told (a timeout, an error of class FATAL). The client gets the server's own words
+          and the end, as it would there;
+        - the whole server: it was shut down (57P01, 1927 …), crashed (57P02, or no word at all), or the network broke.
+          The client keeps its connection, see `lose_backend`. Where one thing says both, the engine itself tells, by
+          whether it takes new connections;
         - nobody: a switch ended it. The session goes on.
         """
         relay, backend, runtime, tracker = self.relay, self.backend, self.runtime, self.tracker
@@ -794,12 +802,18 @@ class Session(Owner):
             # The server said why (25P03, 57P05, 1053 …); the client has it and is not told twice.
             self._end(f"engine {backend.engine} ended the session")
             return
-        if words and runtime.move is None and b"C57P01" in words:
-            self._is_asking = True
-            tracker.gate = GATE_CLOSED
-            relay.detach()
-            spawn(self._guard(self._ask_who_was_meant(backend, words)), name=f"end of {self.id}")
-            return
+        if runtime.move is None and backend.link.lost in _ENDED_BY_PEER:
+            meant = self.wire.meant_by(words)
+            if meant is Meant.SESSION:
+                self.link.send(words)
+                self._end(f"engine {backend.engine} ended the session")
+                return
+            if meant is Meant.EITHER:
+                self._is_asking = True
+                tracker.gate = GATE_CLOSED
+                relay.detach()
+                spawn(self._guard(self._ask_who_was_meant(backend, words)), name=f"end of {self.id}")
+                return
         self.lose_backend(backend.link.lost or ("the server is going down" if words else "it closed the connection"))
 
     async def _ask_who_was_meant(self, backend: Backend, words: bytes) -> None:

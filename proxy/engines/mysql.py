@@ -68,6 +68,8 @@ class _Link:
         self._connection: Any = None
         self._deadline = 0.0
         self._lock = asyncio.Lock()
+        self.instance = ""
+        """Which running server the connection leads to, once asked; see `_instance`."""
 
     async def run(self, work: Callable[[_Link], T], timeout_s: float) -> T:
         """Run `work` in the thread. Raises EngineError and its subclasses."""
@@ -91,6 +93,7 @@ class _Link:
         self._deadline = deadline
         if self._connection is None:
             self._connection = self._engine.open_blocking(self._left())
+            self.instance = ""
         try:
             return work(self)
         except TimeoutError as error:
@@ -260,6 +263,7 @@ class MySqlEngine(Engine):
             is_fenced=not replica and bool(row["read_only"]),
             is_replicating=is_running,
             upstream=f"{replica['host']}:{replica['port']}" if replica else None,
+            instance=_instance(link, is_maria=is_maria),
             replication_error="" if is_running or not replica else replica["error"] or "the replica is stopped",
             position=self._position(link),
             lag_ms=float(replica["lag_s"]) * 1000 if replica and replica["lag_s"] is not None else None,
@@ -604,6 +608,23 @@ def _covers(have: str, wanted: str) -> bool:
 
 def _gtids(text: str) -> list[tuple[str, str, str]]:
     return re.findall(r"(\d+)-(\d+)-(\d+)", text)
+
+
+def _instance(link: _Link, *, is_maria: bool) -> str:
+    """One running server: two addresses of it give the same, two servers never. UNIX_TIMESTAMP() and Uptime are both
+    told as of the statement's begin in whole seconds, so that their difference is the time of the start."""
+    if not link.instance:
+        status = "information_schema" if is_maria else "performance_schema"
+        row = link.ask(
+            "select @@global.hostname as host, @@global.port as port, @@global.datadir as data,"
+            + (" @@global.server_id as id," if is_maria else " @@global.server_uuid as id,")
+            + f" unix_timestamp() - (select variable_value from {status}.global_status"
+            + " where variable_name = 'Uptime') as started"
+        )[0]
+        link.instance = (
+            f"server {row['id']} on {row['host']}:{row['port']} in {row['data']}, started at {int(row['started'])}"
+        )
+    return link.instance
 
 
 def _version_number(version: str) -> int:

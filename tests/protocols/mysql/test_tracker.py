@@ -11,6 +11,8 @@ from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql import constants as c
 from protocols.mysql.messages import command, lenenc, packet, parse_err
+from protocols.mysql.replies import error_packet
+from protocols.wire import ErrorReply
 from tests.protocols.mysql.relay import (
     AUTOCOMMIT,
     CURSOR,
@@ -789,11 +791,182 @@ def test_what_no_server_may_send_ends_the_session(request_: bytes, answer: bytes
     assert caught.value.peer == "server"
 
 
-def test_a_server_may_say_why_it_ends_an_idle_session() -> None:
+def test_why_a_server_ends_an_idle_session_is_held_back() -> None:
+    """It may mean this session or every one; who finds out decides what the client is told."""
     relay = Relay()
     farewell = packet(err_payload(4031), 0)
-    assert relay.server(farewell) == farewell
-    assert relay.tracker.errors == 1
+    assert relay.server(farewell[:7]) == b""
+    assert not relay.tracker.has_last_words
+    assert relay.server(farewell[7:]) == b""
+    assert relay.tracker.has_last_words
+    assert relay.tracker.take_last_words() == farewell
+    assert not relay.tracker.has_last_words
+    assert relay.tracker.errors == 0
+
+
+# --- a backend that is lost ---------------------------------------------------------------------------------------
+
+ABORTED = ErrorReply(message="aborted", sqlstate="40001", mysql_code=1213, mysql_sqlstate="40001", is_fatal=False)
+UNKNOWN = ErrorReply(message="unknown", sqlstate="08007", mysql_code=2013, mysql_sqlstate="HY000", is_fatal=False)
+
+
+def lost(relay: Relay) -> bytes | None:
+    """The backend is gone; what the client has to be told."""
+    told = relay.tracker.lose(ABORTED, UNKNOWN)
+    relay.is_linked = False
+    relay.tracker.gate = GATE_CLOSED
+    return told
+
+
+def open_transaction(relay: Relay) -> None:
+    relay.ask(query("begin"), [ok_payload(IN_TRANS)])
+
+
+def test_an_idle_session_is_told_nothing_of_its_lost_backend() -> None:
+    relay = Relay()
+    relay.ask(query("select 1"), relay.speech.result())
+    assert lost(relay) == b""
+    relay.link()
+    relay.ask(query("select 1"), relay.speech.result())
+
+
+@pytest.mark.parametrize("text", ["insert into t values (1)", "select 1", "commit"])
+def test_outside_of_a_transaction_a_lost_statement_may_have_been_executed(text: str) -> None:
+    relay = Relay()
+    relay.client(query(text))
+    assert lost(relay) == error_packet(UNKNOWN, 1)
+    relay.link()
+    relay.ask(query("select 1"), relay.speech.result())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("select 1", ABORTED),
+        ("insert into t values (1)", ABORTED),
+        ("commit", UNKNOWN),
+        ("drop table t", UNKNOWN),
+        ("set autocommit = 1", UNKNOWN),
+        ("call p()", UNKNOWN),
+        ("/*! commit */", UNKNOWN),
+        ("select 1; commit", UNKNOWN),
+    ],
+)
+def test_in_a_transaction_only_what_may_commit_leaves_a_doubt(text: str, told: ErrorReply) -> None:
+    relay = Relay()
+    open_transaction(relay)
+    relay.client(query(text))
+    assert lost(relay) == error_packet(told, 1)
+    assert relay.tracker.at_boundary()
+
+
+@pytest.mark.parametrize(("text", "told"), [("insert into t values (?)", ABORTED), ("commit", UNKNOWN)])
+def test_the_same_holds_for_prepared_statements(text: str, told: ErrorReply) -> None:
+    relay = Relay()
+    relay.ask(prepare(text), relay.speech.prepared(1))
+    open_transaction(relay)
+    relay.client(execute(1))
+    assert lost(relay) == error_packet(told, 1)
+
+
+def test_a_lost_transaction_is_told_with_the_next_statement() -> None:
+    relay = Relay()
+    open_transaction(relay)
+    assert lost(relay) == b""
+    assert relay.client(query("insert into t values (1)")) == b""
+    assert relay.kept, "it waits for a backend"
+    relay.to_client.clear()
+    relay.link()
+    assert relay.go_on() == b"", "it reaches no server"
+    assert relay.to_client == error_packet(ABORTED, 1)
+    relay.ask(query("select 1"), relay.speech.result())
+
+
+@pytest.mark.parametrize("size", [100, 0xFF_FF_FF])
+def test_a_lost_transaction_is_told_to_a_statement_of_any_size(size: int) -> None:
+    relay = Relay()
+    open_transaction(relay)
+    lost(relay)
+    relay.link()
+    relay.to_client.clear()
+    assert relay.client(query("/" * (size - 1))) == b""
+    assert relay.to_client == error_packet(ABORTED, 1)
+    relay.ask(PING, [ok_payload()])
+
+
+@pytest.mark.parametrize("text", ["ROLLBACK", "rollback;", " Rollback Work "])
+def test_a_rollback_is_what_a_lost_transaction_needs(text: str) -> None:
+    relay = Relay()
+    open_transaction(relay)
+    lost(relay)
+    relay.link()
+    relay.ask(query(text), [ok_payload()])
+    relay.ask(query("select 1"), relay.speech.result())
+
+
+def test_set_transaction_is_lost_with_its_backend() -> None:
+    relay = Relay()
+    relay.ask(query("set transaction isolation level serializable"), [ok_payload()])
+    assert not relay.tracker.at_boundary()
+    lost(relay)
+    relay.link()
+    relay.to_client.clear()
+    assert relay.client(query("begin")) == b""
+    assert relay.to_client == error_packet(ABORTED, 1)
+
+
+def test_each_pipelined_command_has_its_error() -> None:
+    relay = Relay()
+    relay.client(query("select 1"), PING, query("select 2"))
+    relay.server(numbered(relay.speech.result())[:12])
+    assert lost(relay) is None, "half a packet has gone out"
+    relay = Relay()
+    relay.client(query("select 1"), PING, query("select 2"))
+    relay.server(numbered([lenenc(1)]))
+    assert lost(relay) == error_packet(UNKNOWN, 2) + error_packet(UNKNOWN, 1) * 2
+
+
+def test_the_rest_of_a_command_that_was_half_sent_is_dropped() -> None:
+    relay = Relay()
+    long = query("insert into t values ('" + "x" * 70_000 + "')")
+    assert relay.client(long[:1000]) == long[:1000]
+    assert lost(relay) == error_packet(UNKNOWN, 1)
+    assert relay.tracker.message_size == len(long) - 1000
+
+
+def test_what_cannot_be_told_ends_the_session() -> None:
+    relay = Relay(more=c.CLIENT_LOCAL_FILES)
+    relay.client(query("load data local infile 'f' into table t"))
+    relay.server(numbered([b"\xfbf"]))
+    assert lost(relay) is None, "the client is sending a file"
+    relay = Relay()
+    relay.ask(prepare("insert into t values (?)"), relay.speech.prepared(1, parameters=1))
+    relay.client(on_statement(c.COM_STMT_SEND_LONG_DATA, 1, b"\0\0part"))
+    assert lost(relay) is None, "the next execute would go without it"
+    relay = Relay()
+    big = packet(b"\x03" + b"/" * (0xFF_FF_FF - 1), 0)
+    relay.client(big[:-4])
+    assert lost(relay) is None, "the command goes on in another packet"
+
+
+@pytest.mark.parametrize(
+    ("payload", "is_quiet"),
+    [
+        (ok_payload(), True),
+        (ok_payload(affected=3), False),
+        (ok_payload()[:-2] + b"\1\0", False),
+        (err_payload(), False),
+    ],
+)
+def test_the_server_may_be_asked_where_nothing_can_be_read_of_the_last_statement(
+    payload: bytes, is_quiet: bool
+) -> None:
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS"""
+    relay = Relay()
+    relay.ask(query("select 1"), relay.speech.result())
+    assert not relay.tracker.asks_quietly()
+    relay.ask(query("set names utf8mb4"), [payload])
+    assert relay.tracker.asks_quietly() == is_quiet
 
 
 @pytest.mark.skipif(IS_READABLE, reason="the compiled tracker's promise")

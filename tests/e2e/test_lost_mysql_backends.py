@@ -186,7 +186,7 @@ async def test_a_session_that_the_server_timed_out_ends(server: MariaDBServer, t
     await until(lambda: server.fetchval(count), "it is there")
 
     async def is_gone() -> bool:
-        return await server.fetchval(count) == 0
+        return int(await server.fetchval(count)) == 0
 
     await until(is_gone, "the server has ended it")
     with pytest.raises(pymysql.err.OperationalError) as error:

@@ -97,6 +97,15 @@ def outdate(statement: Statement) -> None:
         _recent_bytes -= len(statement.body)
 
 
+def outdate_all() -> None:
+    """Tables or types have changed. What a backend holds was made for the former ones: whoever prepares a text from now on
+    gets a statement that the server reads anew, as it would without a proxy."""
+    global _recent_bytes
+    _by_body.clear()
+    _recent.clear()
+    _recent_bytes = 0
+
+
 class Naming:
     """A session's name for a statement. Restores the former one if the request turns out to be skipped."""
 

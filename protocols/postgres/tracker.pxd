@@ -99,6 +99,8 @@ cdef class PostgresTracker(Tracker):
         Py_ssize_t _lasting_in_flight
         # Something that may outlive its transaction ran since the last ReadyForQuery with status I.
         bint _lasting_ran
+        # Transaction mode: so did something that changes tables or types.
+        bint _schema_changed
         # A Query sent in an open transaction may end it well; reset when nothing is in flight.
         bint _may_commit
         # The last Parse of the unnamed statement that the server accepted, if the client may still use it.

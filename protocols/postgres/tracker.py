@@ -75,6 +75,7 @@ from protocols.postgres.statements import (
     SentToBackend,
     Statement,
     Watched,
+    outdate_all,
     shared,
     unshared,
 )
@@ -255,6 +256,7 @@ class PostgresTracker(Tracker):
         self._copying = 0
         self._syncs_in_copy = 0
         self._lasting_ran = False
+        self._schema_changed = False
         self._fetches_names = shares_backends
         self._bound_lasting = False
         self._invent_due = False
@@ -451,6 +453,10 @@ class PostgresTracker(Tracker):
                 if status == 0x49:
                     self.transactions += 1
                 if self._lasting_ran:
+                    if self._schema_changed:
+                        # Others have prepared since, and the server read their texts by what was committed then.
+                        outdate_all()
+                        self._schema_changed = status != 0x49
                     self.ledger_news = LEDGER_TOUCHED
                     self._ledger.is_dirty = True
                     self._lasting_ran = status != 0x49
@@ -1085,6 +1091,9 @@ class PostgresTracker(Tracker):
             self._names.forget_settled()
             if self._shares:
                 self._on_backend().forget_settled()
+        elif self._shares and command.startswith((b"ALTER ", b"CREATE ", b"DROP ")):
+            outdate_all()
+            self._schema_changed = True
         if self._copying != 0:
             self._end_copy_in()
         if self._ring[self._head & self._mask] & KIND == EXECUTE:
@@ -1204,7 +1213,7 @@ class PostgresTracker(Tracker):
         self._client_fetching = False
         self._left_behind_fetched = 0
         self._drop_in_flight()
-        self._lasting_ran = self._unit_failed = self._may_commit = False
+        self._lasting_ran = self._unit_failed = self._may_commit = self._schema_changed = False
         self._tx = 0x49 if status == b"I" else 0x45
         self._is_lost = True
         return b"".join(answer)

@@ -207,12 +207,17 @@ class Backend(Lendable):
         if process_id != self.facts.process_id:
             shown_ids[self.facts.process_id] = process_id
             self.shown_ids = shown_ids
-        elif self.shown_ids is not None:
-            self.shown_ids.pop(self.facts.process_id, None)
+        else:
+            self.hide()
 
-    def _closed(self) -> None:
+    def hide(self) -> None:
+        """No client knows it by another process id any more."""
         if self.shown_ids is not None:
             self.shown_ids.pop(self.facts.process_id, None)
+            self.shown_ids = None
+
+    def _closed(self) -> None:
+        self.hide()
         told, self.on_closed = self.on_closed, None
         if told is not None:
             told()

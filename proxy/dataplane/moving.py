@@ -142,6 +142,11 @@ class Move:
         self._leaves = False
         """Who serves in spite of the hold keeps the backend it has."""
 
+    @property
+    def may_end_backends(self) -> bool:
+        """A backend that ends now may have been ended because of this switch: by the source's fence, or its promotion."""
+        return self.phase != "preparing" and not self._may_stay
+
     # --- prepare ---
 
     def prepare(self, target: str) -> None:

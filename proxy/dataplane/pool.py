@@ -531,6 +531,7 @@ class Pool:
             self.discard(backend)
             return
         backend.notes.clear()
+        backend.hide()
         if self._redress is not None:
             # Like one that was opened just now: without anybody's settings.
             backend.become(replace(backend.startup, parameters=()))

@@ -456,8 +456,8 @@ class Session(Owner):
         self.backend = backend
         backend.on_lost = None
         unread = backend.take_unread() if backend.has_unread else b""
-        if self.cancel_key is not None and self.runtime is not None and not self.runtime.shares_backends:
-            backend.show_as(self.cancel_key[0], self.runtime.shown_ids)
+        if not self._shares_backend:
+            self._show(backend)
         told = self.tracker.link(backend.facts, backend.notes)
         self.relay.attach(backend.link)
         if told:
@@ -476,7 +476,25 @@ class Session(Owner):
         self.tracker.unlink()
         self.relay.detach()
         backend.listen()
+        if self.runtime is not None and self.runtime.shares_backends:
+            # It may have been this session's own for a while.
+            backend.hide()
         return backend
+
+    @property
+    def _shares_backend(self) -> bool:
+        """Its backend is another's with the next transaction."""
+        return (
+            self.runtime is not None
+            and self.runtime.shares_backends
+            and self.ledger is not None
+            and self.ledger.is_empty
+        )
+
+    def _show(self, backend: Backend) -> None:
+        """`backend` is this session's own, and its client calls it by the process id of its login."""
+        if self.cancel_key is not None and self.runtime is not None:
+            backend.show_as(self.cancel_key[0], self.runtime.shown_ids)
 
     def drop_lost_backend(self) -> None:
         """The backend is gone and nothing was under way on it."""
@@ -625,6 +643,8 @@ class Session(Owner):
             if self.standing is Standing.SERVING:
                 self._serve_rest()
         else:
+            if self.backend is not None:
+                self._show(self.backend)
             self.reopen()
         if self.standing is Standing.DRAINING:
             self._tell_move()
@@ -802,7 +822,8 @@ class Session(Owner):
             # The server said why (25P03, 57P05, 1053 …); the client has it and is not told twice.
             self._end(f"engine {backend.engine} ended the session")
             return
-        if runtime.move is None and backend.link.lost in _ENDED_BY_PEER:
+        is_moving = runtime.move is not None and runtime.move.may_end_backends
+        if not is_moving and backend.link.lost in _ENDED_BY_PEER:
             meant = self.wire.meant_by(words)
             if meant is Meant.SESSION:
                 self.link.send(words)
@@ -822,7 +843,7 @@ class Session(Owner):
         self._is_asking = False
         if self.has_ended:
             self._forget(backend)
-        elif is_up and self.move is None:
+        elif is_up:
             self.link.send(words)
             self._end(f"engine {backend.engine} ended the session")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -141,6 +142,38 @@ async def test_a_statement_whose_table_is_away_at_the_move_works_once_it_is_back
         cursor = await connection.execute("select count(*) from corpus_away")
         assert await cursor.fetchone() == (2,)
         await other.execute("drop table corpus_away")
+
+
+async def test_an_operators_word_is_heard_while_a_switch_waits(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """Nothing of such a switch ends a backend, so that whoever ended it meant this session."""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair), drain_timeout_s=8.0)
+    dsn = Door(name="session", port=turnout.port).dsn()
+    direct = Door(name="direct", port=postgres_pair.primary.port).dsn()
+    async with await psycopg.AsyncConnection.connect(direct, autocommit=True) as operator:
+        connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+        await connection.execute("set work_mem = '5MB'")
+        pid = await _pid(connection)
+        running = asyncio.create_task(connection.execute("select pg_sleep(30)"))
+
+        async def runs() -> bool:
+            found = "select state from pg_stat_activity where pid = %s and query like '%%pg_sleep%%'"
+            return await (await operator.execute(found, [pid])).fetchone() == ("active",)
+
+        await until(runs, "the statement runs")
+        switching = asyncio.create_task(turnout.switch("two"))
+
+        async def waits() -> bool:
+            newest = (await turnout.get("/v1/switches"))[:1]
+            return bool(newest) and newest[0]["phase"] == "draining"
+
+        await until(waits, "the switch waits for the statement")
+        await operator.execute("select pg_terminate_backend(%s)", [pid])
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await running
+        assert connection.closed
+        assert (await switching)["phase"] == "completed"
 
 
 async def test_an_engine_that_is_another_server_is_refused(

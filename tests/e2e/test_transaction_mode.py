@@ -159,3 +159,42 @@ async def test_a_client_that_prepares_again_after_ddl_gets_the_new_columns(door:
     finally:
         for connection in connections:
             await connection.close()
+
+
+async def test_who_prepares_after_ddl_is_told_the_types_of_the_new_table(door: Door) -> None:
+    """The backends have the text already, as it was understood for the former table."""
+    kept, other = [
+        await asyncpg.connect(
+            host=HOST, port=door.port, user=door.user, password=door.password, database=door.database, ssl=False
+        )
+        for _ in range(2)
+    ]
+    try:
+        for kind in ("int4", "text", "date"):
+            await kept.execute(f"drop table if exists remade; create table remade (v {kind})")
+            for connection in (kept, other):
+                async with connection.transaction():
+                    statement = await connection.prepare("insert into remade values ($1)")
+                    assert [one.name for one in statement.get_parameters()] == [kind]
+                    statement = await connection.prepare("select v from remade")
+                    assert [one.type.name for one in statement.get_attributes()] == [kind]
+    finally:
+        await kept.close()
+        await other.close()
+
+
+async def test_a_notification_names_its_sender_as_a_tied_client_knows_it(door: Door) -> None:
+    """field-notes: Process id in BackendKeyData"""
+    connection = await _connect(door)
+    heard: list[psycopg.Notify] = []
+    connection.add_notify_handler(heard.append)
+    await connection.execute("listen mine")
+    await connection.execute("notify mine, 'mine'")
+    assert [one.pid for one in heard] == [connection.info.backend_pid]
+    await connection.close()
+    other = await _connect(door)
+    other.add_notify_handler(heard.append)
+    await other.execute("listen mine")
+    await other.execute("notify mine, 'mine'")
+    assert heard[1].pid == other.info.backend_pid
+    await other.close()

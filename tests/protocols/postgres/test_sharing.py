@@ -249,3 +249,17 @@ def test_statements_nobody_names_are_forgotten_in_the_end(monkeypatch: pytest.Mo
 
 def test_a_statement_of_its_own_is_shared_with_nobody() -> None:
     assert unshared(body("x")).name != unshared(body("x")).name
+
+
+def test_ddl_makes_every_text_new_when_it_ran_and_when_it_is_committed() -> None:
+    relay, text = Relay(shares=True), "select v from remade"
+    former = prepare(relay, "a", text)
+    relay.client(query("begin; drop table remade"))
+    relay.server(done("BEGIN") + done("DROP TABLE") + ready("T"))
+    meanwhile = relay.client(parse("b", text) + SYNC)
+    relay.server(PARSED + ready("T"))
+    relay.client(query("commit"))
+    relay.server(done("COMMIT") + ready())
+    after = prepare(relay, "c", text)
+    assert len({former, meanwhile, after}) == 3
+    assert relay.client(parse("d", text)) == b"", "it is there now"

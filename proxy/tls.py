@@ -11,7 +11,7 @@ import hashlib
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from proxy.config import EngineConfig, ListenerConfig
 
 TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+
+AnyContext = TypeVar("AnyContext", Context, ssl.SSLContext)
 
 VERSIONS: Final = {
     "tlsv1.2": ssl.TLSVersion.TLSv1_2,
@@ -92,19 +94,14 @@ class ListenerTls:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineTls:
+class TlsWithEngine(Generic[AnyContext]):
     """TLS towards one engine."""
 
     mode: TlsMode
-    context: Context | None
-    """Of links; None: never."""
+    context: AnyContext | None
+    """None: never."""
     hostname: str
     """As the certificate of a verified engine names it."""
-    _wanted: _Wanted | None = None
-
-    def library_context(self) -> ssl.SSLContext | None:
-        """The same for a connection that a library opens; None: never. Raises TlsProblem."""
-        return _library_context(self._wanted) if self._wanted is not None else None
 
     @property
     def is_required(self) -> bool:
@@ -120,7 +117,11 @@ class EngineTls:
 
 
 NO_LISTENER_TLS: Final = ListenerTls("disable", None)
-NO_ENGINE_TLS: Final = EngineTls("disable", None, "")
+EngineTls: TypeAlias = TlsWithEngine[Context]
+"""Of links."""
+LibraryTls: TypeAlias = TlsWithEngine[ssl.SSLContext]
+"""Of connections that a library opens."""
+NO_ENGINE_TLS: Final[TlsWithEngine[Any]] = TlsWithEngine("disable", None, "")
 
 
 def listener_tls(config: ListenerConfig) -> ListenerTls:
@@ -148,15 +149,32 @@ def listener_tls(config: ListenerConfig) -> ListenerTls:
 
 
 def engine_tls(config: EngineConfig, protocol: str) -> EngineTls:
-    """Raises TlsProblem. libpq's meanings: `require` with a CA file verifies like `verify-ca`; `allow` and `prefer`
-    verify nothing, for they would go on without TLS."""
+    """Raises TlsProblem."""
+    wanted = _wanted_of(config, protocol)
+    context = _link_context(wanted, is_server=False) if wanted is not None else None
+    return _engine_tls(config, context)
+
+
+def library_tls(config: EngineConfig, protocol: str) -> LibraryTls:
+    """Raises TlsProblem."""
+    wanted = _wanted_of(config, protocol)
+    return _engine_tls(config, _library_context(wanted) if wanted is not None else None)
+
+
+def _engine_tls(config: EngineConfig, context: AnyContext | None) -> TlsWithEngine[AnyContext]:
+    mode = config.server_tls_sslmode if context is not None else "disable"
+    return TlsWithEngine(mode, context, config.address.rpartition(":")[0].strip("[]"))
+
+
+def _wanted_of(config: EngineConfig, protocol: str) -> _Wanted | None:
+    """Libpq's meanings: `require` with a CA file verifies like `verify-ca`; `allow` and `prefer` verify nothing, for they
+    would go on without TLS. None: no TLS. Raises TlsProblem."""
     mode = config.server_tls_sslmode
-    host = config.address.rpartition(":")[0].strip("[]")
     if mode == "disable" or protocol != "postgresql":
-        return EngineTls("disable", None, host)
+        return None
     if mode in ("verify-ca", "verify-full") and not config.server_tls_ca_file:
         raise TlsProblem("ca_file", f'is needed with server_tls_sslmode = "{mode}"')
-    wanted = _Wanted(
+    return _Wanted(
         protocols=config.server_tls_protocols,
         ciphers=config.server_tls_ciphers,
         certificate=config.server_tls_cert_file,
@@ -165,7 +183,6 @@ def engine_tls(config: EngineConfig, protocol: str) -> EngineTls:
         checks_name=mode == "verify-full",
         alpn=_ALPN.get(protocol, ()),
     )
-    return EngineTls(mode, _link_context(wanted, is_server=False), host, wanted)
 
 
 def _link_context(wanted: _Wanted, *, is_server: bool) -> Context:
@@ -191,7 +208,7 @@ def _link_context(wanted: _Wanted, *, is_server: bool) -> Context:
 
 
 def _library_context(wanted: _Wanted) -> ssl.SSLContext:
-    """Of a client. `_link_context` has told what is wrong in words of ours; what changed since then has OpenSSL's."""
+    """Of a client. The check of the config has told what is wrong by `_link_context`, in better words than these."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = wanted.checks_name
     context.verify_mode = ssl.CERT_REQUIRED if wanted.ca else ssl.CERT_NONE

@@ -17,7 +17,7 @@ from proxy.engines.engine import (
 )
 from proxy.engines.mysql import MySqlEngine
 from proxy.engines.postgres import PostgresEngine
-from proxy.tls import engine_tls
+from proxy.tls import library_tls
 
 __all__ = [
     "Capacity",
@@ -46,5 +46,5 @@ def engine_for(protocol: ProtocolName, name: str, engine: EngineConfig, admin: A
         user=admin.user,
         password=password,
         database=admin.database,
-        tls=lambda: engine_tls(engine, protocol),
+        tls=lambda: library_tls(engine, protocol),
     )

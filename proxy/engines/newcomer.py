@@ -16,7 +16,7 @@ from protocols.postgres.framing import Framer
 from protocols.postgres.messages import build_query, parse_error
 from protocols.wire import BackendReady, BackendRefused, Startup, TlsRefused, TlsWanted
 from proxy.errors import AuthRefused, ConnectFailed
-from proxy.tls import NO_ENGINE_TLS, EngineTls, TlsProblem, end_point_of
+from proxy.tls import NO_ENGINE_TLS, LibraryTls, end_point_of
 
 _CHUNK_BYTES: Final = 65_536
 _ANSWER_BYTES_MAX: Final = 1_048_576
@@ -30,7 +30,7 @@ async def sqlstate_of(
     user: str,
     password: str | None,
     database: str,
-    tls: EngineTls = NO_ENGINE_TLS,
+    tls: LibraryTls = NO_ENGINE_TLS,
 ) -> str:
     """Run one statement in a session of its own: the SQLSTATE with which it is refused, or an empty string.
 
@@ -70,7 +70,7 @@ async def sqlstate_of(
         writer.transport.abort()
 
 
-async def _encrypt(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, where: str, tls: EngineTls) -> bytes:
+async def _encrypt(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, where: str, tls: LibraryTls) -> bytes:
     """Ask for TLS and do the handshake; the channel binding. Without TLS an empty one, if that is allowed."""
     request = WIRE.tls_request()
     assert request is not None
@@ -80,12 +80,8 @@ async def _encrypt(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, w
         if tls.is_required or answer == TlsRefused(is_over=True):
             raise AuthRefused(f"{where} has no TLS")
         return b""
-    try:
-        context = tls.library_context()
-    except TlsProblem as problem:
-        raise ConnectFailed(f"server_tls_{problem.key}: {problem.text}") from problem
-    assert context is not None, "an attempt with TLS was wanted"
-    await writer.start_tls(context, server_hostname=tls.hostname)
+    assert tls.context is not None
+    await writer.start_tls(tls.context, server_hostname=tls.hostname)
     found: ssl.SSLObject = writer.get_extra_info("ssl_object")
     return end_point_of(found.getpeercert(binary_form=True))
 

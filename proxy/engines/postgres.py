@@ -56,7 +56,7 @@ from proxy.engines.engine import (
 )
 from proxy.engines.newcomer import sqlstate_of
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
-from proxy.tls import NO_ENGINE_TLS, EngineTls, TlsProblem
+from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
 _POLL_S: Final = 0.001
 _READ_ONLY: Final = "25006"
@@ -177,7 +177,7 @@ class PostgresEngine(Engine):
         user: str,
         password: str | None,
         database: str = "",
-        tls: Callable[[], EngineTls] = lambda: NO_ENGINE_TLS,
+        tls: Callable[[], LibraryTls] = lambda: NO_ENGINE_TLS,
     ) -> None:
         """`tls` is asked before each connection, so that files of certificates may change."""
         self.name = name
@@ -208,22 +208,21 @@ class PostgresEngine(Engine):
 
     async def _open(self, timeout_s: float, **settings: str) -> Any:
         """With TLS as the config says; `allow` and `prefer` try the other way if the server does not want this one."""
-        tls, context = self._engine_tls()
+        tls = self._engine_tls()
         *others, last = tls.attempts()
         for is_encrypted in others:
             try:
-                return await self._open_once(context if is_encrypted else None, timeout_s, settings)
+                return await self._open_once(tls.context if is_encrypted else None, timeout_s, settings)
             except _OtherWay:
                 continue
         try:
-            return await self._open_once(context if last else None, timeout_s, settings)
+            return await self._open_once(tls.context if last else None, timeout_s, settings)
         except _OtherWay as error:
             raise error.translated from error.__cause__
 
-    def _engine_tls(self) -> tuple[EngineTls, ssl.SSLContext | None]:
+    def _engine_tls(self) -> LibraryTls:
         try:
-            tls = self._tls()
-            return tls, tls.library_context()
+            return self._tls()
         except TlsProblem as problem:
             raise ConnectFailed(f"engine {self.name}: server_tls_{problem.key}: {problem.text}") from problem
 
@@ -668,7 +667,7 @@ class PostgresEngine(Engine):
                 user=self._user,
                 password=self._password,
                 database=self._database,
-                tls=self._engine_tls()[0],
+                tls=self._engine_tls(),
             )
         except AuthRefused:
             # This server wants another way of proving who we are: the driver knows them all, and is slower.

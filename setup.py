@@ -18,7 +18,7 @@ PURE = [
     "protocols/postgres/tracker.py",
     "protocols/mysql/tracker.py",
 ]
-NATIVE = ["proxy/openssl.pyx", "proxy/dataplane/relay.pyx"]
+NATIVE = ["proxy/openssl.pyx", "proxy/dataplane/accept.pyx", "proxy/dataplane/relay.pyx"]
 # Shared libraries of the system, and their headers: OpenSSL 3.
 LIBRARIES = {"proxy/openssl.pyx": ["ssl", "crypto"]}
 

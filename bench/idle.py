@@ -7,8 +7,10 @@ Memory is what a number of clients add to the proxy's own: private pages of the 
 mode it has no backend; in session mode it keeps one, so that the figure there is of a client *and* its backend, and there
 are fewer of them (every one is a process of the server). `bare reader` is a socket, a uvloop reader and an object.
 
-Logins are by SCRAM-SHA-256 against a stored verifier, in transaction mode, with the server's backends open already. One
-processor's worth of logins follows from the processor time of each; what was seen besides was shared with the load.
+Logins are by SCRAM-SHA-256 against a stored verifier, in transaction mode, with the server's backends open already. The
+load is `logins.c`: a client in Python costs more than PgBouncer does, which would then wait for its clients. `busy` is the
+part of one processor that a relay took: where it is well under 1, the load was what bounded the rate, and not the relay.
+One processor's worth of logins follows from the processor time of each.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 from rich.table import Table
 
 from bench import relays, results
-from bench.clients import Client, ScramUser, logins
-from bench.programs import PgBouncer, find_pgbouncer
+from bench.clients import Client, ScramUser
+from bench.programs import PgBouncer, compile_c, find_pgbouncer
 from bench.relays import Relay, Way, cpu_ns
 from bench.results import ratio
 from proxy.embedded import PostgresServer, ServerFailed, Workspace
@@ -100,6 +103,21 @@ async def run_memory(
     return [{**one, "to_pgbouncer": ratio(one["bytes_per_client"], theirs[one["pool_mode"]])} for one in records]
 
 
+async def log_in(load: Path, relay: Relay, user: ScramUser, seconds: float) -> tuple[int, float]:
+    """Log in and leave, LOGINS_AT_ONCE clients at any time: how many did, in how many seconds. Raises ServerFailed."""
+    process = await asyncio.create_subprocess_exec(
+        *(str(load), str(relay.port), str(LOGINS_AT_ONCE), f"{seconds:g}", user.name, "postgres"),
+        *(user.client_key.hex(), user.stored_key.hex()),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    if process.returncode != 0:
+        raise ServerFailed(f"logins through {relay.name} failed: {err.decode(errors='replace')[-500:]}")
+    done, took_us = map(int, out.split())
+    return done, took_us / 1e6
+
+
 async def run_logins(
     workspace: Workspace, engine: PostgresServer, which: PgBouncer, rounds: int, seconds: float
 ) -> list[results.Record]:
@@ -107,18 +125,20 @@ async def run_logins(
     user = ScramUser.make("bench_login", "a password that nobody guesses")
     await engine.execute(f"create role {user.name} login")
     way = Way("transaction", user=user)
-    seen: dict[str, list[tuple[float, float]]] = {}
+    seen: dict[str, list[tuple[float, float, float]]] = {}
+    load = compile_c("logins", workspace)
     async with AsyncExitStack() as stack:
         running = [
             await stack.enter_async_context(relays.turnout(workspace, engine, way)),
             await stack.enter_async_context(relays.pgbouncer(workspace, engine, way, which)),
         ]
 
-        async def measure(relay: Relay, length: float) -> tuple[float, float]:
-            before, began = sum(map(cpu_ns, relay.pids)), time.monotonic()
-            done = await asyncio.to_thread(logins, relay.port, user, "postgres", LOGINS_AT_ONCE, length)
-            took = time.monotonic() - began
-            return done / took, (sum(map(cpu_ns, relay.pids)) - before) / done / 1_000
+        async def measure(relay: Relay, length: float) -> tuple[float, float, float]:
+            """Logins per second, processor microseconds of each, and the part of a processor that the relay took."""
+            before = sum(map(cpu_ns, relay.pids))
+            done, took = await log_in(load, relay, user, length)
+            spent = (sum(map(cpu_ns, relay.pids)) - before) / 1e9
+            return done / took, spent / done * 1e6, spent / took
 
         for relay in running:
             await measure(relay, 0.5)
@@ -135,11 +155,12 @@ async def run_logins(
                 "pool_mode": way.pool_mode,
                 "relay": name,
                 "rounds": rounds,
-                "logins_per_s": round(statistics.median(rate for rate, _ in figures)),
-                "us_per_login": round(statistics.median(us for _, us in figures), 1),
-                "us_per_login_min": round(min(us for _, us in figures), 1),
-                "us_per_login_max": round(max(us for _, us in figures), 1),
-                "logins_per_s_of_one_processor": round(1e6 / statistics.median(us for _, us in figures)),
+                "logins_per_s": round(statistics.median(rate for rate, _, _ in figures)),
+                "busy": round(statistics.median(busy for _, _, busy in figures), 2),
+                "us_per_login": round(statistics.median(us for _, us, _ in figures), 1),
+                "us_per_login_min": round(min(us for _, us, _ in figures), 1),
+                "us_per_login_max": round(max(us for _, us, _ in figures), 1),
+                "logins_per_s_of_one_processor": round(1e6 / statistics.median(us for _, us, _ in figures)),
                 "rate_to_pgbouncer": round(statistics.median(mine[0] / theirs[0] for mine, theirs in pairs), 3),
                 "cpu_to_pgbouncer": round(statistics.median(mine[1] / theirs[1] for mine, theirs in pairs), 3),
             }
@@ -173,13 +194,22 @@ def print_tables(records: Sequence[results.Record], versions: results.Record) ->
     if of_logins:
         table = Table(title=f"Logins by SCRAM-SHA-256, {LOGINS_AT_ONCE} at a time ({', '.join(versions.values())})")
         table.add_column("relay")
-        for title in ("logins/s", "÷ PgBouncer", "µs each", "min–max", "÷ PgBouncer", "logins/s of one processor"):
+        for title in (
+            "logins/s",
+            "÷ PgBouncer",
+            "busy",
+            "µs each",
+            "min–max",
+            "÷ PgBouncer",
+            "logins/s of one processor",
+        ):
             table.add_column(title, justify="right")
         for one in of_logins:
             table.add_row(
                 one["relay"],
                 f"{one['logins_per_s']:,}",
                 f"{one['rate_to_pgbouncer']:.2f}",
+                f"{one['busy']:.2f}",
                 f"{one['us_per_login']:.0f}",
                 f"{one['us_per_login_min']:.0f}–{one['us_per_login_max']:.0f}",
                 f"{one['cpu_to_pgbouncer']:.2f}",

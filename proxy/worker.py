@@ -13,7 +13,6 @@ import gc
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from functools import partial
@@ -75,6 +74,8 @@ class Worker:
         self.config: Config = None  # type: ignore[assignment]  # set by the first Configure; nothing runs before it
         self.sessions: dict[int, Session] = {}
         """Every client connection, logged in or not, by number."""
+        self.strangers: dict[int, Session] = {}
+        """Those of them that have not logged in, the oldest first."""
         self.sessions_by_key: dict[tuple[int, bytes], Session] = {}
         self.runtimes: dict[str, Runtime] = {}
         self.seats = Seats(socket_path.with_name("seats"), index, WORKERS_MAX)
@@ -267,15 +268,15 @@ class Worker:
 
     # --- clients ---
 
-    def _accepted(self, wire: Wire, key: tuple[ProtocolName, str], sock: socket.socket, client: str) -> None:
+    def _accepted(self, wire: Wire, key: tuple[ProtocolName, str], fd: int, client: str) -> None:
         if len(self.sessions) >= self.config.max_client_conn + STRANGERS_MAX:
             # Nobody knows who they are, and what an answer costs is what a flood wants.
-            sock.close()
+            os.close(fd)
             return
         self._number += 1
-        link = Link(asyncio.get_running_loop(), sock.detach())
+        link = Link(asyncio.get_running_loop(), fd)
         session = Session(self, wire, self._number, link, client, self._tls[key])
-        self.sessions[session.id] = session
+        self.sessions[session.id] = self.strangers[session.id] = session
         runtime = self._first_runtime(wire.name)
         if runtime is None:
             session.refuse_unserved()
@@ -332,6 +333,7 @@ class Worker:
 
     def forget(self, session: Session) -> bool:
         """Drop a session from every index; False if that was done before."""
+        self.strangers.pop(session.id, None)
         if session.cancel_key is not None:
             self.sessions_by_key.pop(session.cancel_key, None)
         if session.has_seat:
@@ -467,11 +469,21 @@ class Worker:
 
     # --- time and the end ---
 
+    def _end_strangers(self, now_ns: int) -> None:
+        """End the logins that take too long. All have the same time, so only the oldest has to be looked at; a timer for
+        each would be made and cancelled at every login."""
+        while self.strangers:
+            oldest = next(iter(self.strangers.values()))
+            if now_ns - oldest.opened_ns < self.config.client_login_timeout_s * 1e9:
+                return
+            oldest.login_expired()
+
     async def _tick(self) -> None:
         kept = time.monotonic_ns()
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic_ns()
+            self._end_strangers(now)
             for runtime in self.runtimes.values():
                 runtime.tick(now)
             if now - kept > KEEP_S * 1e9:

@@ -182,12 +182,13 @@ class PostgresClientLogin:
         self._phase = Phase.ENDED
         parameters = _parameter_statuses(backend.parameters)
         key = build_backend_key(backend.process_id, backend.secret)
-        return build_authentication(AUTH_OK) + parameters + key + build_ready()
+        return self.take_output() + _AUTHENTICATION_OK + parameters + key + _READY
 
     def refuse(self, error: ErrorReply) -> bytes:
         """The bytes that end the login with an error, in whatever phase it is."""
         self._phase = Phase.ENDED
-        return build_error(severity="FATAL", sqlstate=error.sqlstate, message=error.message, hint=error.hint)
+        refusal = build_error(severity="FATAL", sqlstate=error.sqlstate, message=error.message, hint=error.hint)
+        return self.take_output() + refusal
 
     # --- first packets --------------------------------------------------------------------------------------------
 
@@ -269,6 +270,9 @@ class PostgresClientLogin:
         self._output += build_error(severity=severity, sqlstate=sqlstate, message=text)
         return [LoginRefused(text)]
 
+
+_AUTHENTICATION_OK: Final = build_authentication(AUTH_OK)
+_READY: Final = build_ready()
 
 _statuses: dict[int, tuple[Mapping[str, str], bytes]] = {}
 # By id of the mapping, which is kept beside it so that no other can have the id.

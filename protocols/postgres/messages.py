@@ -104,11 +104,13 @@ def build_startup(user: str, database: str, parameters: Iterable[tuple[str, str]
 
 def parse_startup_parameters(body: bytes) -> dict[str, str]:
     """Names and values of a StartupMessage, from behind its version."""
-    reader = Reader("client", "StartupMessage", body)
-    parameters: dict[str, str] = {}
-    while name := reader.text():
-        parameters[decode(name)] = decode(reader.text())
-    reader.finish()
+    texts = decode(body).split("\0")
+    # Every text ends with a zero byte, and so does the list; an empty name would be its end.
+    if len(texts) % 2 or texts[-2:] != ["", ""]:
+        raise ProtocolViolation("client", "StartupMessage: a text does not end")
+    parameters = dict(zip(texts[:-2:2], texts[1:-2:2], strict=True))
+    if "" in parameters:
+        raise ProtocolViolation("client", "StartupMessage: longer than it says")
     return parameters
 
 
@@ -142,7 +144,7 @@ def build_gssenc_request() -> bytes:
 
 def build_authentication(code: int, data: bytes = b"") -> bytes:
     """Any Authentication message; `code` is its kind."""
-    return build(b"R", struct.pack(">I", code) + data)
+    return b"R" + (len(data) + 8).to_bytes(4, "big") + code.to_bytes(4, "big") + data
 
 
 def parse_authentication(message: bytes) -> tuple[int, bytes]:

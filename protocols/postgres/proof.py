@@ -7,6 +7,7 @@ comes before and after it, is in `handshake`.
 from __future__ import annotations
 
 import enum
+import functools
 import hmac
 import secrets
 from typing import Final
@@ -127,8 +128,7 @@ class ClientProof:
             case _:
                 self._awaited = Awaited.SASL_FIRST
                 self._scram = ScramServer(verifier_of(self._user, self._secret), self._channel.binding)
-                offer = b"".join(name.encode() + b"\0" for name in self._scram.mechanisms)
-                return build_authentication(AUTH_SASL, offer + b"\0")
+                return _offer(tuple(self._scram.mechanisms))
 
     def take(self, message: bytes) -> bytes:
         """The client's next message; returns what it is told. Raises Refused."""
@@ -191,6 +191,12 @@ class ClientProof:
 
     def _wrong(self) -> Refused:
         return Refused(SQLSTATE_INVALID_PASSWORD, f'password authentication failed for user "{self._user}"')
+
+
+@functools.lru_cache
+def _offer(mechanisms: tuple[str, ...]) -> bytes:
+    """AuthenticationSASL."""
+    return build_authentication(AUTH_SASL, b"".join(name.encode() + b"\0" for name in mechanisms) + b"\0")
 
 
 class ServerProof:

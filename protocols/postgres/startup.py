@@ -101,6 +101,8 @@ def without(startup: Startup, ignored: Collection[str]) -> Startup:
 
 def as_settings(startup: Startup) -> Startup:
     """`startup` with its `options` taken apart: every parameter is a setting. Raises RefusedOption."""
+    if not startup.parameters:
+        return startup
     settings: dict[str, tuple[str, str]] = {}
     for name, value in startup.parameters:
         if name.lower() == "options":

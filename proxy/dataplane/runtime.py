@@ -302,6 +302,15 @@ class Runtime:
         self.pool(self.active, startup).request(waiter)
         return waiter
 
+    def take_idle(self, startup: Startup) -> Backend | None:
+        """An idle backend of the active engine, at once and without a place in the queue; None: there is none, or the
+        service is held."""
+        if self.is_holding:
+            return None
+        own = self.login_of(self.active, startup)
+        pool = self._pools.get((self.active, own.database, own.user))
+        return None if pool is None else pool.take_from(pool.shelf(own))
+
     def give_back(self, backend: Backend) -> None:
         """Return a backend to its pool; one of an engine that is not active any more is closed there."""
         pool = self._pools.get((backend.engine, backend.startup.database, backend.startup.user))

@@ -97,7 +97,6 @@ class Session(Owner):
         "_is_asking",
         "_is_restoring",
         "_login",
-        "_login_timer",
         "_pool",
         "_pool_epoch",
         "_shelf",
@@ -150,7 +149,6 @@ class Session(Owner):
         self.move_notes: object | None = None
         """What a switch under way keeps with this session; only `moving` touches it."""
         self._login: ClientLogin | None = None
-        self._login_timer: asyncio.TimerHandle | None = None
         self._user = ""
         """Who the client says it is, from its first packet on."""
         self.has_seat = False
@@ -194,13 +192,11 @@ class Session(Owner):
             databases=databases,
             offers_tls=self.tls.context is not None,
         )
-        self._login_timer = asyncio.get_running_loop().call_later(
-            self.worker.config.client_login_timeout_s, self._login_expired
-        )
         self.link.sink = self._login_received
         self.link.send(self._login.take_output())
 
-    def _login_expired(self) -> None:
+    def login_expired(self) -> None:
+        """It has been a stranger for longer than `client_login_timeout_s`."""
         self._end("login took too long")
 
     def _login_received(self, data: bytes) -> None:
@@ -216,6 +212,8 @@ class Session(Owner):
         except ProtocolViolation as error:
             self.link.send(login.take_output())
             self._end(f"login: {error.text}")
+        except Exception as error:  # noqa: BLE001  as in `_guard`: a bug in one login ends that one
+            self.on_failure(error)
 
     def _login_facts(self, login: ClientLogin, facts: Sequence[LoginFact]) -> None:
         for fact in facts:
@@ -223,7 +221,7 @@ class Session(Owner):
                 self._look_up(login, fact)
                 return
             if isinstance(fact, LoginProven):
-                self.link.send(login.take_output())
+                # What the login has to say of the proof goes out with its end, or before a wait.
                 assert self.runtime is not None, "the credential look-up has set it"
                 self.runtime.proven(fact.startup.user, fact.credential)
                 self._proven(fact.startup)
@@ -348,12 +346,16 @@ class Session(Owner):
             self._end(able.message)
             return
         self.startup = self.dress = able
-        self.link.pause()
-        if self._login_timer is not None:
-            self._login_timer.cancel()
-            self._login_timer = None
+        self.worker.strangers.pop(self.id, None)
         if self.standing is Standing.ENDED:
             runtime.registry.add(self)
+        backend = runtime.take_idle(able)
+        if backend is not None:
+            self._welcome(backend)
+            return
+        assert self._login is not None
+        self.link.send(self._login.take_output())
+        self.link.pause()
         spawn(self._guard(self._arrive()), name=f"session {self.id} arrives")
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
@@ -364,38 +366,37 @@ class Session(Owner):
             self.on_failure(error)
 
     async def _arrive(self) -> None:
-        """Find the first backend and end the login. A client that comes during a switch waits here."""
-        runtime, startup, login = self.runtime, self.startup, self._login
-        assert runtime is not None
-        assert startup is not None
-        assert login is not None
+        """Wait for the first backend. A client that comes during a switch waits here."""
+        assert self.runtime is not None
         try:
             backend = await self._take_backend()
         except ProxyError as error:
             self.refuse_login(error)
             return
         if self.standing is not Standing.ARRIVING:
-            runtime.give_back(backend)
+            self.runtime.give_back(backend)
             return
+        self._welcome(backend)
+        self.link.resume()
+
+    def _welcome(self, backend: Backend) -> None:
+        """End the login: the session begins, with `backend` as its first."""
+        runtime, startup, login = self.runtime, self.startup, self._login
+        assert runtime is not None
+        assert startup is not None
+        assert login is not None
         if backend.startup == startup:
             # One object for all that share backends, or for session and backend; clients come with a copy each.
             self.startup = self.dress = startup = backend.startup
-        own = runtime.login_of(runtime.active, startup)
-        self.ledger = self.wire.ledger(own, shares_backends=runtime.shares_backends)
+        shares = runtime.shares_backends
+        self.ledger = self.wire.ledger(runtime.login_of(runtime.active, startup), shares_backends=shares)
         self.tracker = self.wire.tracker(
-            self.ledger,
-            shares_backends=runtime.shares_backends,
-            statements_max=runtime.config.max_prepared_statements,
+            self.ledger, shares_backends=shares, statements_max=runtime.config.max_prepared_statements
         )
-        process_id = backend.facts.process_id if not runtime.shares_backends else secrets.randbelow(2**31 - 1) + 1
-        self.cancel_key = (process_id, secrets.token_bytes(login.secret_bytes))
-        while self.cancel_key in self.worker.sessions_by_key:
-            # Another client has it: its backend had the same process id, on another engine or before it was moved.
-            self.cancel_key = (process_id, secrets.token_bytes(login.secret_bytes))
         self.tracker.shown_ids = runtime.shown_ids
+        self.cancel_key = self._draw_cancel_key(login.secret_bytes, 0 if shares else backend.facts.process_id)
         self.worker.sessions_by_key[self.cancel_key] = self
-        facts = replace(backend.facts, process_id=process_id, secret=self.cancel_key[1])
-        accepted = login.accept(facts)
+        accepted = login.accept(backend.facts.shown_as(*self.cancel_key))
         unread = login.take_unread()
         self._login = None
         self.link.send(accepted)
@@ -405,14 +406,22 @@ class Session(Owner):
             # What the backend had said unasked broke the protocol.
             return
         runtime.registry.move(self, Standing.SERVING)
-        self.relay.notifies = runtime.shares_backends
-        if runtime.shares_backends and self.ledger.is_empty:
+        self.relay.notifies = shares
+        if shares and self.ledger.is_empty:
             self._return_backend()
         else:
             self.relay.set_gate(GATE_OPEN)
         if unread:
             self.relay.feed_client(unread)
-        self.link.resume()
+
+    def _draw_cancel_key(self, size: int, process_id: int) -> tuple[int, bytes]:
+        """What this client's cancel requests will show: a process id, drawn if 0 is given, and `size` random bytes.
+        Nobody else's: another client's backend may have had the same process id, on another engine or before a move."""
+        while True:
+            drawn = secrets.token_bytes(4 + size)
+            key = (process_id or int.from_bytes(drawn[:4], "big") % (2**31 - 1) + 1, drawn[4:])
+            if key not in self.worker.sessions_by_key:
+                return key
 
     async def _take_backend(self) -> Backend:
         """A backend of the engine that is active when it is handed over."""
@@ -997,9 +1006,6 @@ class Session(Owner):
 
     def _end(self, why: str) -> None:
         """The one end of every session. Idempotent."""
-        if self._login_timer is not None:
-            self._login_timer.cancel()
-            self._login_timer = None
         self._login = None
         if not self.worker.forget(self):
             return

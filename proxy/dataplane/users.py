@@ -16,6 +16,7 @@ Sessions that are there stay, whatever happens to their passwords, as they do at
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -171,7 +172,7 @@ class Users:
         if self._path is None:
             return
         try:
-            found = self._path.stat()
+            found = os.stat(self._path)
         except OSError as error:
             self._cannot_read(error.strerror or str(error), (0, 0, 0))
             return

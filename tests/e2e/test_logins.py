@@ -7,6 +7,7 @@ import base64
 import datetime as dt
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from protocols.postgres.auth import build_verifier, is_verifier, md5_secret
+from protocols.postgres.auth import MECHANISM, ScramClient, build_verifier, is_verifier, md5_secret
+from protocols.postgres.messages import (
+    build_ready,
+    build_sasl_initial,
+    build_sasl_response,
+    build_startup,
+    build_terminate,
+)
 from proxy.embedded import PostgresServer, Setup, Turnout, Workspace
 from proxy.embedded.certificate import write_certificate
 from proxy.embedded.postgres import PASSWORD, SUPERUSER, debian_bin
 from tests.e2e.doors import HOST, run
 from tests.kit.waiting import until
+from tests.protocols.postgres.relay import tags
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
 
@@ -311,6 +320,29 @@ async def test_engines_are_logged_in_to_by_whatever_they_ask_for(turnout: Turnou
     """A password in plain text opens them all."""
     password = {"trusted": "x"}.get(user, PASSWORD)
     assert await who(turnout, "plain", user, password) == user
+
+
+async def test_a_login_ends_in_one_piece_where_a_backend_is_idle(turnout: Turnout) -> None:
+    """What ends the proof and what ends the login are sent together: two pieces are two packets and two wake-ups."""
+    raw_login(turnout.port, "lent")  # opens the backend
+    piece = raw_login(turnout.port, "lent")
+    assert tags(piece)[:2] == "RR"
+    assert tags(piece)[-2:] == "KZ"
+
+
+def raw_login(port: int, database: str) -> bytes:
+    """Log in by SCRAM and leave; returns the first bytes that come behind the proof."""
+    scram = ScramClient(PASSWORD)
+    with socket.create_connection((HOST, port), timeout=20) as client:
+        client.sendall(build_startup("app", database))
+        client.recv(65536)
+        client.sendall(build_sasl_initial(MECHANISM, scram.first()))
+        client.sendall(build_sasl_response(scram.last(client.recv(65536)[9:])))
+        first = received = client.recv(65536)
+        while not received.endswith(build_ready()):
+            received += client.recv(65536)
+        client.sendall(build_terminate())
+        return first
 
 
 async def test_an_md5_hash_is_enough_where_the_engine_asks_for_md5(turnout: Turnout) -> None:

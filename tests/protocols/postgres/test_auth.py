@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from protocols.errors import ProtocolViolation
 from protocols.postgres.auth import (
+    KeyedHash,
     ScramClient,
     ScramServer,
     Verifier,
@@ -49,6 +51,12 @@ def test_a_wrong_password_and_an_unknown_user_look_the_same(verifier: Verifier) 
     assert first.endswith(b",i=4096")
     with pytest.raises(WrongPassword):
         server.respond_last(client.last(first))
+
+
+@given(st.binary(max_size=64), st.binary(max_size=300))
+def test_a_keyed_hash_is_hmac_each_time(key: bytes, data: bytes) -> None:
+    keyed = KeyedHash(key)
+    assert keyed(data) == keyed(data) == hmac.digest(key, data, "sha256")
 
 
 def test_an_unknown_user_has_the_same_salt_each_time() -> None:

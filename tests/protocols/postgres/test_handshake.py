@@ -320,7 +320,9 @@ def test_the_longest_first_packet_is_taken() -> None:
         login().receive(startup_packet(user="a", options="x" * (STARTUP_BYTES_MAX + 5 - fixed)))
 
 
-@pytest.mark.parametrize("body", [b"", b"user\0", b"user\0a", b"user\0a\0", b"user\0a\0\0x"])
+@pytest.mark.parametrize(
+    "body", [b"", b"user\0", b"user\0\0", b"user\0a", b"user\0a\0", b"user\0a\0\0x", b"user\0a\0\0\0\0"]
+)
 def test_a_cut_startup_packet_is_a_violation(body: bytes) -> None:
     with pytest.raises(ProtocolViolation, match="StartupMessage"):
         login().receive(build_untagged(PROTOCOL_3_0, body))
@@ -352,6 +354,21 @@ def test_the_right_password_is_proven(password: str) -> None:
     output = client.accept(FACTS)
     assert tags(output) == "RSSKZ"
     assert output.startswith(build_authentication(0))
+
+
+def test_the_end_of_a_proof_and_of_the_login_go_out_together() -> None:
+    """Or are refused together: what is still in the output comes first."""
+    error = ErrorReply("no room", "53300", 1040, "08004")
+    for is_accepted in (True, False):
+        client, scram = login("scram-sha-256"), ScramClient("secret")
+        client.receive(startup_packet(user="a"))
+        client.give_credential("secret")
+        client.receive(build_sasl_initial(MECHANISM, scram.first()))
+        client.receive(build_sasl_response(scram.last(split(client.take_output())[-1][9:])))
+        output = client.accept(FACTS) if is_accepted else client.refuse(error)
+        assert tags(output) == ("RRSSKZ" if is_accepted else "RE")
+        scram.check(split(output)[0][9:])
+        assert client.take_output() == b""
 
 
 @pytest.mark.parametrize("password", ["wrong", None, ""])

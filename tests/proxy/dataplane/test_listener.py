@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from proxy.dataplane.accept import accept_client
+from proxy.dataplane.listener import Listener
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_a_client_is_handed_over_as_its_relay_needs_it(host: str) -> None:
+    """Non-blocking, without delay, with keep-alive, closed when another program is started; named as `host:port`."""
+    came: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+    with socket.socket(socket.AF_INET6 if host == "[::1]" else socket.AF_INET) as probe:
+        probe.bind((host.strip("[]"), 0))
+        port = probe.getsockname()[1]
+    listener = Listener(f"{host}:{port}", lambda fd, client: came.set_result((fd, client)))
+    listener.open()
+    try:
+        with socket.create_connection((host.strip("[]"), port)) as client:
+            fd, name = await asyncio.wait_for(came, 20)
+            with socket.socket(fileno=fd) as taken:
+                assert name == f"{host}:{client.getsockname()[1]}"
+                assert taken.getpeername() == client.getsockname()
+                assert not os.get_blocking(fd)
+                assert not os.get_inheritable(fd)
+                assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    finally:
+        listener.close()
+
+
+def test_nobody_waiting_is_no_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        assert accept_client(listening.fileno()) is None
+
+
+def test_a_descriptor_that_is_none_is_an_error() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        accept_client(-1)

@@ -438,6 +438,9 @@ class Ledger(Protocol):
 
     version: int
     """Raised by every change that a replay would have to repeat."""
+    has_warnings: bool
+    """MySQL in transaction mode: the backend has warnings that its client may ask for next, and an inspection would take
+    them away."""
     is_dirty: bool
     """The backend may hold state that the ledger does not know: run an inspection at the next idle moment."""
 

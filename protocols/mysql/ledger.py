@@ -163,6 +163,8 @@ class MysqlLedger:
         """Name -> SQL expression of its value."""
         self.statements: dict[int, Statement] = {}
         """Prepared statements by the client's id. The tracker fills it."""
+        self.has_warnings = False
+        """Transaction mode: the backend has warnings that the client may ask for. The tracker sets it."""
         self.option: int | None = None
         """Last COM_SET_OPTION; None if there was none."""
         self._held = _Held()
@@ -275,8 +277,11 @@ class MysqlLedger:
 
     # --- what a session holds -------------------------------------------------------------------------------------
 
-    ties: Final[list[str]] = []
-    """A MySQL session that holds something keeps its backend by its pins or by a ledger that is not empty."""
+    @property
+    def ties(self) -> list[str]:
+        """What the session holds besides keeps its backend by its pins or by a ledger that is not empty."""
+        return ["warnings"] if self.has_warnings else []
+
     bound: Final[list[str]] = []
     wanted: Final[tuple[tuple[str, str], ...]] = ()
     worn: Final[tuple[tuple[str, str], ...]] = ()
@@ -299,6 +304,7 @@ class MysqlLedger:
             or self.statements
             or self._held.sql_statements
             or self.option is not None
+            or self.has_warnings
             or self.pins
             or self.database != raw(self.startup.database)
         )

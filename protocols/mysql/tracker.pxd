@@ -242,6 +242,13 @@ cdef class MysqlTracker(Tracker):
         # The last answer was an OK that counted nothing and warned of nothing.
         bint _is_quiet
 
+        # --- transaction mode ---
+        bint _shares
+        # Warnings that the last OK or EOF counted.
+        int _warnings
+        # The ledger knows that there are some.
+        bint _has_warnings
+
     @cython.locals(
         position=Py_ssize_t, taken=Py_ssize_t, size=Py_ssize_t, sequence=int, command=int, found=int, is_whole=bint,
         verdict=int,
@@ -263,6 +270,7 @@ cdef class MysqlTracker(Tracker):
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     @cython.locals(at=Py_ssize_t, last=Py_ssize_t, turn=int, first=int)
     cdef int _ok_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
+    cdef int _tell_warnings(self) except -1
     cdef int _query_flags(self, int found) noexcept
     cdef bint _head_is_large(self) noexcept
     cdef bint _client_is_on_its_way(self) noexcept

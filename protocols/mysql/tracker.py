@@ -26,7 +26,8 @@ block that repeats itself is compared, not copied), and put into the first execu
 case in which that cannot be done: the execute fills a packet to 16 MB, so that the types do not fit; the client then
 gets error 1615 and prepares again.
 
-In transaction mode a session with open prepared statements keeps its backend: its ledger is not empty. Renaming them by
+In transaction mode a session whose last statement left warnings keeps its backend until the next one: only that backend
+can show them. A session with open prepared statements keeps its backend: its ledger is not empty. Renaming them by
 text as for PostgreSQL would need the id of a fresh COM_STMT_PREPARE before the client's own execute can be sent.
 
 COM_CHANGE_USER is not relayed: `change_user_wanted` has it, and the session logs the client in again. Commands that
@@ -435,6 +436,9 @@ class MysqlTracker(Tracker):
         self._untold: ErrorReply | None = None
         self._has_untold = False
         self._is_quiet = True
+        self._shares = shares_backends
+        self._warnings = 0
+        self._has_warnings = False
 
     # --- from the client ------------------------------------------------------------------------------------------
 
@@ -949,13 +953,23 @@ class MysqlTracker(Tracker):
         self.requests += 1
         if not (self._status & SERVER_STATUS_IN_TRANS):
             self.transactions += 1
+        if (self._warnings != 0) != self._has_warnings:
+            self._tell_warnings()
         self._pop()
+        return 0
+
+    def _tell_warnings(self) -> int:
+        """The client may ask for them, of the backend that has them."""
+        self._has_warnings = self._warnings != 0
+        if self._shares:
+            self.ledger.has_warnings = self._has_warnings
         return 0
 
     def _fail(self) -> int:
         """ERR ends the answer to the head of the queue."""
         self.errors += 1
         self._is_quiet = False
+        self._warnings = 0
         if not (self._status & SERVER_STATUS_AUTOCOMMIT) or self._ring[8 * self._head + 2] & ENTRY_OPAQUE:
             self._is_transaction_unknown = True
         self._finish(True)
@@ -1163,6 +1177,7 @@ class MysqlTracker(Tracker):
     def _eof_status(self, data: bytes, position: int, size: int) -> int:
         if size != 5:
             raise ProtocolViolation("server", "an EOF that is not 5 bytes long")
+        self._warnings = data[position + 5] | data[position + 6] << 8
         return data[position + 7] | data[position + 8] << 8
 
     def _ok_status(self, data: bytes, position: int, size: int) -> int:
@@ -1185,6 +1200,7 @@ class MysqlTracker(Tracker):
             turn += 1
         if at + 2 > last:
             raise ProtocolViolation("server", "an OK without status flags")
+        self._warnings = data[at + 2] | data[at + 3] << 8 if at + 4 <= last else 0
         return data[at] | data[at + 1] << 8
 
     def _column_count(self, data: bytes, position: int, size: int) -> int:
@@ -1368,6 +1384,9 @@ class MysqlTracker(Tracker):
         self._has_cursors = False
         self._long_data.clear()
         self._has_long_data = False
+        self._warnings = 0
+        if self._has_warnings:
+            self._tell_warnings()
         self._status &= ~SERVER_STATUS_IN_TRANS
         self._is_transaction_unknown = False
         return 0

@@ -103,6 +103,9 @@ _PREPARE: Final = re.compile(rb'prepare\s+(?:"((?:[^"]|"")+)"|([^\s("]+))', re.I
 class PostgresLedger:
     """See `wire.Ledger`."""
 
+    has_warnings: bool = False
+    """PostgreSQL sends them along."""
+
     def __init__(self, startup: Startup, *, shares_backends: bool = False) -> None:
         self.version = 0
         self.is_dirty = False

@@ -746,7 +746,7 @@ class Session(Owner):
         assert ledger is not None
         assert relay is not None
         if runtime.shares_backends:
-            if ledger.is_dirty:
+            if ledger.is_dirty and not ledger.has_warnings:
                 # In this very step: the client may send its next statement before anything else runs.
                 relay.set_gate(GATE_CLOSED)
                 spawn(self._guard(self._settle_later()), name=f"session {self.id} settles")

@@ -220,6 +220,7 @@ def test_a_fresh_session_holds_nothing(opened: Opened, startup: Startup) -> None
 
 @pytest.mark.parametrize("startup", STARTUPS)
 def test_a_reset_backend_is_like_a_fresh_one(opened: Opened, startup: Startup) -> None:
+    """field-notes: COM_RESET_CONNECTION"""
     if startup.database == "":
         startup = replace(startup, database="app")
     session = Session(opened(startup))
@@ -260,6 +261,7 @@ STATES = [
 def test_a_session_finds_its_state_on_the_next_backend(
     session: Session, opened: Opened, change: str, question: str
 ) -> None:
+    """field-notes: @user variables"""
     if question.startswith("execute"):
         question = "set @one = 1; execute s using @one"
     session.do(change)
@@ -323,6 +325,7 @@ PINS = [
 def test_what_cannot_be_carried_pins_until_it_is_given_back(
     session: Session, take: str, release: str, pin: str
 ) -> None:
+    """field-notes: LOCK TABLES (also LOCK TABLE), FLUSH … WITH READ LOCK, GET_LOCK, XA, HANDLER"""
     session.do("create table if not exists base (a int)")
     if pin == "xa":
         for part in take.split("; "):
@@ -487,6 +490,7 @@ def test_packets_over_16_mb_pass_in_both_directions(opened: Opened, size: int) -
 
 
 def test_a_file_of_the_client_is_relayed(session: Session) -> None:
+    """field-notes: LOCAL INFILE (0xFB)"""
     session.do("create table if not exists loaded (a int)", "delete from loaded")
     tracker = session.relay.tracker
     asked = session.say(

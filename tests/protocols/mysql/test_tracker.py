@@ -71,6 +71,7 @@ def test_an_open_transaction_is_no_boundary() -> None:
 
 
 def test_with_autocommit_off_the_flags_decide_and_not_the_setting() -> None:
+    """field-notes: autocommit=0"""
     relay = Relay()
     relay.ask(query("set autocommit=0"), [ok_payload(0)])
     assert relay.tracker.at_boundary()
@@ -119,6 +120,7 @@ def test_a_half_sent_command_is_no_boundary() -> None:
 
 @BOTH
 def test_more_results_belong_to_the_same_command(deprecates_eof: bool) -> None:
+    """field-notes: Multi-resultset / SERVER_MORE_RESULTS_EXISTS"""
     relay = Relay(deprecates_eof=deprecates_eof)
     relay.client(query("call p()"))
     relay.answer(
@@ -168,6 +170,7 @@ def test_a_reset_or_closed_statement_has_no_cursor() -> None:
 
 
 def test_long_data_waits_for_its_execute() -> None:
+    """field-notes: COM_STMT_SEND_LONG_DATA (no reply), COM_STMT_CLOSE (no reply), COM_STMT_FETCH (28)"""
     relay = Relay()
     relay.ask(prepare("insert into t values(?)"), relay.speech.prepared(1, parameters=1))
     sent = on_statement(c.COM_STMT_SEND_LONG_DATA, 1, b"\0\0" + b"x" * 1000)
@@ -219,6 +222,7 @@ def test_statistics_are_one_packet_of_text() -> None:
 
 
 def test_set_option_is_kept_for_the_next_backend() -> None:
+    """field-notes: CLIENT_MULTI_STATEMENTS, COM_SET_OPTION, FOUND_ROWS, PS_MULTI_RESULTS per connection"""
     relay = Relay()
     relay.ask(command(c.COM_SET_OPTION, b"\1\0"), [eof_payload()])
     assert relay.ledger.option == 1
@@ -294,6 +298,7 @@ def test_change_user_may_not_be_pipelined() -> None:
 
 
 def test_answers_are_matched_to_pipelined_commands_in_order() -> None:
+    """field-notes: Pipelining clients (MariaDB-J bulk/continuous sends, mysql2)"""
     relay = Relay()
     relay.client(query("select 1") + PING + query("insert into t values(1)"))
     assert not relay.tracker.is_idle()
@@ -330,6 +335,7 @@ FULL = c.PAYLOAD_BYTES_MAX
 
 @pytest.mark.parametrize("size", [FULL] if IS_READABLE else [FULL - 1, FULL, FULL + 1, 2 * FULL, 2 * FULL + 5])
 def test_a_command_over_16_mb_is_one_command(size: int) -> None:
+    """field-notes: Packets ≥ 16 MB − 1"""
     relay = Relay()
     text = b"insert into t values('" + b"x" * (size - 25) + b"')"
     request = query(text)
@@ -344,6 +350,7 @@ def test_a_command_over_16_mb_is_one_command(size: int) -> None:
 @pytest.mark.parametrize("size", [FULL - 1, FULL, FULL + 1, FULL + 100, 2 * FULL])
 @BOTH
 def test_a_row_over_16_mb_is_one_row(size: int, deprecates_eof: bool) -> None:
+    """field-notes: CLIENT_DEPRECATE_EOF"""
     relay = Relay(deprecates_eof=deprecates_eof)
     relay.client(query("select 1"))
     head = numbered([lenenc(1), column_payload(), *relay.speech.between()])
@@ -406,6 +413,7 @@ def test_a_file_that_ends_with_a_full_packet_is_followed() -> None:
 
 
 def test_a_server_may_not_ask_for_a_file_the_client_never_offered() -> None:
+    """field-notes: LOCAL INFILE (0xFB)"""
     relay = Relay()
     relay.client(query("select 1"))
     with pytest.raises(ProtocolViolation, match="server"):
@@ -413,6 +421,7 @@ def test_a_server_may_not_ask_for_a_file_the_client_never_offered() -> None:
 
 
 def test_a_server_may_not_ask_for_a_file_without_a_query() -> None:
+    """field-notes: LOCAL INFILE (0xFB)"""
     relay = Relay(more=c.CLIENT_LOCAL_FILES)
     relay.ask(prepare("do 1"), relay.speech.prepared(1))
     relay.client(execute(1))
@@ -530,6 +539,7 @@ def switched(relay: Relay, ids: dict[int, int]) -> None:
 
 
 def test_after_a_switch_ids_are_those_of_the_new_backend() -> None:
+    """field-notes: PS ids are per server"""
     relay = Relay()
     for number in (1, 2):
         relay.ask(prepare(f"select {number}"), relay.speech.prepared(number, columns=1))
@@ -582,6 +592,7 @@ TYPES = b"\x08\0\xfd\0\x05\x80"
 
 @pytest.mark.parametrize("server_id", [1, 9])
 def test_the_first_execute_on_a_new_backend_carries_the_types(server_id: int) -> None:
+    """field-notes: COM_STMT_EXECUTE new-params-bound=0"""
     relay = Relay()
     relay.ask(prepare("select ?,?,?"), relay.speech.prepared(1, columns=3, parameters=3))
     relay.ask(execute(1, parameters=3, types=TYPES, values=b"v" * 20), relay.speech.result())
@@ -619,6 +630,7 @@ def test_types_are_found_in_an_execute_that_comes_in_pieces() -> None:
 
 
 def test_an_execute_over_16_mb_is_rewritten_at_its_head_only() -> None:
+    """field-notes: Params > 2^24, null bitmap, unsupported buffer types"""
     relay = Relay()
     relay.ask(prepare("insert into t values(?)"), relay.speech.prepared(1, parameters=1))
     relay.ask(execute(1, parameters=1, types=b"\xfc\0", values=b"\1x"), [ok_payload()])
@@ -644,6 +656,7 @@ def test_types_that_do_not_fit_are_an_error_and_no_guess() -> None:
 
 
 def test_reset_connection_forgets_the_statements() -> None:
+    """field-notes: COM_RESET_CONNECTION"""
     relay = Relay()
     relay.ask(prepare("select 1"), relay.speech.prepared(1, columns=1))
     relay.ask(RESET, [err_payload(1047)])
@@ -710,6 +723,7 @@ def test_a_long_text_in_pieces_is_read_in_passing() -> None:
 
 
 def test_a_changed_session_state_marks_the_ledger() -> None:
+    """field-notes: Session tracking"""
     relay = Relay(more=c.CLIENT_SESSION_TRACK)
     relay.ask(query("select f()"), [ok_payload(AUTOCOMMIT | c.SERVER_SESSION_STATE_CHANGED)])
     assert relay.ledger.is_dirty
@@ -853,6 +867,7 @@ def test_outside_of_a_transaction_a_lost_statement_may_have_been_executed(text: 
     ],
 )
 def test_in_a_transaction_only_what_may_commit_leaves_a_doubt(text: str, told: ErrorReply) -> None:
+    """field-notes: Implicit commits by DDL"""
     relay = Relay()
     open_transaction(relay)
     relay.client(query(text))
@@ -1003,3 +1018,24 @@ def test_a_scan_in_the_steady_state_creates_no_object() -> None:
     finally:
         tracemalloc.stop()
     assert tracker.at_boundary()
+
+
+@BOTH
+def test_warnings_keep_their_backend_until_the_next_statement(deprecates_eof: bool) -> None:
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS"""
+    relay = Relay(deprecates_eof=deprecates_eof, shares=True)
+    warned = ok_payload()[:-2] + b"\2\0"
+    relay.ask(query("select 1"), relay.speech.result())
+    assert relay.ledger.is_empty
+    relay.ask(query("insert into t values ('too long')"), [warned])
+    assert relay.ledger.ties == ["warnings"]
+    assert not relay.ledger.is_empty
+    relay.ask(query("select 1"), relay.speech.result())
+    assert relay.ledger.is_empty
+    rows = relay.speech.result()
+    rows[-1] = rows[-1][:-2] + b"\1\0" if deprecates_eof else b"\xfe\1\0" + rows[-1][3:]
+    relay.ask(query("select cast('12x' as signed)"), rows)
+    assert relay.ledger.ties == ["warnings"]
+    relay.client(query("select nonsense"))
+    relay.server(numbered([err_payload()]))
+    assert relay.ledger.is_empty

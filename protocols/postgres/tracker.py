@@ -437,10 +437,11 @@ class PostgresTracker(Tracker):
                     return SWALLOW
                 self._pop()
             elif move == MOVE_READY:
-                if end - position < 6:
+                if end - position < 6 and size == 5:
                     break
-                status = data[position + 5]
-                if size != 5 or (status != 0x49 and status != 0x54 and status != 0x45):  # I T E
+                # The byte behind a ReadyForQuery of another size is not its own, and may never come.
+                status = data[position + 5] if size == 5 else 0
+                if status != 0x49 and status != 0x54 and status != 0x45:  # I T E
                     raise ProtocolViolation("server", "ReadyForQuery without a transaction status")
                 self._pop()
                 self._copying = 0

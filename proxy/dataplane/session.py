@@ -842,6 +842,8 @@ class Session(Owner):
                 self._is_asking = True
                 tracker.gate = GATE_CLOSED
                 relay.detach()
+                # The gate keeps back what begins; the rest of a message that has begun waits in the socket.
+                self.link.pause()
                 spawn(self._guard(self._ask_who_was_meant(backend, words)), name=f"end of {self.id}")
                 return
         self.lose_backend(backend.link.lost or ("the server is going down" if words else "it closed the connection"))
@@ -856,6 +858,7 @@ class Session(Owner):
             self.link.send(words)
             self._end(f"engine {backend.engine} ended the session")
         else:
+            self.link.resume()
             self.lose_backend("the server is going down")
 
     def lose_backend(self, why: str) -> None:

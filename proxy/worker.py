@@ -62,7 +62,8 @@ CLIENTS: Final = ("clients",)
 """What `max_client_conn` counts."""
 
 STRANGERS_MAX: Final = 1000
-"""Clients of this worker that have not said who they are, above `max_client_conn`; more are not answered."""
+"""Clients of this worker that have not said who they are, or have been refused and do not go, above `max_client_conn`;
+more are not answered."""
 
 
 class Worker:
@@ -76,6 +77,8 @@ class Worker:
         """Every client connection, logged in or not, by number."""
         self.strangers: dict[int, Session] = {}
         """Those of them that have not logged in, the oldest first."""
+        self._leaving: set[Link] = set()
+        """Connections of sessions that have ended, whose clients are given the time to read why."""
         self.sessions_by_key: dict[tuple[int, bytes], Session] = {}
         self.runtimes: dict[str, Runtime] = {}
         self.seats = Seats(socket_path.with_name("seats"), index, WORKERS_MAX)
@@ -269,7 +272,7 @@ class Worker:
     # --- clients ---
 
     def _accepted(self, wire: Wire, key: tuple[ProtocolName, str], fd: int, client: str) -> None:
-        if len(self.sessions) >= self.config.max_client_conn + STRANGERS_MAX:
+        if self._is_crowded():
             # Nobody knows who they are, and what an answer costs is what a flood wants.
             os.close(fd)
             return
@@ -286,6 +289,22 @@ class Worker:
             spawn(self._greet_later(session, runtime), name=f"session {session.id} greets")
         else:
             self._greet(session, runtime)
+
+    def _is_crowded(self) -> bool:
+        limit = self.config.max_client_conn + STRANGERS_MAX
+        if len(self.sessions) + len(self._leaving) >= limit:
+            self._leaving = {link for link in self._leaving if link.is_open}
+        return len(self.sessions) + len(self._leaving) >= limit
+
+    def see_off(self, link: Link, timeout_s: float) -> None:
+        """Close once its client has read the last words and closed its side, or after that time."""
+        link.finish()
+        self._leaving.add(link)
+        asyncio.get_running_loop().call_later(timeout_s, self._seen_off, link)
+
+    def _seen_off(self, link: Link) -> None:
+        self._leaving.discard(link)
+        link.close()
 
     async def _greet_later(self, session: Session, runtime: Runtime) -> None:
         await runtime.greeting()

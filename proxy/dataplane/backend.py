@@ -229,6 +229,13 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+async def reach(sock: socket.socket, target: tuple[object, ...]) -> None:
+    """Connect to somebody else. Raises OSError: a dead port in the ephemeral range can connect to itself."""
+    await asyncio.get_running_loop().sock_connect(sock, target)
+    if sock.getsockname() == sock.getpeername():
+        raise ConnectionRefusedError("nobody listens there")
+
+
 async def connect(address: str, engine: str) -> socket.socket:
     """A connected, non-blocking TCP socket without delay. Raises ConnectFailed."""
     loop = asyncio.get_running_loop()
@@ -241,10 +248,7 @@ async def connect(address: str, engine: str) -> socket.socket:
     for family, kind, number, _, target in candidates:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
         try:
-            await loop.sock_connect(sock, target)
-            if sock.getsockname() == sock.getpeername():
-                # A dead port in the ephemeral range can connect to itself.
-                raise ConnectionRefusedError("nobody listens there")
+            await reach(sock, target)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return sock

@@ -1027,8 +1027,7 @@ class Session(Owner):
             self.relay.close()
         if why:
             # The client may still be sending: the socket is not torn down before it has read why.
-            self.link.finish()
-            asyncio.get_running_loop().call_later(FAREWELL_TIMEOUT_S, self.link.close)
+            self.worker.see_off(self.link, FAREWELL_TIMEOUT_S)
         else:
             self.link.close()
 

@@ -6,6 +6,7 @@ What must differ between two connections is left out: process ids and keys, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -89,6 +90,36 @@ class Talker:
         await self._send(bytearray(LAST), 0)
         await self._read_until(self._is_over)
         return self.messages, self.has_ended
+
+    async def send(self, data: bytes) -> None:
+        """Bytes as they are. Raises ConnectionError."""
+        self._writer.write(data)
+        await self._writer.drain()
+
+    def send_later(self, data: bytes) -> None:
+        """As the other side takes it."""
+        self._writer.write(data)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Of those in `send_later`."""
+        return self._writer.transport.get_write_buffer_size()
+
+    async def abort(self) -> None:
+        """End the connection without a word, whatever is under way."""
+        self._writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def read_until(self, tag: str) -> None:
+        """Until one more message of this type has come."""
+        await self._read_until(partial(self._has, tag, 1 + sum(message[0] == ord(tag) for message in self.messages)))
+
+    async def read_to_end(self) -> list[bytes]:
+        """Everything that comes until the server closes the connection."""
+        self.messages.clear()
+        await self._read_until(lambda: False)
+        return self.messages
 
     def _has(self, tag: str, count: int) -> bool:
         return sum(message[0] == ord(tag) for message in self.messages) >= count

@@ -4,17 +4,22 @@ meant is ended as the server ends it."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import psutil
 import psycopg
 import pytest
 import pytest_asyncio
 
+from protocols.postgres.messages import build_query, build_ssl_request, parse_data_row
 from proxy.embedded import PostgresServer, Setup, Turnout, Workspace
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from tests.e2e.doors import HOST, Door
+from tests.e2e.talker import Talker
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
@@ -209,6 +214,38 @@ async def test_a_session_that_an_operator_ends_is_told_so(server: PostgresServer
         await connection.execute("select 1")
     assert connection.broken
     await connection.close()
+
+
+@pytest.mark.parametrize("size", [50_000, 2_000_000], ids=["assembled", "passed on in parts"])
+async def test_an_operator_may_end_a_session_in_the_middle_of_its_message(
+    server: PostgresServer, door: Door, size: int
+) -> None:
+    """More of the message comes while the engine is asked whether it was meant as a whole, which takes a while here."""
+    talker = await Talker.connect(door)
+    await talker.send(build_query(b"begin; select pg_backend_pid()"))
+    await talker.read_until("Z")
+    pid = next(int(parse_data_row(message)[0] or 0) for message in talker.messages if message[:1] == b"D")
+    whole = build_query(b"set app.x = '" + b"x" * size + b"'")
+    operator = await server.connect()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        await talker.send(whole[:1000])
+        await operator.execute("select pg_terminate_backend($1)", pid)
+        await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "its end")
+        await talker.send(whole[1000:])
+        # Whatever the proxy does about these bytes, it does before it answers another client.
+        reader, writer = await asyncio.open_connection(HOST, door.port)
+        writer.write(build_ssl_request())
+        assert await reader.readexactly(1) == b"N"
+        writer.close()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    said = await talker.read_to_end()
+    assert [message[:1] for message in said] == [b"E"]
+    assert b"C57P01\0" in said[0]
+    await operator.close()
+    await talker.close()
 
 
 async def test_a_session_that_held_a_temp_table_ends_with_its_server(server: PostgresServer, door: Door) -> None:

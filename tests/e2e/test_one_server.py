@@ -8,9 +8,18 @@ from typing import Any
 import psycopg
 import pytest
 
+from protocols.postgres.messages import (
+    build_bind,
+    build_execute,
+    build_flush,
+    build_parse,
+    build_sync,
+    parse_data_row,
+)
 from proxy.embedded import PostgresPair, ServerFailed, Setup, Turnout
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from tests.e2e.doors import Door
+from tests.e2e.talker import Talker
 from tests.kit.turnouts import StartTurnout
 from tests.kit.waiting import until
 
@@ -75,6 +84,93 @@ async def test_sessions_move_and_those_that_cannot_stay(
     finally:
         for one in (idle, busy, pinned):
             await one.close()
+
+
+async def test_a_portal_that_is_not_read_to_its_end_keeps_its_session_where_it_is(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """field-notes: PortalSuspended (row-limited Execute)"""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    talker = await Talker.connect(Door(name="session", port=turnout.port))
+    begun = build_parse(b"", b"select generate_series(1, 3)") + build_bind(b"", b"") + build_execute(b"", 1)
+    await talker.send(begun + build_flush())
+    await talker.read_until("s")
+    assert [(one["portability"], one["engine"]) for one in await turnout.get("/v1/sessions")] == [("C", "one")]
+    ended = await turnout.switch("two")
+    assert ended["phase"] == "completed"
+    assert [(one["portability"], one["engine"]) for one in await turnout.get("/v1/sessions")] == [("C", "one")]
+    await talker.send(build_execute(b"", 0) + build_sync())
+    await talker.read_until("Z")
+    rows = [parse_data_row(message) for message in talker.messages if message[:1] == b"D"]
+    assert rows == [[b"1"], [b"2"], [b"3"]]
+
+    async def has_moved() -> bool:
+        sessions = await turnout.get("/v1/sessions")
+        return [(one["portability"], one["engine"]) for one in sessions] == [("A", "two")]
+
+    await turnout.switch("one")
+    await turnout.switch("two")
+    await until(has_moved, "it moves once it can")
+    await talker.close()
+
+
+async def test_a_cancel_during_a_switch_reaches_the_query_and_nobody_elses(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """The switch waits for the query; the client gives up on it. Afterwards its key means its new backend.
+
+    field-notes: CancelRequest races
+    """
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair), drain_timeout_s=20.0)
+    dsn = Door(name="session", port=turnout.port).dsn()
+    waiting = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    others = [await psycopg.AsyncConnection.connect(dsn, autocommit=True) for _ in range(3)]
+    stops = asyncio.Event()
+
+    async def work(connection: psycopg.AsyncConnection[Any]) -> int:
+        done = 0
+        while not stops.is_set():
+            # A QueryCanceled here is what must not be.
+            await connection.execute("select pg_sleep(0.005)")
+            done += 1
+        return done
+
+    working = [asyncio.create_task(work(one)) for one in others]
+    try:
+        before = await _pid(waiting)
+        sleeping = asyncio.create_task(waiting.execute("select pg_sleep(60)"))
+        await _runs(postgres_pair, before)
+        switching = asyncio.create_task(turnout.switch("two"))
+        await until(lambda: _is_draining(turnout), "the switch waits for the query")
+        await waiting.cancel_safe(timeout=20)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await sleeping
+        assert (await switching)["phase"] == "completed"
+        after = await _pid(waiting)
+        assert after != before
+        sleeping = asyncio.create_task(waiting.execute("select pg_sleep(60)"))
+        await _runs(postgres_pair, after)
+        await waiting.cancel_safe(timeout=20)
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await sleeping
+    finally:
+        stops.set()
+    assert all(done > 0 for done in await asyncio.gather(*working))
+    for one in (waiting, *others):
+        await one.close()
+
+
+async def _runs(pair: PostgresPair, pid: int) -> None:
+    async def holds() -> bool:
+        query = f"select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'PgSleep'"
+        return bool(await pair.primary.fetchval(query))
+
+    await until(holds, "the query runs")
+
+
+async def _is_draining(turnout: Turnout) -> bool:
+    newest = (await turnout.get("/v1/switches"))[:1]
+    return bool(newest) and newest[0]["phase"] == "draining"
 
 
 async def test_a_notification_names_its_sender_as_the_client_knows_it(

@@ -195,7 +195,8 @@ class Startup:
     user: str
     database: str
     parameters: tuple[tuple[str, str], ...] = ()
-    """PostgreSQL startup parameters besides user and database, sorted; MySQL connection attributes are not here."""
+    """PostgreSQL startup parameters besides user and database, sorted; MySQL: those connection attributes that say what
+    program the client is, not which process of it."""
     capabilities: int = 0
     """MySQL capability flags that both legs must have alike."""
     character_set: int = 0
@@ -217,7 +218,14 @@ class ScramKeys:
     iterations: int
 
 
-Credential = str | ScramKeys | None
+@dataclass(frozen=True, slots=True)
+class NativeKey:
+    """What a mysql_native_password client needs in place of a password: SHA1(password)."""
+
+    digest: bytes = field(repr=False)
+
+
+Credential = str | ScramKeys | NativeKey | None
 """What opens a backend: plain text, PostgreSQL's `md5…`, keys, or nothing (trust)."""
 
 
@@ -379,6 +387,14 @@ class Login(Protocol):
         """Bytes that came after the login's end and belong to the session."""
 
 
+class ServerLogin(Login, Protocol):
+    """The client's part of a login, spoken to an engine."""
+
+    def go_on(self, *, is_encrypted: bool) -> None:
+        """After TlsWanted: the connection has TLS now. After TlsRefused: it goes on without. More is in the output.
+        Only for `wants_tls`."""
+
+
 class ClientLogin(Login, Protocol):
     """The server's part of a login, spoken to a client. In MySQL the greeting is in the output from the start."""
 
@@ -389,8 +405,8 @@ class ClientLogin(Login, Protocol):
     def give_credential(
         self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
     ) -> Sequence[LoginFact]:
-        """Answer to CredentialWanted. `password` is plain text or, in PostgreSQL, an `md5…` or `SCRAM-SHA-256$…`
-        secret; None for both means: no such user, and the client is told the same as for a wrong password.
+        """Answer to CredentialWanted. `password` is plain text, in PostgreSQL an `md5…` or `SCRAM-SHA-256$…` secret, in
+        MySQL a verifier as `protocols.mysql.auth` has them; None for both means: no such user, and the client is told the same as for a wrong password.
         `password=""` with method trust needs no proof. `method` takes the place of the one the login was made with;
         `channel` is what the connection proves. Returns facts (trust gives LoginProven at once)."""
 
@@ -524,8 +540,7 @@ class Wire(Protocol):
         databases: Sequence[str],
         offers_tls: bool = False,
     ) -> ClientLogin:
-        """`method`: trust, password, md5, scram-sha-256, cert; mysql_native_password, caching_sha2_password. `facts`:
-        of the active engine, for MySQL's greeting. `offers_tls`: the shell can do what TlsWanted asks for."""
+        """`method`: trust, password, md5, scram-sha-256, cert; trust, or a plugin of `protocols.mysql.auth`. `facts`: of the active engine, for MySQL's greeting. `offers_tls`: the shell can do what TlsWanted asks for."""
 
     def change_user_login(
         self,
@@ -545,11 +560,18 @@ class Wire(Protocol):
         login or a cancel request follows. None: this protocol does not begin so."""
 
     def server_login(
-        self, startup: Startup, password: Credential, *, binding: bytes = b"", oldest: bool = False
-    ) -> Login:
+        self,
+        startup: Startup,
+        password: Credential,
+        *,
+        binding: bytes = b"",
+        oldest: bool = False,
+        wants_tls: bool = False,
+    ) -> ServerLogin:
         """A login at an engine. `password` is None where none is known (trust). `binding`: tls-server-end-point of
         the engine's certificate, if the connection has TLS; PostgreSQL logins bind to it. `oldest`: ask for the
-        protocol's oldest version, for an engine that refuses to negotiate."""
+        protocol's oldest version, for an engine that refuses to negotiate. `wants_tls`: where there is no `tls_request`,
+        the login itself yields TlsWanted or TlsRefused before it tells who we are, and waits for `go_on`."""
 
     def ledger(self, startup: Startup, *, shares_backends: bool = False) -> Ledger: ...
 
@@ -583,13 +605,20 @@ class Wire(Protocol):
 
     def user_inquiry(self, query: str, user: str) -> UserInquiry | None:
         """Ask an engine for `user` by PgBouncer's auth_query. Runs on a backend that was opened with
-        `inquiry_parameters` only. None: no engine can know a user of this name. IllegalUse in MySQL."""
+        `inquiry_parameters` only. None: no engine can know a user of this name. An empty `query` is MySQL's own one."""
 
     inquiry_parameters: tuple[tuple[str, str], ...]
     """Startup parameters of a backend for `user_inquiry`."""
 
     def goodbye(self) -> bytes:
         """What a client sends last (Terminate, COM_QUIT)."""
+
+    def kill(self, connection_id: int, *, is_query: bool) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        """MySQL: end a connection of the engine, or only its statement, in the name of the user of the backend that this
+        runs on. The second tells, once the exchange is complete, what the server refused. IllegalUse in PostgreSQL."""
+
+    def answer_to_kill(self, error: ErrorReply | None) -> bytes:
+        """MySQL: what `MysqlTracker.answer_kill` takes: an OK, or the error. IllegalUse in PostgreSQL."""
 
     def cancel_request(self, facts: BackendFacts) -> bytes:
         """PostgreSQL: the packet to send on a fresh connection. Empty in MySQL."""

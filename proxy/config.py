@@ -23,11 +23,12 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
+from protocols.mysql.auth import unfit as unfit_for_mysql
 from protocols.postgres.auth import is_md5, is_verifier
 from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
 from proxy.errors import ConfigError
 from proxy.hba import HbaError, expand, parse_hba
-from proxy.tls import TlsMode, TlsProblem, engine_tls, listener_tls
+from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, engine_tls, listener_tls
 
 __all__ = [
     "AdminConfig",
@@ -94,10 +95,11 @@ class ListenerConfig(_Table, frozen=True, kw_only=True):
     """Protocol spoken on this port."""
     listen: str
     """Address and port for clients."""
-    client_tls_sslmode: TlsMode = "disable"
+    client_tls_sslmode: TlsSetting = "disable"
     """TLS with clients. `disable`: not offered. `allow`, `prefer`: a client that asks for it gets it. `require`: a client
     must use it. `verify-ca`, `verify-full`: and must show a certificate that the CA file vouches for. A CancelRequest may
-    always come without."""
+    always come without. On a MySQL port the names of its --ssl-mode mean the same: `DISABLED`, `PREFERRED`, `REQUIRED`,
+    `VERIFY_CA`, `VERIFY_IDENTITY`."""
     client_tls_cert_file: str = ""
     """Certificate, and what leads from it to the CA, in PEM form; relative to the config file. Read again at each reload,
     like the other files."""
@@ -110,6 +112,9 @@ class ListenerConfig(_Table, frozen=True, kw_only=True):
     """Versions of TLS: `secure` (1.2 and 1.3), `tlsv1.2`, `tlsv1.3`."""
     client_tls_ciphers: str = "default"
     """Ciphers of TLS 1.2 as OpenSSL lists them; `default`: OpenSSL's choice."""
+    proxy_protocol: list[str] = []
+    """Networks of load balancers (`10.0.0.0/8`, `::1/128`). A connection from one of them must begin with a header of the
+    PROXY protocol, version 1 or 2, and counts as coming from the address in it; others must not."""
 
 
 class LogConfig(_Table, frozen=True, kw_only=True):
@@ -145,22 +150,28 @@ class AuthConfig(_Table, frozen=True, kw_only=True):
         "hba",
         "mysql_native_password",
         "caching_sha2_password",
+        "sha256_password",
+        "client_ed25519",
+        "mysql_clear_password",
     ]
     """How clients prove who they are. PostgreSQL: `trust`, `password` (in clear text, over TLS), `md5`, `scram-sha-256`
     (with channel binding over TLS), `cert` (a certificate with the user's name), or `hba`: the rules of the file `hba` say.
-    MySQL: `trust`, `mysql_native_password`, `caching_sha2_password`."""
+    MySQL: `trust`, `mysql_native_password`, `caching_sha2_password`, `sha256_password`, `client_ed25519` (MariaDB),
+    `mysql_clear_password` (over TLS); a user whose verifier is of another method is asked for that one."""
     users: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
     """Users and passwords in PgBouncer's userlist.txt form: `"user" "password"`, one a line, a password being plain
-    text, an md5 hash or a SCRAM-SHA-256 verifier. Required unless `method` is trust or cert, or the engine is asked
-    (`auth_query`). With plain text the same password opens the engine's connections; with a verifier the client's own
+    text, an md5 hash or a SCRAM-SHA-256 verifier; for MySQL plain text or what the server keeps as
+    `authentication_string`: `*…`, `$A$005$…`, `$5$…` (the latter two also as `0x` and their hex()), or for ed25519 the same
+    behind `ed25519:`. Required unless `method` is trust or cert, or the engine is asked (`auth_query`). With plain text the same password opens the engine's connections; with a verifier the client's own
     proof does. A changed file is read at the next login."""
     hba: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
     """Rules in the form of pg_hba.conf: who may come from where to which database, and by which method. Used with
     method `hba` only. PgBouncer: `auth_hba_file`."""
     auth_query: Annotated[str, Meta(extra=RELOADABLE)] = ""
-    """PostgreSQL: asks the active engine for users that are not in `users`: `$1` is the user's name, the answer is no row,
-    or one with the name and the secret. Empty: nobody is asked for, unless `auth_user` is set; then the query is
-    `select rolname, rolpassword from pg_catalog.pg_authid where rolname = $1`."""
+    """Asks the active engine for users that are not in `users`: `$1` is the user's name, the answer is no row, or one with
+    the name and the secret (MySQL: name, plugin and authentication_string). Empty: nobody is asked for, unless `auth_user`
+    is set; then the query is `select rolname, rolpassword from pg_catalog.pg_authid where rolname = $1`. MySQL: also asked
+    for if there is no `users`; empty: mysql.user, or MariaDB's mysql.global_priv."""
     auth_user: Annotated[str, Meta(extra=RELOADABLE)] = ""
     """Account that asks `auth_query`; its password is in `users`. Empty: that of `admin`."""
     auth_dbname: Annotated[str, Meta(extra=RELOADABLE)] = ""
@@ -196,10 +207,11 @@ class EngineConfig(_Table, frozen=True, kw_only=True):
     """What it is when Turnout first starts; from then on the engine itself is asked."""
     login: EngineLogin | None = None
     """Account for the clients' backends; default: the client's own user and password."""
-    server_tls_sslmode: Annotated[TlsMode, Meta(extra=RELOADABLE)] = "prefer"
+    server_tls_sslmode: Annotated[TlsSetting, Meta(extra=RELOADABLE)] = "prefer"
     """TLS with this server, with the meanings of libpq's sslmode: `disable`, `allow` (only where the server refuses to go
-    without), `prefer` (where the server has it), `require`, `verify-ca` (the CA file vouches for the server),
-    `verify-full` (and its certificate has the name in `address`). PostgreSQL only."""
+    without; PostgreSQL only), `prefer` (where the server has it), `require`, `verify-ca` (the CA file vouches for the
+    server), `verify-full` (and its certificate has the name in `address`). For a MySQL server the names of --ssl-mode
+    mean the same: `DISABLED`, `PREFERRED`, `REQUIRED`, `VERIFY_CA`, `VERIFY_IDENTITY`."""
     server_tls_ca_file: Annotated[str, Meta(extra=RELOADABLE)] = ""
     """CA certificates that vouch for the server, in PEM form; relative to the config file. With one, `require` means
     `verify-ca`, as in libpq. Read again at each reload, like the other files."""
@@ -301,6 +313,12 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     max_prepared_statements: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
     """PostgreSQL, transaction mode: most prepared statements kept on one backend; the one not used for longest goes."""
 
+    @property
+    def asks_engine(self) -> bool:
+        """Users that are in no file are looked up on the active engine."""
+        is_mysql_without_file = self.protocol == "mysql" and self.auth.users is None and self.auth.method != "trust"
+        return bool(self.auth.query) or is_mysql_without_file
+
 
 class Config(_Table, frozen=True, kw_only=True):
     """The whole file."""
@@ -338,7 +356,14 @@ SECRET_BYTES_MAX: Final = 16 * 1024 * 1024
 
 _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "postgresql": ("trust", "password", "md5", "scram-sha-256", "cert", "hba"),
-    "mysql": ("trust", "mysql_native_password", "caching_sha2_password"),
+    "mysql": (
+        "trust",
+        "mysql_native_password",
+        "caching_sha2_password",
+        "sha256_password",
+        "client_ed25519",
+        "mysql_clear_password",
+    ),
 }
 
 _NO_DEFAULT: Final = msgspec.NODEFAULT
@@ -669,6 +694,7 @@ def _said(raw: Any) -> str:
 
 def _check_meaning(config: Config, problems: _Problems) -> None:
     _check_ports(config, problems)
+    _check_balancers(config, problems)
     if not config.listener:
         problems.add(("listener",), "at least one [[listener]] is needed")
     if not config.state_file:
@@ -723,22 +749,25 @@ def _check_auth(service: ServiceConfig, at: KeyPath, problems: _Problems) -> Non
             f'"{service.auth.method}" is not for {service.protocol}; expected {_choice(fitting)}',
         )
     auth = service.auth
-    if auth.users is None and not auth.query and auth.method not in ("trust", "cert", "hba"):
-        if service.protocol == "postgresql":
-            problems.add(
-                (*at, "auth"), '"users" is missing; name a file, or let the engine be asked: auth_query, auth_user'
-            )
-        else:
-            problems.add((*at, "auth"), '"users" is missing; only method "trust" goes without')
+    if auth.users is None and not service.asks_engine and auth.method not in ("trust", "cert", "hba"):
+        problems.add(
+            (*at, "auth"), '"users" is missing; name a file, or let the engine be asked: auth_query, auth_user'
+        )
     if auth.method == "hba" and auth.hba is None:
         problems.add((*at, "auth"), '"hba" is missing; method "hba" needs a file with rules')
     if auth.auth_query and "$1" not in auth.auth_query:
         problems.add((*at, "auth", "auth_query"), "has no $1, which stands for the user's name")
-    for key in ("auth_query", "auth_user", "auth_dbname", "password_in_clear"):
-        if getattr(auth, key) and service.protocol != "postgresql":
-            problems.add((*at, "auth", key), "is for postgresql only")
-    if auth.auth_dbname and not auth.query:
+    if auth.auth_dbname and not service.asks_engine:
         problems.add((*at, "auth", "auth_dbname"), "is for auth_query, which is not set")
+
+
+def _check_balancers(config: Config, problems: _Problems) -> None:
+    for index, listener in enumerate(config.listener):
+        for number, network in enumerate(listener.proxy_protocol):
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                problems.add(("listener", index, "proxy_protocol", number), f"expected a network: {error}")
 
 
 def _check_ports(config: Config, problems: _Problems) -> None:
@@ -767,8 +796,8 @@ def _check_tls(config: Config, problems: _Problems) -> None:
     """Make every context once: what is wrong with a certificate is told now, not to the first client."""
     for index, listener in enumerate(config.listener):
         at: KeyPath = ("listener", index)
-        if listener.protocol != "postgresql" and listener.client_tls_sslmode != "disable":
-            problems.add((*at, "client_tls_sslmode"), "is for postgresql only")
+        if listener.protocol != "mysql" and listener.client_tls_sslmode in MYSQL_NAMES:
+            problems.add((*at, "client_tls_sslmode"), _only_of_mysql(listener.client_tls_sslmode))
             continue
         try:
             listener_tls(listener)
@@ -776,10 +805,21 @@ def _check_tls(config: Config, problems: _Problems) -> None:
             problems.add((*at, f"client_tls_{problem.key}"), problem.text)
     for name, service in config.service.items():
         for engine_name, engine in service.engine.items():
+            key = ("service", name, "engine", engine_name, "server_tls_sslmode")
+            if service.protocol != "mysql" and engine.server_tls_sslmode in MYSQL_NAMES:
+                problems.add(key, _only_of_mysql(engine.server_tls_sslmode))
+                continue
+            if service.protocol == "mysql" and engine.server_tls_sslmode == "allow":
+                problems.add(key, '"allow" is for postgresql only; a MySQL server does not tell that it wants TLS')
+                continue
             try:
                 engine_tls(engine, service.protocol)
             except TlsProblem as problem:
                 problems.add(("service", name, "engine", engine_name, f"server_tls_{problem.key}"), problem.text)
+
+
+def _only_of_mysql(setting: str) -> str:
+    return f'"{setting}" is for mysql only; for postgresql it is called "{MYSQL_NAMES[setting]}"'
 
 
 def _is_wildcard(host: str) -> bool:
@@ -928,6 +968,7 @@ def unfit_secret(service: ServiceConfig, secret: str) -> str:
             return "has an md5 hash, which MySQL's methods cannot use; use plain text"
         if secret.startswith("SCRAM-SHA-256$"):
             return "has a SCRAM-SHA-256 verifier, which MySQL's methods cannot use; use plain text"
+        return unfit_for_mysql(secret)
     elif secret.startswith("SCRAM-SHA-256$") and not is_verifier(secret):
         return "has a SCRAM-SHA-256 verifier that is not complete; copy rolpassword of pg_authid as a whole"
     elif is_md5(secret) and service.auth.method == "scram-sha-256":

@@ -164,6 +164,17 @@ class IdleInTransaction(ProxyError):
     mysql_sqlstate = "HY000"
 
 
+class KillRefused(ProxyError):
+    """A KILL cannot be done: nobody has that id, or it is another user's."""
+
+    sqlstate = "42501"
+
+    def __init__(self, text: str, mysql_code: int, mysql_sqlstate: str = "HY000") -> None:
+        super().__init__(text)
+        self.mysql_code = mysql_code
+        self.mysql_sqlstate = mysql_sqlstate
+
+
 class SwitchError(ProxyError):
     """A switch did not go as asked."""
 

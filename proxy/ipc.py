@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -116,6 +116,26 @@ class CancelDone(Message, tag=True, frozen=True, kw_only=True):
     request: int
 
 
+class KillSession(Message, tag=True, frozen=True, kw_only=True):
+    """A KILL that reached another worker: `user` of `service` wants the connection of this id to end, or its statement."""
+
+    request: int
+    service: str
+    user: str
+    connection_id: int
+    is_query: bool
+
+
+class KillDone(Message, tag=True, frozen=True, kw_only=True):
+    """What came of the worker's KillWanted of this number in the others."""
+
+    request: int
+    is_found: bool
+    code: int
+    sqlstate: str
+    text: str
+
+
 class Quit(Message, tag=True, frozen=True, kw_only=True):
     """Accept nobody any more, wait `drain_s` seconds at most for sessions to reach a boundary, end."""
 
@@ -134,6 +154,8 @@ Order = (
     | CollectFigures
     | CancelQuery
     | CancelDone
+    | KillSession
+    | KillDone
     | Quit
 )
 
@@ -339,6 +361,28 @@ class CancelTaken(Message, tag=True, frozen=True, kw_only=True):
     request: int
 
 
+class KillWanted(Message, tag=True, frozen=True, kw_only=True):
+    """A KILL whose connection is not one of this worker's sessions; see KillSession."""
+
+    request: int
+    service: str
+    user: str
+    connection_id: int
+    is_query: bool
+
+
+class KillTaken(Message, tag=True, frozen=True, kw_only=True):
+    """A KillSession has been dealt with."""
+
+    request: int
+    is_found: bool
+    """The session is here."""
+    code: int = 0
+    """Error number for the client; 0: done."""
+    sqlstate: str = ""
+    text: str = ""
+
+
 class EngineLost(Message, tag=True, frozen=True, kw_only=True):
     """The data plane saw an engine fail: connections refused or ended."""
 
@@ -363,6 +407,8 @@ Fact = (
     | WorkerFigures
     | CancelWanted
     | CancelTaken
+    | KillWanted
+    | KillTaken
     | EngineLost
 )
 

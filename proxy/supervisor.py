@@ -362,6 +362,8 @@ class _Ears:
         match fact:
             case ipc.CancelWanted():
                 spawn(self._cancel(worker, fact), name=f"cancel request of worker {worker}")
+            case ipc.KillWanted():
+                spawn(self._kill(worker, fact), name=f"kill of worker {worker}")
             case ipc.EngineLost():
                 _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
                 self._tell("engine.lost", {"worker": worker, "engine": fact.engine, "why": fact.why}, fact.service)
@@ -372,6 +374,20 @@ class _Ears:
         crew = self._supervisor._crew
         await crew.cancel(wanted.process_id, wanted.secret, but=worker)
         crew.tell(worker, ipc.CancelDone(request=wanted.request))
+
+    async def _kill(self, worker: int, wanted: ipc.KillWanted) -> None:
+        crew = self._supervisor._crew
+        taken = await crew.kill(wanted, but=worker) or ipc.KillTaken(request=0, is_found=False)
+        crew.tell(
+            worker,
+            ipc.KillDone(
+                request=wanted.request,
+                is_found=taken.is_found,
+                code=taken.code,
+                sqlstate=taken.sqlstate,
+                text=taken.text,
+            ),
+        )
 
     def _tell(self, kind: str, data: dict[str, Any], service: str = "") -> None:
         self._supervisor._publish(Event(kind=kind, at=time.time(), service=service, data=data))

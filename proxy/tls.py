@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,6 +22,35 @@ if TYPE_CHECKING:
     from proxy.config import EngineConfig, ListenerConfig
 
 TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+
+TlsSetting = Literal[
+    "disable",
+    "allow",
+    "prefer",
+    "require",
+    "verify-ca",
+    "verify-full",
+    "DISABLED",
+    "PREFERRED",
+    "REQUIRED",
+    "VERIFY_CA",
+    "VERIFY_IDENTITY",
+]
+"""A mode as configs spell it: libpq's names, or those of MySQL's --ssl-mode."""
+
+MYSQL_NAMES: Final[Mapping[str, TlsMode]] = {
+    "DISABLED": "disable",
+    "PREFERRED": "prefer",
+    "REQUIRED": "require",
+    "VERIFY_CA": "verify-ca",
+    "VERIFY_IDENTITY": "verify-full",
+}
+
+
+def mode_of(setting: TlsSetting) -> TlsMode:
+    """One name for each meaning."""
+    return MYSQL_NAMES.get(setting) or cast("TlsMode", setting)
+
 
 AnyContext = TypeVar("AnyContext", Context, ssl.SSLContext)
 
@@ -126,7 +155,7 @@ NO_ENGINE_TLS: Final[TlsWithEngine[Any]] = TlsWithEngine("disable", None, "")
 
 def listener_tls(config: ListenerConfig) -> ListenerTls:
     """Raises TlsProblem."""
-    mode = config.client_tls_sslmode
+    mode = mode_of(config.client_tls_sslmode)
     if mode == "disable":
         return ListenerTls(mode, None)
     if not config.client_tls_cert_file:
@@ -162,15 +191,15 @@ def library_tls(config: EngineConfig, protocol: str) -> LibraryTls:
 
 
 def _engine_tls(config: EngineConfig, context: AnyContext | None) -> TlsWithEngine[AnyContext]:
-    mode = config.server_tls_sslmode if context is not None else "disable"
+    mode = mode_of(config.server_tls_sslmode) if context is not None else "disable"
     return TlsWithEngine(mode, context, config.address.rpartition(":")[0].strip("[]"))
 
 
 def _wanted_of(config: EngineConfig, protocol: str) -> _Wanted | None:
     """Libpq's meanings: `require` with a CA file verifies like `verify-ca`; `allow` and `prefer` verify nothing, for they
     would go on without TLS. None: no TLS. Raises TlsProblem."""
-    mode = config.server_tls_sslmode
-    if mode == "disable" or protocol != "postgresql":
+    mode = mode_of(config.server_tls_sslmode)
+    if mode == "disable":
         return None
     if mode in ("verify-ca", "verify-full") and not config.server_tls_ca_file:
         raise TlsProblem("ca_file", f'is needed with server_tls_sslmode = "{mode}"')

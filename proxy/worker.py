@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import ipaddress
 import os
 import resource
 import signal
@@ -28,6 +29,7 @@ from protocols.wire import ProtocolName, Wire
 from proxy import ipc
 from proxy.config import Config, ServiceConfig, decode_effective
 from proxy.dataplane.backend import send_cancel
+from proxy.dataplane.kills import Kills
 from proxy.dataplane.listener import Listener
 from proxy.dataplane.moving import Move
 from proxy.dataplane.registry import Standing
@@ -85,9 +87,12 @@ class Worker:
         """What is counted over all workers."""
         self._listeners: dict[tuple[ProtocolName, str], Listener] = {}
         self._tls: dict[tuple[ProtocolName, str], ListenerTls] = {}
+        self._balancers: dict[tuple[ProtocolName, str], list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+        """Who has to say by the PROXY protocol for whom it speaks."""
         self._cancels: dict[int, asyncio.Future[None]] = {}
         """Cancel requests that other workers were asked about."""
         self._cancel_number = 0
+        self.kills = Kills(self)
         self._number = index << 24
         """Session numbers are unique over the workers: the index is in the upper bits."""
         self._writer: asyncio.StreamWriter | None = None
@@ -182,6 +187,10 @@ class Worker:
                 done = self._cancels.get(order.request)
                 if done is not None and not done.done():
                     done.set_result(None)
+            case ipc.KillSession():
+                spawn(self.kills.kill_for_another(order), name="kill for another worker")
+            case ipc.KillDone():
+                self.kills.done(order)
             case ipc.Quit():
                 self._on_quit(order.drain_s)
 
@@ -222,7 +231,9 @@ class Worker:
                 self._trouble(failed, is_first, f"server_tls_{problem.key} of service {name}: {problem.text}")
         for listener_config in config.listener:
             try:
-                self._tls[(listener_config.protocol, listener_config.listen)] = listener_tls(listener_config)
+                key = (listener_config.protocol, listener_config.listen)
+                self._tls[key] = listener_tls(listener_config)
+                self._balancers[key] = [ipaddress.ip_network(one) for one in listener_config.proxy_protocol]
             except TlsProblem as problem:
                 self._trouble(failed, is_first, f"client_tls_{problem.key} of {listener_config.listen}: {problem.text}")
         wanted: set[tuple[ProtocolName, str]] = {(listener.protocol, listener.listen) for listener in config.listener}
@@ -280,15 +291,23 @@ class Worker:
         link = Link(asyncio.get_running_loop(), fd)
         session = Session(self, wire, self._number, link, client, self._tls[key])
         self.sessions[session.id] = self.strangers[session.id] = session
+        if any(ipaddress.ip_address(client.rpartition(":")[0].strip("[]")) in one for one in self._balancers[key]):
+            session.await_header(partial(self._welcome, session))
+        else:
+            self._welcome(session, b"")
+
+    def _welcome(self, session: Session, unread: bytes) -> None:
+        """Begin the login. `unread`: what the client has sent already."""
+        wire, link = session.wire, session.link
         runtime = self._first_runtime(wire.name)
         if runtime is None:
             session.refuse_unserved()
             return
         if wire.name == "mysql" and runtime.known_greeting() is None:
             link.pause()
-            spawn(self._greet_later(session, runtime), name=f"session {session.id} greets")
+            spawn(self._greet_later(session, runtime, unread), name=f"session {session.id} greets")
         else:
-            self._greet(session, runtime)
+            self._greet(session, runtime, unread)
 
     def _is_crowded(self) -> bool:
         limit = self.config.max_client_conn + STRANGERS_MAX
@@ -306,14 +325,14 @@ class Worker:
         self._leaving.discard(link)
         link.close()
 
-    async def _greet_later(self, session: Session, runtime: Runtime) -> None:
+    async def _greet_later(self, session: Session, runtime: Runtime, unread: bytes) -> None:
         await runtime.greeting()
         if session.id in self.sessions:
             session.link.resume()
-            self._greet(session, runtime)
+            self._greet(session, runtime, unread)
 
-    def _greet(self, session: Session, runtime: Runtime) -> None:
-        session.begin(runtime.config.auth.method, runtime.known_greeting(), runtime.config.databases)
+    def _greet(self, session: Session, runtime: Runtime, unread: bytes) -> None:
+        session.begin(runtime.config.auth.method, runtime.known_greeting(), runtime.config.databases, unread)
 
     def seat(self, session: Session) -> TooManyConnections | None:
         """Count a client that said who it is, until `forget`; the error for one too many, or None."""

@@ -269,6 +269,22 @@ class Workers:
             timeout_s=CANCEL_TIMEOUT_S,
         )
 
+    async def kill(self, wanted: ipc.KillWanted, *, but: int) -> ipc.KillTaken | None:
+        """Have all workers but one look for the session that a KILL means. None: it is nobody's."""
+        answers = await self._ask(
+            lambda request: ipc.KillSession(
+                request=request,
+                service=wanted.service,
+                user=wanted.user,
+                connection_id=wanted.connection_id,
+                is_query=wanted.is_query,
+            ),
+            ipc.KillTaken,
+            but=but,
+            timeout_s=CANCEL_TIMEOUT_S,
+        )
+        return next((one for one in answers if one.is_found), None)
+
     async def _ask(
         self,
         order: Callable[[int], ipc.Order],
@@ -293,7 +309,9 @@ class Workers:
             del self._requests[request]
         return [one for one in answers if isinstance(one, answer)]
 
-    def _answered(self, index: int, fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken) -> None:
+    def _answered(
+        self, index: int, fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken | ipc.KillTaken
+    ) -> None:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
             waiting[1].append(fact)
@@ -376,7 +394,7 @@ class Workers:
                     if self._restarts.get(worker.index):
                         self._kill(worker, "it could not open all ports")
                 self._notify()
-            case ipc.SessionList() | ipc.WorkerFigures() | ipc.CancelTaken():
+            case ipc.SessionList() | ipc.WorkerFigures() | ipc.CancelTaken() | ipc.KillTaken():
                 self._answered(worker.index, fact)
             case _:
                 self._ears.worker_said(worker.index, fact)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from protocols.errors import IllegalUse
 from protocols.mysql import constants as c
+from protocols.mysql import lookup
 from protocols.mysql.exchange import Exchange
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
+from protocols.mysql.kill import KillExchange
 from protocols.mysql.ledger import MysqlLedger, check, reset
+from protocols.mysql.messages import build_err, build_ok
 from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
 from protocols.wire import (
@@ -51,7 +55,9 @@ class MysqlWire:
         databases: Sequence[str],
         offers_tls: bool = False,
     ) -> MysqlClientLogin:
-        return MysqlClientLogin(method=method, facts=facts, connection_id=connection_id, databases=databases)
+        return MysqlClientLogin(
+            method=method, facts=facts, connection_id=connection_id, databases=databases, offers_tls=offers_tls
+        )
 
     def change_user_login(
         self,
@@ -77,10 +83,16 @@ class MysqlWire:
         """MySQL asks for TLS in the login."""
 
     def server_login(
-        self, startup: Startup, password: Credential, *, binding: bytes = b"", oldest: bool = False
+        self,
+        startup: Startup,
+        password: Credential,
+        *,
+        binding: bytes = b"",
+        oldest: bool = False,
+        wants_tls: bool = False,
     ) -> MysqlServerLogin:
-        """MySQL has no keys in place of a password, binds to no channel, and knows one version only."""
-        return MysqlServerLogin(startup, password if isinstance(password, str) else None)
+        """MySQL binds to no channel, and knows one version only."""
+        return MysqlServerLogin(startup, password, wants_tls=wants_tls)
 
     def ledger(self, startup: Startup, *, shares_backends: bool = False) -> MysqlLedger:
         return MysqlLedger(startup)
@@ -88,8 +100,8 @@ class MysqlWire:
     def client_startup(
         self, startup: Startup, *, shares_backends: bool, ignored: Sequence[str]
     ) -> Startup | ErrorReply:
-        """MySQL's first packet holds no settings."""
-        return startup
+        """MySQL's first packet holds no settings; its connection attributes say nothing of a backend that many share."""
+        return replace(startup, parameters=()) if shares_backends else startup
 
     def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
         raise IllegalUse("MySQL's backends are opened as their sessions need them")
@@ -112,10 +124,19 @@ class MysqlWire:
     inquiry_parameters: tuple[tuple[str, str], ...] = ()
 
     def user_inquiry(self, query: str, user: str) -> UserInquiry | None:
-        raise IllegalUse("a MySQL server tells nobody what it keeps of a password")
+        return lookup.UserInquiry(query, user) if lookup.may_be_a_name(user) else None
 
     def goodbye(self) -> bytes:
         return quit_packet()
+
+    def kill(self, connection_id: int, *, is_query: bool) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        exchange = KillExchange(connection_id, is_query=is_query)
+        return exchange, exchange.refusal
+
+    def answer_to_kill(self, error: ErrorReply | None) -> bytes:
+        if error is None:
+            return build_ok(c.SERVER_STATUS_AUTOCOMMIT)
+        return build_err(error.mysql_code, error.mysql_sqlstate, error.message)
 
     def cancel_request(self, facts: BackendFacts) -> bytes:
         return b""

@@ -2,9 +2,8 @@
 
 What the tracker needs in C stands again in `tracker.pxd`; a test holds the two together.
 
-Left out on purpose, because Turnout neither offers nor relays it: TLS towards clients, compression, query attributes,
-optional result set metadata, MariaDB's extended capabilities (bulk execution, progress reports, metadata cache),
-and the binlog commands.
+Left out on purpose, because Turnout neither offers nor relays it: compression, query attributes, result set metadata, MariaDB's extended capabilities (bulk execution, progress reports, metadata cache), and the binlog
+commands.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ HEADER_BYTES: Final = 4
 
 PAYLOAD_BYTES_MAX: Final = 0xFF_FF_FF
 """A packet this long is continued in the next one, which may be empty."""
+
+TLS_REQUEST_BYTES: Final = 32
+"""An SSLRequest is a HandshakeResponse41 that ends before the user's name."""
+
+ATTRIBUTES_BYTES_MAX: Final = 1_024
+"""Most bytes of a client's connection attributes that its backends are given; a server keeps 512 by default
+(`performance_schema_session_connect_attrs_size`)."""
 
 LOGIN_BYTES_MAX: Final = 65_536 + 4_096
 """Longest packet in a login. MySQL allows 64 KiB of connection attributes (`performance_schema_session_connect_attrs`)."""
@@ -182,6 +188,10 @@ ER_CON_COUNT: Final = 1040
 ER_HANDSHAKE: Final = 1043
 ER_ACCESS_DENIED: Final = 1045
 ER_UNKNOWN_COM: Final = 1047
+CR_AUTH_PLUGIN_CANNOT_LOAD: Final = 2059
+ER_NO_SUCH_THREAD: Final = 1094
+ER_KILL_DENIED: Final = 1095
+ER_QUERY_INTERRUPTED: Final = 1317
 ER_BAD_DB: Final = 1049
 ER_NEED_REPREPARE: Final = 1615
 

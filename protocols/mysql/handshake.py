@@ -6,6 +6,12 @@ a table of phases; a packet in a phase that does not expect one is the peer's vi
 What the greeting offers is what Turnout can relay and the active engine has (`constants.OFFERED_CAPABILITIES`). The
 flags of `MATCHED_CAPABILITIES` that the client then sets go into `Startup.capabilities`, and its backends are opened
 with exactly these: so a stream can be relayed without being translated.
+
+TLS begins in the middle of a login: the first half of the client's first packet asks for it, the whole of it follows
+within. Nothing that came in clear is kept: not from a client before its TLS, not from an engine behind its greeting.
+
+Which method a user has to prove itself by, is said by what is kept of the user (`auth`), else by the config. A client
+that began with another one is asked to switch, once; an engine may ask us once.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
-from protocols.mysql import auth
+from protocols.mysql import auth, ed25519
 from protocols.mysql import constants as c
 from protocols.mysql.framing import PacketReader
 from protocols.mysql.messages import (
@@ -26,6 +32,8 @@ from protocols.mysql.messages import (
     build_greeting,
     build_ok,
     build_response,
+    build_tls_request,
+    is_tls_request,
     packet,
     parse_auth_switch,
     parse_change_user,
@@ -33,6 +41,7 @@ from protocols.mysql.messages import (
     parse_greeting,
     parse_response,
     raw,
+    text,
 )
 from protocols.mysql.replies import error_packet
 from protocols.wire import (
@@ -41,15 +50,25 @@ from protocols.wire import (
     BackendReady,
     BackendRefused,
     Channel,
+    Credential,
     CredentialWanted,
     ErrorReply,
     LoginFact,
     LoginProven,
     LoginRefused,
+    NativeKey,
     Startup,
+    TlsRefused,
+    TlsWanted,
 )
 
-METHODS: Final = frozenset({"trust", auth.NATIVE, auth.SHA2})
+METHODS: Final = frozenset({"trust", *auth.PLUGINS})
+
+OF_ONE_PROCESS: Final = frozenset({"_pid", "_thread", "_source_host", "_runtime_pid"})
+"""Connection attributes that no other connection has alike: a backend with them could serve nobody else."""
+
+OWN_ATTRIBUTES: Final = (("_proxy_name", "turnout"),)
+"""Added to every client's."""
 
 NEUTRAL_FACTS: Final = BackendFacts(
     server_version="8.0.40",
@@ -85,17 +104,21 @@ class _ClientAuth(abc.ABC):
         self._method = method
         self._facts = NEUTRAL_FACTS if facts is None else facts
         self._databases = frozenset(databases)
-        self._plugin = method if method in auth.PLUGINS else self._engine_plugin()
+        self._plugin = self._greeted_plugin()
         self._scramble = auth.new_scramble()
         self._out = bytearray()
         self._phase = ClientPhase.RESPONSE
-        self._password: bytes | None = None
+        self._is_encrypted = False
+        self._account = auth.Account()
+        self._won: Credential = None
         self._response: Response | None = None
         self._startup: Startup | None = None
         self._packets: PacketReader
 
-    def _engine_plugin(self) -> str:
-        return self._facts.auth_plugin if self._facts.auth_plugin in auth.PLUGINS else auth.NATIVE
+    def _greeted_plugin(self) -> str:
+        """What the greeting names: the method, the engine's own one where any will do, or one that a greeting can name."""
+        named = self._facts.auth_plugin if self._method == "trust" else self._method
+        return named if named in auth.GREETED else auth.NATIVE
 
     # --- Login ---
 
@@ -121,12 +144,19 @@ class _ClientAuth(abc.ABC):
     def give_credential(
         self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
     ) -> Sequence[LoginFact]:
-        """Answer to CredentialWanted. `secret` is PostgreSQL's and must be None or is taken as no such user; so are
-        `method` and `channel`, which change nothing here."""
+        """Answer to CredentialWanted. `password` is plain text or a verifier (see `auth`); `secret` is PostgreSQL's."""
         if self._phase is not ClientPhase.CREDENTIAL:
             raise IllegalUse(f"a credential was given while {self._phase.value}")
+        if method and method not in METHODS:
+            raise IllegalUse(f"authentication method {method!r} is not one of MySQL")
         assert self._response is not None
-        self._password = None if password is None else raw(password)
+        self._method = method or self._method
+        self._is_encrypted = channel.is_encrypted
+        self._account = auth.account_of(password)
+        if self._account.verifier is not None and self._method != auth.CLEAR:
+            self._plugin = self._account.verifier.plugin
+        else:
+            self._plugin = self._greeted_plugin() if self._method == "trust" else self._method
         return self._begin_proof(self._response) + self._go_on()
 
     def accept(self, backend: BackendFacts) -> bytes:
@@ -157,11 +187,12 @@ class _ClientAuth(abc.ABC):
     @abc.abstractmethod
     def _begin_proof(self, response: Response) -> list[LoginFact]: ...
 
-    def _switch(self, scramble: bytes) -> list[LoginFact]:
-        """Ask the client to use our plugin (again) with `scramble`."""
-        self._scramble = scramble
+    def _switch(self) -> list[LoginFact]:
+        """Ask the client to use the user's plugin, or to use it again, with a new scramble."""
+        size = auth.NONCE_BYTES if self._plugin == auth.ED25519 else auth.SCRAMBLE_BYTES
+        self._scramble = b"" if self._plugin == auth.CLEAR else auth.new_scramble(size)
         self._phase = ClientPhase.SWITCHED
-        self._send(build_auth_switch(self._plugin, scramble))
+        self._send(build_auth_switch(self._plugin, self._scramble))
         return []
 
     def _trusted(self, plugin: str, given: bytes) -> list[LoginFact]:
@@ -171,36 +202,66 @@ class _ClientAuth(abc.ABC):
         return self._proven()
 
     def _check_first(self, given: bytes) -> list[LoginFact]:
-        """The proof by scramble; caching_sha2_password sends one NUL for an empty password in a switch."""
+        """What a client sends first; the SHA-256 methods send one NUL for an empty password in a switch."""
         if self._method == "trust":
             return self._trusted(self._plugin, given)
+        if given == b"\0" and self._plugin != auth.NATIVE:
+            given = b""
+        if not given:
+            return self._proven() if self._account.password == b"" else self._wrong(False)
+        if self._plugin == auth.NATIVE:
+            return self._check_native(given)
         if self._plugin == auth.SHA2:
-            if given == b"\0":
-                given = b""
-            if len(given) not in (0, 32):
-                self._send(bytes([c.MORE_AUTH_DATA, c.FULL_AUTH_WANTED]))
-                self._phase = ClientPhase.FULL
-                return []
-        if not auth.is_proof(self._plugin, self._password, self._scramble, given):
-            return self._wrong(bool(given))
-        if self._plugin == auth.SHA2 and given:
-            self._send(bytes([c.MORE_AUTH_DATA, c.FAST_AUTH_OK]))
+            return self._check_fast(given)
+        if self._plugin == auth.SHA256:
+            return self._full(b"\2" if given == b"\1" else given)
+        if self._plugin == auth.ED25519:
+            return self._proven() if auth.is_signature(self._account, self._scramble, given) else self._wrong(True)
+        return self._check_password(given)
+
+    def _check_native(self, given: bytes) -> list[LoginFact]:
+        key = auth.native_key_of(self._account, self._scramble, given)
+        if key is None:
+            return self._wrong(True)
+        if self._account.verifier is not None:
+            self._won = NativeKey(key)
+        return self._proven()
+
+    def _check_fast(self, given: bytes) -> list[LoginFact]:
+        """A fast proof that does not do leads to the full form whatever the reason is, as MySQL has it: a password not
+        known yet, one that has been changed, a wrong one, and a user nobody knows look the same."""
+        if not auth.is_sha2_proof(self._account, self._scramble, given):
+            self._send(bytes([c.MORE_AUTH_DATA, c.FULL_AUTH_WANTED]))
+            self._phase = ClientPhase.FULL
+            return []
+        self._send(bytes([c.MORE_AUTH_DATA, c.FAST_AUTH_OK]))
+        if self._account.verifier is not None and self._account.password is not None:
+            # The one that a full authentication left.
+            self._won = text(self._account.password)
         return self._proven()
 
     def _full(self, payload: bytes) -> list[LoginFact]:
+        """The password, in clear within TLS, under our key without; or the request for the key."""
         if payload == bytes([c.PUBLIC_KEY_WANTED]):
             self._send(bytes([c.MORE_AUTH_DATA]) + auth.own_public_key())
             self._phase = ClientPhase.PASSWORD
             return []
+        if self._is_encrypted:
+            return self._check_password(payload)
         # A client that knows the key already sends the password at once.
         return self._check_encrypted(payload)
 
     def _check_encrypted(self, payload: bytes) -> list[LoginFact]:
-        given = auth.decrypt_password(payload, self._scramble)
-        # Compared by proof, so that the time taken does not depend on where they differ.
-        proof = b"-" if given is None else auth.sha2_proof(given, self._scramble)
-        if not auth.is_proof(auth.SHA2, self._password, self._scramble, proof):
-            return self._wrong(True)
+        password = auth.decrypt_password(payload, self._scramble)
+        return self._wrong(True) if password is None else self._check_password(password + b"\0")
+
+    def _check_password(self, payload: bytes) -> list[LoginFact]:
+        """The password itself, with a NUL behind it."""
+        password = payload.removesuffix(b"\0")
+        if not auth.is_password(self._account, password):
+            return self._wrong(bool(password))
+        if self._account.verifier is not None:
+            self._won = text(password)
         return self._proven()
 
     def _wrong(self, is_password_given: bool) -> list[LoginFact]:
@@ -228,7 +289,7 @@ class _ClientAuth(abc.ABC):
                 )
             )
         self._phase = ClientPhase.PROVEN
-        return [LoginProven(self._startup)]
+        return [LoginProven(self._startup, self._won)]
 
     def _refused(self, error: ErrorReply) -> list[LoginFact]:
         self._out += self.refuse(error)
@@ -242,11 +303,21 @@ class MysqlClientLogin(_ClientAuth):
     """A client's login at the proxy. The greeting is in the output from the start."""
 
     def __init__(
-        self, *, method: str, facts: BackendFacts | None, connection_id: int, databases: Sequence[str]
+        self,
+        *,
+        method: str,
+        facts: BackendFacts | None,
+        connection_id: int,
+        databases: Sequence[str],
+        offers_tls: bool = False,
     ) -> None:
         super().__init__(method=method, facts=facts, databases=databases)
         self._offered = c.AUTH_CAPABILITIES | (self._facts.capabilities & c.OFFERED_CAPABILITIES)
         self._offered |= c.CLIENT_CONNECT_WITH_DB
+        self._offers_tls = offers_tls
+        self._has_tls = False
+        if offers_tls:
+            self._offered |= c.CLIENT_SSL
         self._packets = PacketReader("client", sequence=1, payload_max=c.LOGIN_BYTES_MAX)
         self._out += packet(
             build_greeting(
@@ -266,11 +337,17 @@ class MysqlClientLogin(_ClientAuth):
     def _packet(self, payload: bytes) -> list[LoginFact]:
         if self._phase is not ClientPhase.RESPONSE:
             return super()._packet(payload)
+        if self._offers_tls and not self._has_tls and is_tls_request(payload):
+            self._has_tls = True
+            return [TlsWanted(received=self._packets.take_rest())]
         response = parse_response(payload, self._offered)
+        if response.capabilities & c.CLIENT_SSL and not self._has_tls:
+            raise ProtocolViolation("client", "says that it uses TLS, and does not")
         self._response = response
         self._startup = Startup(
             user=response.user,
             database=response.database,
+            parameters=_shown(response.attributes),
             capabilities=response.capabilities & c.MATCHED_CAPABILITIES,
             character_set=response.character_set,
         )
@@ -282,11 +359,25 @@ class MysqlClientLogin(_ClientAuth):
         plugin = response.auth_plugin or auth.NATIVE
         if self._method == "trust":
             return self._trusted(plugin, response.auth)
-        if plugin == self._plugin:
+        if plugin == self._plugin and plugin in auth.GREETED:
             return self._check_first(response.auth)
         if not response.capabilities & c.CLIENT_PLUGIN_AUTH:
             return self._wrong(bool(response.auth))
-        return self._switch(auth.new_scramble())
+        return self._switch()
+
+
+def _shown(attributes: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Those of a client's connection attributes that its backends have, too: what may be alike in other clients, as much
+    as fits."""
+    shown: list[tuple[str, str]] = []
+    left = c.ATTRIBUTES_BYTES_MAX
+    for key, value in sorted(set(attributes)):
+        left -= len(raw(key)) + len(raw(value))
+        if left < 0:
+            break
+        if key not in OF_ONE_PROCESS:
+            shown.append((key, value))
+    return tuple(shown)
 
 
 class ChangeUserLogin(_ClientAuth):
@@ -320,6 +411,7 @@ class ChangeUserLogin(_ClientAuth):
         self._startup = Startup(
             user=response.user,
             database=response.database,
+            parameters=startup.parameters,
             capabilities=startup.capabilities,
             character_set=response.character_set or startup.character_set,
         )
@@ -334,7 +426,7 @@ class ChangeUserLogin(_ClientAuth):
     def _begin_proof(self, response: Response) -> list[LoginFact]:
         if self._method == "trust":
             return self._proven()
-        return self._switch(auth.new_scramble())
+        return self._switch()
 
 
 # --- at an engine -------------------------------------------------------------------------------------------------
@@ -342,6 +434,7 @@ class ChangeUserLogin(_ClientAuth):
 
 class ServerPhase(enum.Enum):
     GREETING = "awaiting the greeting"
+    TLS = "awaiting TLS"
     PROOF = "awaiting the verdict on the proof"
     KEY = "awaiting the public key"
     VERDICT = "awaiting OK"
@@ -351,9 +444,14 @@ class ServerPhase(enum.Enum):
 class MysqlServerLogin:
     """The proxy's login at an engine, with exactly the capabilities of `startup` (and those of a login)."""
 
-    def __init__(self, startup: Startup, password: str | None) -> None:
+    def __init__(self, startup: Startup, credential: Credential, *, wants_tls: bool = False) -> None:
         self._startup = startup
-        self._password = raw(password or "")
+        self._key = credential.digest if isinstance(credential, NativeKey) else None
+        """All that is known of the password, if it is not known itself."""
+        self._password = raw(credential) if isinstance(credential, str) and auth.is_plain(credential) else b""
+        self._wants_tls = wants_tls
+        self._is_encrypted = False
+        self._is_switched = False
         self._packets = PacketReader("server", sequence=0, payload_max=c.LOGIN_BYTES_MAX)
         self._out = bytearray()
         self._phase = ServerPhase.GREETING
@@ -361,11 +459,18 @@ class MysqlServerLogin:
         self._plugin = auth.NATIVE
         self._scramble = b""
 
+    def go_on(self, *, is_encrypted: bool) -> None:
+        """See `wire.ServerLogin`."""
+        if self._phase is not ServerPhase.TLS:
+            raise IllegalUse(f"a login at an engine was told of TLS while {self._phase.value}")
+        self._is_encrypted = is_encrypted
+        self._respond()
+
     def receive(self, data: bytes) -> Sequence[LoginFact]:
         """Take bytes of the engine. Raises ProtocolViolation."""
         self._packets.feed(data)
         facts: list[LoginFact] = []
-        while self._phase is not ServerPhase.ENDED and (payload := self._packets.next()) is not None:
+        while self._phase not in (ServerPhase.ENDED, ServerPhase.TLS) and (payload := self._packets.next()) is not None:
             facts += self._packet(payload)
         return facts
 
@@ -393,7 +498,7 @@ class MysqlServerLogin:
             return self._ready()
         if self._phase is ServerPhase.PROOF and payload[0] == c.EOF:
             return self._switched(*parse_auth_switch(payload))
-        if payload[0] == c.MORE_AUTH_DATA and self._plugin != auth.NATIVE:
+        if payload[0] == c.MORE_AUTH_DATA and self._plugin in (auth.SHA2, auth.SHA256):
             return self._more(payload[1:])
         raise ProtocolViolation("server", f"an unexpected packet (0x{payload[0]:02x}) while {self._phase.value}")
 
@@ -407,55 +512,97 @@ class MysqlServerLogin:
                 str(c.ER_HANDSHAKE), "08S01", f"the server ({greeting.server_version}) lacks {names or hex(missing)}"
             )
         self._scramble = greeting.scramble
-        if greeting.auth_plugin in auth.PLUGINS:
+        if greeting.auth_plugin in auth.GREETED and self._key is None:
             self._plugin = greeting.auth_plugin
-        flags = wanted | (c.AUTH_CAPABILITIES & greeting.capabilities) | c.CLIENT_LONG_PASSWORD
+        if not self._wants_tls:
+            self._respond()
+            return []
+        self._phase = ServerPhase.TLS
+        if not greeting.capabilities & c.CLIENT_SSL:
+            return [TlsRefused()]
+        if self._packets.has_rest:
+            raise ProtocolViolation("server", "sent on in clear behind its greeting, where TLS begins")
+        self._send(build_tls_request(self._flags() | c.CLIENT_SSL, self._character_set()))
+        return [TlsWanted()]
+
+    def _flags(self) -> int:
+        assert self._greeting is not None
+        flags = self._startup.capabilities & c.MATCHED_CAPABILITIES | c.CLIENT_LONG_PASSWORD
+        flags |= c.AUTH_CAPABILITIES & self._greeting.capabilities
         if self._startup.database:
             flags |= c.CLIENT_CONNECT_WITH_DB
+        return flags | c.CLIENT_SSL if self._is_encrypted else flags
+
+    def _character_set(self) -> int:
+        assert self._greeting is not None
+        return self._startup.character_set or self._greeting.character_set
+
+    def _respond(self) -> None:
         self._send(
             build_response(
                 Response(
-                    capabilities=flags,
-                    character_set=self._startup.character_set or greeting.character_set,
+                    capabilities=self._flags(),
+                    character_set=self._character_set(),
                     user=self._startup.user,
-                    auth=auth.proof(self._plugin, self._password, self._scramble),
+                    auth=self._first(self._plugin),
                     database=self._startup.database,
                     auth_plugin=self._plugin,
                 ),
-                (("_client_name", "turnout"),),
+                (*self._startup.parameters, *OWN_ATTRIBUTES),
             )
         )
         self._phase = ServerPhase.PROOF
-        return []
+
+    def _first(self, plugin: str) -> bytes:
+        """What a client sends first by `plugin`; empty for no password."""
+        if self._key is not None:
+            return auth.native_proof(self._key, self._scramble)
+        if not self._password:
+            return b""
+        if plugin == auth.SHA256:
+            return self._password + b"\0" if self._is_encrypted else b"\1"
+        if plugin == auth.CLEAR:
+            return self._password + b"\0"
+        if plugin == auth.ED25519:
+            return ed25519.sign(self._password, self._scramble)
+        return auth.proof(plugin, self._password, self._scramble)
 
     def _switched(self, plugin: str, scramble: bytes) -> list[LoginFact]:
-        if plugin not in auth.PLUGINS and plugin != auth.SHA256:
-            return self._refused(
-                "2059",
-                "HY000",
-                f"the server wants user '{self._startup.user}' to log in by {plugin}, which Turnout does not speak; "
-                f"give the user {auth.SHA2} or {auth.NATIVE}",
-            )
-        if len(scramble) < auth.SCRAMBLE_BYTES:
-            raise ProtocolViolation("server", "a scramble of less than 20 bytes")
-        self._plugin, self._scramble = plugin, scramble
-        if plugin == auth.SHA256 and self._password:
-            self._send(b"\1")
-            self._phase = ServerPhase.KEY
-            return []
+        if self._is_switched:
+            raise ProtocolViolation("server", "asks for a second switch of the method")
+        self._is_switched = True
+        wanted = f"the server wants user '{self._startup.user}' to log in by {plugin}"
+        why = ""
+        if plugin not in auth.PLUGINS:
+            why = f"{wanted}, which Turnout does not speak; give the user {auth.SHA2} or {auth.NATIVE}"
+        elif plugin == auth.CLEAR and not self._is_encrypted:
+            why = f"{wanted}, which Turnout does over TLS only; see server_tls_sslmode"
+        elif plugin != auth.NATIVE and self._key is not None:
+            why = f"{wanted}, but of the password only what {auth.NATIVE} needs is known; see `users` in the proxy's config"
+        if why:
+            return self._refused(str(c.CR_AUTH_PLUGIN_CANNOT_LOAD), "HY000", why)
+        size = {auth.CLEAR: 0, auth.ED25519: auth.NONCE_BYTES}.get(plugin, auth.SCRAMBLE_BYTES)
+        if len(scramble) < size:
+            raise ProtocolViolation("server", f"a scramble of less than {size} bytes")
+        self._plugin, self._scramble = plugin, scramble[:size]
         # An empty password is one NUL here for the SHA-256 methods, and an empty packet for the native one.
-        first = auth.proof(plugin, self._password, scramble) if self._password else b""
-        self._send(first or (b"" if plugin == auth.NATIVE else b"\0"))
+        first = self._first(plugin)
+        self._send(first or (b"" if plugin in (auth.NATIVE, auth.ED25519) else b"\0"))
         return []
 
     def _more(self, data: bytes) -> list[LoginFact]:
-        if self._phase is ServerPhase.PROOF and data == bytes([c.FAST_AUTH_OK]):
+        is_proof = self._phase is ServerPhase.PROOF
+        if is_proof and self._plugin == auth.SHA2 and data == bytes([c.FAST_AUTH_OK]):
             self._phase = ServerPhase.VERDICT
-        elif self._phase is ServerPhase.PROOF and data == bytes([c.FULL_AUTH_WANTED]):
-            # The link is not encrypted, so the password goes under the server's key.
-            self._send(bytes([c.PUBLIC_KEY_WANTED]))
-            self._phase = ServerPhase.KEY
-        elif self._phase is ServerPhase.KEY:
+        elif is_proof and self._plugin == auth.SHA2 and data == bytes([c.FULL_AUTH_WANTED]):
+            # The server does not know the password yet, or any more: after a restart, a FLUSH, or on another engine.
+            if self._is_encrypted:
+                self._send(self._password + b"\0")
+                self._phase = ServerPhase.VERDICT
+            else:
+                self._send(bytes([c.PUBLIC_KEY_WANTED]))
+                self._phase = ServerPhase.KEY
+        elif self._phase is ServerPhase.KEY or (is_proof and self._plugin == auth.SHA256 and not self._is_encrypted):
             self._send(auth.encrypt_password(self._password, self._scramble, data))
             self._phase = ServerPhase.VERDICT
         else:

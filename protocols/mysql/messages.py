@@ -205,6 +205,8 @@ class Response:
     auth: bytes
     database: str
     auth_plugin: str
+    attributes: tuple[tuple[str, str], ...] = ()
+    """Connection attributes, in the client's order."""
 
 
 def text(value: bytes) -> str:
@@ -223,7 +225,7 @@ def parse_response(payload: bytes, offered: int) -> Response:
     flags = reader.integer(4)
     if not flags & c.CLIENT_PROTOCOL_41:
         raise ProtocolViolation("client", "speaks the protocol of before MySQL 4.1")
-    if flags & c.CLIENT_SSL:
+    if flags & c.CLIENT_SSL & ~offered:
         raise ProtocolViolation("client", "asks for TLS, which was not offered")
     if flags & c.CLIENT_COMPRESS & ~offered:
         raise ProtocolViolation("client", "asks for compression, which was not offered")
@@ -239,17 +241,48 @@ def parse_response(payload: bytes, offered: int) -> Response:
         auth = reader.until_nul()
     database = text(reader.until_nul()) if flags & c.CLIENT_CONNECT_WITH_DB else ""
     plugin = reader.until_nul().decode("ascii", "replace") if flags & c.CLIENT_PLUGIN_AUTH else ""
-    return Response(flags & offered, character_set, user, auth, database, plugin)
+    attributes = parse_attributes(reader) if flags & c.CLIENT_CONNECT_ATTRS else ()
+    return Response(flags & offered, character_set, user, auth, database, plugin, attributes)
+
+
+def parse_attributes(reader: Reader) -> tuple[tuple[str, str], ...]:
+    """Pairs of names and values; some clients set the flag and send none."""
+    if not reader.left:
+        return ()
+    pairs = Reader(reader.lenenc_bytes() or b"", reader.peer)
+    found = []
+    while pairs.left:
+        key, value = pairs.lenenc_bytes(), pairs.lenenc_bytes()
+        found.append((text(key or b""), text(value or b"")))
+    return tuple(found)
+
+
+def is_tls_request(payload: bytes) -> bool:
+    """Protocol::SSLRequest: the client's first packet is the beginning of one, and asks for TLS."""
+    return len(payload) == c.TLS_REQUEST_BYTES and bool(int.from_bytes(payload[:4], "little") & c.CLIENT_SSL)
+
+
+def _response_head(flags: int, character_set: int) -> bytes:
+    return b"".join(
+        (
+            flags.to_bytes(4, "little"),
+            (1 << 30).to_bytes(4, "little"),
+            (character_set & 0xFF).to_bytes(1, "little"),
+            bytes(23),
+        )
+    )
+
+
+def build_tls_request(flags: int, character_set: int) -> bytes:
+    """Protocol::SSLRequest; `flags` are those of the response that will follow within TLS."""
+    return _response_head(flags, character_set)
 
 
 def build_response(response: Response, attributes: tuple[tuple[str, str], ...]) -> bytes:
     """Protocol::HandshakeResponse41 with what `response.capabilities` says."""
     flags = response.capabilities
     parts = [
-        flags.to_bytes(4, "little"),
-        (1 << 30).to_bytes(4, "little"),
-        (response.character_set & 0xFF).to_bytes(1, "little"),
-        bytes(23),
+        _response_head(flags, response.character_set),
         raw(response.user) + b"\0",
         lenenc_bytes(response.auth)
         if flags & c.CLIENT_PLUGIN_AUTH_LENENC
@@ -260,7 +293,7 @@ def build_response(response: Response, attributes: tuple[tuple[str, str], ...]) 
     if flags & c.CLIENT_PLUGIN_AUTH:
         parts.append(response.auth_plugin.encode() + b"\0")
     if flags & c.CLIENT_CONNECT_ATTRS:
-        pairs = b"".join(lenenc_bytes(key.encode()) + lenenc_bytes(value.encode()) for key, value in attributes)
+        pairs = b"".join(lenenc_bytes(raw(key)) + lenenc_bytes(raw(value)) for key, value in attributes)
         parts.append(lenenc_bytes(pairs))
     return b"".join(parts)
 
@@ -277,8 +310,8 @@ def parse_change_user(payload: bytes) -> Response:
 
 
 def build_auth_switch(plugin: str, scramble: bytes) -> bytes:
-    """Payload of an AuthSwitchRequest."""
-    return b"\xfe" + plugin.encode() + b"\0" + scramble + b"\0"
+    """Payload of an AuthSwitchRequest. Scrambles of 20 bytes have a NUL behind them, others (client_ed25519) have not."""
+    return b"\xfe" + plugin.encode() + b"\0" + scramble + (b"\0" if len(scramble) == 20 else b"")
 
 
 def parse_auth_switch(payload: bytes) -> tuple[str, bytes]:
@@ -288,4 +321,4 @@ def parse_auth_switch(payload: bytes) -> tuple[str, bytes]:
         return "mysql_old_password", b""
     plugin = reader.until_nul().decode("ascii", "replace")
     scramble = reader.rest()
-    return plugin, scramble[:-1] if scramble.endswith(b"\0") else scramble
+    return plugin, scramble[:-1] if len(scramble) == 21 and scramble.endswith(b"\0") else scramble

@@ -24,6 +24,11 @@ def too_large_execute_packet(sequence: int) -> bytes:
     return packet(build_err(c.ER_NEED_REPREPARE, "HY000", message), sequence)
 
 
+def unknown_thread_payload(connection_id: int) -> bytes:
+    """What MySQL itself says to a KILL of a connection that is not there."""
+    return build_err(c.ER_NO_SUCH_THREAD, "HY000", f"Unknown thread id: {connection_id}")
+
+
 def quit_packet() -> bytes:
     """COM_QUIT."""
     return command(c.COM_QUIT)

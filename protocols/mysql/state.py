@@ -205,6 +205,8 @@ TEXT_HOLDS: Final = 8
 """Words of locks, temporary tables, HANDLER, XA or SQL PREPARE: the ledger reads the text."""
 TEXT_SEVERAL: Final = 16
 """More than one statement."""
+TEXT_KILL: Final = 32
+"""A statement begins with KILL: the id it names may be one of the proxy's own."""
 
 ENTRY_OPAQUE: Final = 1
 """As TEXT_OPAQUE, for the command in the queue."""
@@ -216,6 +218,8 @@ ENTRY_COMMITS: Final = 8
 """It may end a transaction, by name or, like DDL, on the way."""
 ENTRY_UNTOLD: Final = 16
 """The proxy answers it: the transaction it belongs to was lost with its server."""
+ENTRY_ANSWER: Final = 32
+"""The proxy answers it, with what the session has said."""
 
 T_TAKEN: Final = 0
 """A command that names a statement: its header was judged, the rest of its packet passes."""
@@ -223,6 +227,10 @@ T_MORE: Final = 1
 """More of it has to come first."""
 T_FETCH: Final = 2
 """Its head is fetched."""
+T_GATE: Final = 3
+"""The session has to decide first."""
+T_ANSWERED: Final = 4
+"""The session has decided: the proxy answers it."""
 
 LEX_PLAIN: Final = 0
 LEX_QUOTE: Final = 1
@@ -231,6 +239,9 @@ LEX_LINE: Final = 3
 LEX_BLOCK_START: Final = 4
 LEX_BLOCK_M: Final = 5
 LEX_BLOCK: Final = 6
+
+TEXT_CARRY_BYTES_MAX: Final = 59
+"""A COM_QUERY up to this size that comes in pieces waits with its header for the rest (`wire.CARRY_BYTES_MAX`)."""
 
 TEXT_FETCH_BYTES_MAX: Final = 65_536
 """A COM_QUERY up to this size that comes in pieces is assembled, so that its text can be looked at; longer ones are

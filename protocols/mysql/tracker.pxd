@@ -9,6 +9,7 @@ cdef enum:
     PAYLOAD_BYTES_MAX = 0xFFFFFF
     ERROR_BYTES_MAX = 65536
     LOGIN_BYTES_MAX = 69632
+    TEXT_CARRY_BYTES_MAX = 59
     TEXT_FETCH_BYTES_MAX = 65536
     QUEUE_MAX = 65536
 
@@ -78,6 +79,7 @@ cdef enum:
     TEXT_NAMES = 4
     TEXT_HOLDS = 8
     TEXT_SEVERAL = 16
+    TEXT_KILL = 32
 
 cdef enum:
     ENTRY_OPAQUE = 1
@@ -85,11 +87,14 @@ cdef enum:
     ENTRY_REPREPARE = 4
     ENTRY_COMMITS = 8
     ENTRY_UNTOLD = 16
+    ENTRY_ANSWER = 32
 
 cdef enum:
     T_TAKEN = 0
     T_MORE = 1
     T_FETCH = 2
+    T_GATE = 3
+    T_ANSWERED = 4
 
 cdef enum:
     LEX_PLAIN = 0
@@ -162,6 +167,13 @@ cdef class MysqlTracker(Tracker):
         readonly object ledger
         # COM_CHANGE_USER as the client sent it, header included, for the session to take; empty otherwise.
         public bytes change_user_wanted
+        # A KILL (kill.KillWanted) that waits at the gate for the session's `answer_kill`; None otherwise.
+        readonly object kill_wanted
+        # The session has answered it, with a payload for the client, or with None: the server shall decide.
+        bint _is_kill_answered
+        object _kill_answer
+        # Payloads of answers that the session gave, oldest first: of ENTRY_ANSWER.
+        object _own_answers
         # Capabilities that both legs have.
         unsigned int _capabilities
         bint _deprecates_eof
@@ -280,6 +292,7 @@ cdef class MysqlTracker(Tracker):
     cdef Py_ssize_t _column_count(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
     cpdef bint at_boundary(self) noexcept
     cpdef bint is_idle(self) noexcept
+    cdef int _judge_kill(self, object wanted) except -1
     cdef _begin_client(self, Py_ssize_t size)
     cdef Statement _find(self, unsigned long identifier)
     cdef _begin_execute(self, unsigned long identifier, Statement statement)

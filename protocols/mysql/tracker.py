@@ -33,6 +33,11 @@ text as for PostgreSQL would need the id of a fresh COM_STMT_PREPARE before the 
 COM_CHANGE_USER is not relayed: `change_user_wanted` has it, and the session logs the client in again. Commands that
 Turnout does not relay (binlog, bulk execution, unknown ones) are dropped and answered here with error 1047, in order.
 
+KILL, in text, prepared or as COM_PROCESS_KILL, with a number: clients know the proxy's ids, so the session has to say which
+connection of which server that is. The gate closes before it, `kill_wanted` has it, and `answer_kill` tells what the client
+is answered, or that the server may have it as it is; then the gate opens and it is judged again. Earlier commands go on
+meanwhile, later ones wait.
+
 CLIENT_QUERY_ATTRIBUTES is not offered, so that a COM_QUERY is its text.
 """
 
@@ -45,7 +50,14 @@ import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
-from protocols.mysql.replies import error_packet, too_large_execute_packet, unknown_command_packet
+from protocols.mysql.kill import KillWanted, parse_kill
+from protocols.mysql.messages import packet
+from protocols.mysql.replies import (
+    error_packet,
+    too_large_execute_packet,
+    unknown_command_packet,
+    unknown_thread_payload,
+)
 
 if not cython.compiled:
     from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, SWALLOW
@@ -90,6 +102,7 @@ if not cython.compiled:
         SERVER_STATUS_NO_BACKSLASH_ESCAPES,
     )
     from protocols.mysql.state import (
+        ENTRY_ANSWER,
         ENTRY_COMMITS,
         ENTRY_NOTED,
         ENTRY_OPAQUE,
@@ -118,12 +131,16 @@ if not cython.compiled:
         P_SIMPLE,
         P_STATISTICS,
         QUEUE_MAX,
+        T_ANSWERED,
         T_FETCH,
+        T_GATE,
         T_MORE,
         T_TAKEN,
+        TEXT_CARRY_BYTES_MAX,
         TEXT_DIRTY,
         TEXT_FETCH_BYTES_MAX,
         TEXT_HOLDS,
+        TEXT_KILL,
         TEXT_NAMES,
         TEXT_OPAQUE,
         TEXT_SEVERAL,
@@ -340,6 +357,8 @@ class TextScan:
             or (a == 0x52454C45 and b == 0x415345 and size == 7)  # RELEASE
         ):
             return 0
+        if a == 0x4B494C4C and size == 4:  # KILL
+            return TEXT_KILL
         self.commits = True
         if (
             (a == 0x434F4D4D and b == 0x4954 and size == 6)  # COMMIT
@@ -395,6 +414,10 @@ class MysqlTracker(Tracker):
         Tracker.__init__(self)
         self.ledger = ledger
         self.change_user_wanted = b""
+        self.kill_wanted: KillWanted | None = None
+        self._is_kill_answered = False
+        self._kill_answer: bytes | None = None
+        self._own_answers: deque[bytes] = deque()
         self._capabilities = ledger.startup.capabilities
         self._deprecates_eof = (self._capabilities & CLIENT_DEPRECATE_EOF) != 0
         self._is_linked = False
@@ -550,6 +573,12 @@ class MysqlTracker(Tracker):
                     self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
                     self._text.feed(data, position + 5, position + 4 + size)
                     found = self._text.finish()
+                    if found & TEXT_KILL:
+                        verdict = self._judge_kill(parse_kill(bytes(data[position + 5 : position + 4 + size])))
+                        if verdict != T_TAKEN:
+                            self.stop = position
+                            self.message_size = 4 + size
+                            return GATE if verdict == T_GATE else SWALLOW
                     self._enqueue(COM_QUERY, 0, self._query_flags(found))
                     if found:
                         # A longer text is not kept however it comes, so that the cut makes no difference.
@@ -559,6 +588,10 @@ class MysqlTracker(Tracker):
                         )
                     position += 4 + size
                     continue
+                if size <= TEXT_CARRY_BYTES_MAX:
+                    # It may be a KILL, which has to wait as a whole.
+                    self.stop = position
+                    return FORWARD
                 if size <= TEXT_FETCH_BYTES_MAX:
                     self.stop = position
                     self.message_size = 4 + size
@@ -594,6 +627,18 @@ class MysqlTracker(Tracker):
                     raise ProtocolViolation("client", "a COM_SET_OPTION or COM_INIT_DB of a wrong length")
                 self.message_size = 4 + size
                 verdict = T_FETCH
+            elif command == COM_PROCESS_KILL:
+                verdict = T_TAKEN
+                if size == 5:
+                    if end - position < 9:
+                        self.stop = position
+                        return FORWARD
+                    verdict = self._judge_kill(
+                        KillWanted(int.from_bytes(bytes(data[position + 5 : position + 9]), "little"), False)
+                    )
+                if verdict == T_TAKEN:
+                    self._enqueue(command, 0, 0)
+                    self._begin_client(size)
             elif (
                 command == COM_PING
                 or command == COM_FIELD_LIST
@@ -602,7 +647,6 @@ class MysqlTracker(Tracker):
                 or command == COM_REFRESH
                 or command == COM_STATISTICS
                 or command == COM_PROCESS_INFO
-                or command == COM_PROCESS_KILL
                 or command == COM_DEBUG
                 or command == COM_RESET_CONNECTION
             ):
@@ -621,7 +665,37 @@ class MysqlTracker(Tracker):
                 position += 4
                 continue
             self.stop = position
+            if verdict == T_GATE:
+                return GATE
+            if verdict == T_ANSWERED:
+                self.message_size = 4 + size
+                return SWALLOW
             return FORWARD if verdict == T_MORE else FETCH
+
+    def _judge_kill(self, wanted: KillWanted | None) -> int:
+        """A KILL: T_TAKEN where it is for the server as it is, T_GATE until the session has answered, then T_ANSWERED."""
+        if wanted is None:
+            return T_TAKEN
+        if not self._is_kill_answered:
+            self.kill_wanted = wanted
+            self.gate = GATE_CLOSED
+            return T_GATE
+        self._is_kill_answered = False
+        if self._kill_answer is None:
+            return T_TAKEN
+        self._own_answers.append(self._kill_answer)
+        self._enqueue(COM_INVENTED, 0, ENTRY_ANSWER)
+        self._find_invented()
+        return T_ANSWERED
+
+    def answer_kill(self, payload: bytes | None) -> None:
+        """The session has dealt with `kill_wanted`: what the client is answered; None: the server shall have it as it is.
+        The gate has to be opened then."""
+        if self.kill_wanted is None:
+            raise IllegalUse("nobody wants anything killed")
+        self.kill_wanted = None
+        self._is_kill_answered = True
+        self._kill_answer = payload
 
     def _scan_execute(self, data: bytes, position: int, end: int, size: int) -> int:
         """A COM_STMT_EXECUTE: command, id (4), flags (1), iterations (4), null bitmap, new-params-bound (1), types."""
@@ -639,6 +713,10 @@ class MysqlTracker(Tracker):
         if statement is None or statement.client_id != identifier:
             statement = self._find(identifier)
             self._recent = statement
+        if statement is not None and statement.flags & TEXT_KILL and size < PAYLOAD_BYTES_MAX:
+            verdict = self._judge_kill(parse_kill(statement.text))
+            if verdict != T_TAKEN:
+                return verdict
         need = 14
         mark = 0
         if statement is not None and statement.parameters:
@@ -762,6 +840,13 @@ class MysqlTracker(Tracker):
             self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
             self._text.feed(message, 5, len(message))
             found = self._text.finish()
+            wanted = parse_kill(message[5:]) if found & TEXT_KILL else None
+            if wanted is not None and wanted.is_own_id:
+                # It came in pieces and is too long to wait as a whole: more comment than statement.
+                self._own_answers.append(unknown_thread_payload(wanted.connection_id))
+                self._enqueue(COM_INVENTED, 0, ENTRY_ANSWER)
+                self._find_invented()
+                return b""
             self._enqueue(COM_QUERY, 0, self._query_flags(found))
             if found:
                 self._note_tail(found, message[5:])
@@ -1329,14 +1414,21 @@ class MysqlTracker(Tracker):
         answers = b""
         while self._count and self._ring[8 * self._head] == COM_INVENTED:
             sequence = self._ring[8 * self._head + 1]
-            if self._ring[8 * self._head + 2] & ENTRY_UNTOLD and self._untold is not None:
+            flags = self._ring[8 * self._head + 2]
+            is_error = True
+            if flags & ENTRY_ANSWER:
+                payload = self._own_answers.popleft()
+                answers += packet(payload, sequence)
+                is_error = payload[0] == ERR
+            elif flags & ENTRY_UNTOLD and self._untold is not None:
                 answers += error_packet(self._untold, sequence)
                 self._untold = None
-            elif self._ring[8 * self._head + 2] & ENTRY_REPREPARE:
+            elif flags & ENTRY_REPREPARE:
                 answers += too_large_execute_packet(sequence)
             else:
                 answers += unknown_command_packet(sequence)
-            self.errors += 1
+            if is_error:
+                self.errors += 1
             self.requests += 1
             self._pop()
         self.has_invented = False
@@ -1377,6 +1469,7 @@ class MysqlTracker(Tracker):
         self._server_continued = False
         self._client_is_tail = False
         self._preparing.clear()
+        self._own_answers.clear()
         self._selecting.clear()
         self._is_one_shot = False
         self._noted.clear()
@@ -1415,7 +1508,9 @@ class MysqlTracker(Tracker):
         answer = b""
         for index, entry in enumerate(entries):
             sequence = self._ring[8 * entry + 1] if index else self._server_sequence
-            if self._ring[8 * entry] == COM_INVENTED and self._ring[8 * entry + 2] & ENTRY_UNTOLD == 0:
+            if self._ring[8 * entry + 2] & ENTRY_ANSWER:
+                answer += packet(self._own_answers.popleft(), sequence)
+            elif self._ring[8 * entry] == COM_INVENTED and self._ring[8 * entry + 2] & ENTRY_UNTOLD == 0:
                 answer += unknown_command_packet(sequence)
             else:
                 answer += error_packet(error, sequence)

@@ -26,6 +26,7 @@ from protocols.wire import (
     Login,
     Meant,
     ProtocolName,
+    ServerLogin,
     Startup,
     Tracker,
     UserInquiry,
@@ -73,8 +74,14 @@ class PostgresWire:
         return PostgresTlsRequest()
 
     def server_login(
-        self, startup: Startup, password: Credential, *, binding: bytes = b"", oldest: bool = False
-    ) -> Login:
+        self,
+        startup: Startup,
+        password: Credential,
+        *,
+        binding: bytes = b"",
+        oldest: bool = False,
+        wants_tls: bool = False,
+    ) -> ServerLogin:
         return PostgresServerLogin(startup, password, binding=binding, minor=0 if oldest else NEWEST_MINOR)
 
     def ledger(self, startup: Startup, *, shares_backends: bool = False) -> Ledger:
@@ -117,6 +124,12 @@ class PostgresWire:
 
     def goodbye(self) -> bytes:
         return replies.goodbye()
+
+    def kill(self, connection_id: int, *, is_query: bool) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        raise IllegalUse("PostgreSQL has cancel requests")
+
+    def answer_to_kill(self, error: ErrorReply | None) -> bytes:
+        raise IllegalUse("PostgreSQL has cancel requests")
 
     def cancel_request(self, facts: BackendFacts) -> bytes:
         return replies.cancel_request(facts)

@@ -346,6 +346,9 @@ class PostgresServerLogin:
         self._process_id = 0
         self._secret = b""
 
+    def go_on(self, *, is_encrypted: bool) -> None:
+        raise IllegalUse("PostgreSQL speaks of TLS before the login")
+
     def receive(self, data: bytes) -> Sequence[LoginFact]:
         """Take bytes of the engine. Raises ProtocolViolation. Any cut of the stream gives the same facts."""
         self._framer.receive(data)

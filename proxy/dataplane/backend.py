@@ -13,9 +13,19 @@ from dataclasses import replace
 from typing import Final
 
 from protocols.errors import ProtocolViolation
-from protocols.wire import BackendFacts, BackendReady, BackendRefused, Credential, Exchange, Startup, Wire
+from protocols.wire import (
+    BackendFacts,
+    BackendReady,
+    BackendRefused,
+    Credential,
+    Exchange,
+    Startup,
+    TlsRefused,
+    TlsWanted,
+    Wire,
+)
 from proxy.dataplane.relay import Lendable, Link
-from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse
+from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse, settle_tls
 from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, EngineSilent
 from proxy.tls import NO_ENGINE_TLS, EngineTls
 
@@ -314,10 +324,14 @@ async def _open_once(
     sock = await connect(address, engine)
     link = Link(asyncio.get_running_loop(), sock.detach())
     try:
-        if tls.context is not None:
+        wants_tls = tls.context is not None
+        if wants_tls and wire.tls_request() is not None:
             await ask_for_tls(wire, engine, link, tls)
-        login = wire.server_login(startup, password, binding=link.channel_binding, oldest=oldest)
+        login = wire.server_login(startup, password, binding=link.channel_binding, oldest=oldest, wants_tls=wants_tls)
         fact = await converse(engine, link, login)
+        if isinstance(fact, TlsWanted | TlsRefused):
+            login.go_on(is_encrypted=await settle_tls(engine, link, tls, fact))
+            fact = await converse(engine, link, login)
         if isinstance(fact, BackendRefused):
             raise EngineRefused(engine, fact)
         assert isinstance(fact, BackendReady)

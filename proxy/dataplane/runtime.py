@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 REDRESS_TIMEOUT_S: Final = 10.0
 """Longest time a backend may take to change its settings."""
 
+ACCESS_DENIED: Final = 1045
+"""MySQL's ER_ACCESS_DENIED_ERROR: a wrong password."""
+
 LOOKS_MAX: Final = 50
 """Sessions in a second whose backend is asked what it holds, so that the session could go on without it."""
 
@@ -148,7 +151,8 @@ class Runtime:
         try:
             backend = await self._open(engine, plain, self._credential_of(engine, own))
         except EngineRefused as error:
-            if error.sqlstate == "28P01" and self.config.engine[engine].login is None:
+            is_proof = error.sqlstate == "28P01" or error.mysql_code == ACCESS_DENIED
+            if is_proof and self.config.engine[engine].login is None:
                 self.users.refused(own.user)
             raise
         try:
@@ -249,7 +253,8 @@ class Runtime:
         await self.may_serve()
         auth = self.config.auth
         startup = Startup(auth.auth_user or self.config.admin.user, database, self.wire.inquiry_parameters)
-        return await self.lookups.secret_of(self.active, startup, auth.query, user)
+        query = auth.auth_query if self.wire.name == "mysql" else auth.query
+        return await self.lookups.secret_of(self.active, startup, query, user)
 
     async def _open_for_lookups(self, engine: str, startup: Startup) -> Backend:
         if self.config.auth.auth_user:

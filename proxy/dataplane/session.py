@@ -14,7 +14,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -22,6 +22,8 @@ import structlog
 
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN, LEDGER_TOUCHED
 from protocols.errors import ProtocolViolation
+from protocols.mysql.kill import OWN_ID, KillWanted
+from protocols.proxy_header import ProxyHeaderReader
 from protocols.wire import (
     CLEAR,
     BackendFacts,
@@ -43,6 +45,7 @@ from protocols.wire import (
     Wire,
 )
 from proxy.dataplane.backend import Backend
+from proxy.dataplane.kills import NobodyHasIt
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link, Owner, Relay
 from proxy.dataplane.tls import accept_tls
@@ -62,6 +65,7 @@ from proxy.tasks import spawn
 from proxy.tls import NO_LISTENER_TLS, ListenerTls
 
 if TYPE_CHECKING:
+    from protocols.mysql.tracker import MysqlTracker
     from proxy.dataplane.moving import Move
     from proxy.dataplane.pool import Pool, Shelf, Waiter
     from proxy.dataplane.runtime import Runtime
@@ -95,6 +99,7 @@ class Session(Owner):
     __slots__ = (
         "_idle_mark",
         "_is_asking",
+        "_is_killing",
         "_is_restoring",
         "_login",
         "_pool",
@@ -107,6 +112,7 @@ class Session(Owner):
         "dress",
         "has_seat",
         "id",
+        "is_killed",
         "ledger",
         "link",
         "move_notes",
@@ -160,10 +166,19 @@ class Session(Owner):
         self._is_restoring = False
         self._waiter: Waiter | None = None
         self._is_asking = False
+        self._is_killing = False
+        """A KILL of its client is under way."""
+        self.is_killed = False
+        """Somebody has it killed: it ends with its backend."""
         # Transaction mode: where this session's backends come from, looked up once an epoch.
         self._pool: Pool | None = None
         self._pool_epoch = -1
         self._shelf: Shelf | None = None
+
+    @property
+    def connection_id(self) -> int:
+        """What a MySQL client is told as its own, and names in a KILL."""
+        return OWN_ID | self.id & (OWN_ID - 1)
 
     @property
     def has_ended(self) -> bool:
@@ -180,20 +195,41 @@ class Session(Owner):
 
     # --- login ---
 
-    def begin(self, method: str, greeting: BackendFacts | None, databases: Sequence[str]) -> None:
-        """Start the login. MySQL greets first, hence `greeting`."""
+    def await_header(self, then: Callable[[bytes], None]) -> None:
+        """The client is a load balancer, which says first for whom it speaks. `then` is told what came behind that."""
+        reader = ProxyHeaderReader()
+
+        def received(data: bytes) -> None:
+            if not data:
+                self._end("client left before it had said who it is")
+                return
+            try:
+                header = reader.receive(data)
+            except ProtocolViolation as error:
+                self._end(f"PROXY protocol: {error.text}")
+                return
+            if header is not None:
+                self.client = header.source or self.client
+                then(reader.take_unread())
+
+        self.link.sink = received
+
+    def begin(self, method: str, greeting: BackendFacts | None, databases: Sequence[str], unread: bytes = b"") -> None:
+        """Start the login. MySQL greets first, hence `greeting`. `unread`: what the client has sent already."""
         if method == "hba":
             # Which method it is, the rules say once the client has told who it is.
             method = "scram-sha-256"
         self._login = self.wire.client_login(
             method=method,
             facts=greeting,
-            connection_id=self.id & 0xFFFFFFFF,
+            connection_id=self.connection_id,
             databases=databases,
             offers_tls=self.tls.context is not None,
         )
         self.link.sink = self._login_received
         self.link.send(self._login.take_output())
+        if unread:
+            self._login_received(unread)
 
     def login_expired(self) -> None:
         """It has been a stranger for longer than `client_login_timeout_s`."""
@@ -265,7 +301,10 @@ class Session(Owner):
     def _look_up(self, login: ClientLogin, wanted: CredentialWanted) -> None:
         if self.tls.is_required and not self.link.is_encrypted:
             self.refuse_login(
-                TlsRequired("this port takes no client without TLS", hint="Connect with sslmode=require or above.")
+                TlsRequired(
+                    "this port takes no client without TLS",
+                    hint=f"Connect with {'--ssl-mode=REQUIRED' if self.wire.name == 'mysql' else 'sslmode=require'} or above.",
+                )
             )
             return
         runtime = self.worker.service_of(self.wire.name, wanted.database)
@@ -734,11 +773,43 @@ class Session(Owner):
     # --- the relay's callbacks ---
 
     def on_gate(self) -> None:
-        if self.backend is None and not self._is_asking and self.standing is Standing.SERVING:
+        kill = cast("KillWanted | None", getattr(self.tracker, "kill_wanted", None))
+        if kill is not None and self.backend is not None:
+            if not self._is_killing:
+                self._is_killing = True
+                spawn(self._guard(self._kill(kill)), name=f"kill for session {self.id}")
+        elif self.backend is None and not self._is_asking and self.standing is Standing.SERVING:
             if self.must_restore:
                 self.restore()
             else:
                 self.want_backend()
+
+    async def _kill(self, wanted: KillWanted) -> None:
+        """Its client wants a connection killed and waits at the gate; see `kills`."""
+        tracker = self.tracker
+        try:
+            refused = await self.worker.kills.kill(self, wanted)
+            answer: bytes | None = self.wire.answer_to_kill(refused)
+        except NobodyHasIt:
+            answer = None
+        finally:
+            self._is_killing = False
+        if self.has_ended or tracker is None or self.tracker is not tracker:
+            return
+        cast("MysqlTracker", tracker).answer_kill(answer)
+        if self.backend is None:
+            self.on_gate()
+            return
+        self.reopen()
+        if self.is_killed and answer is not None:
+            self.end_killed()
+        elif self.standing is not Standing.HELD and self.relay is not None and self.relay.at_boundary():
+            # Nothing came from a server that would tell of the boundary.
+            self.on_boundary()
+
+    def end_killed(self) -> None:
+        """Somebody had it killed, and may."""
+        self._end("killed")
 
     def on_boundary(self) -> None:
         runtime, ledger, relay = self.runtime, self.ledger, self.relay
@@ -788,7 +859,7 @@ class Session(Owner):
             startup=startup,
             method=runtime.config.auth.method,
             facts=runtime.known_greeting(),
-            connection_id=self.id & 0xFFFFFFFF,
+            connection_id=self.connection_id,
             databases=runtime.config.databases,
         )
         self.link.sink = self._login_received
@@ -821,6 +892,9 @@ class Session(Owner):
         assert runtime is not None
         assert tracker is not None
         words = tracker.take_last_words()
+        if self.is_killed:
+            self.end_killed()
+            return
         if self.standing in (Standing.HELD, Standing.DRAINING) and relay.at_boundary():
             # Nothing was under way: the switch gives this session another backend in any case.
             self.drop_lost_backend()

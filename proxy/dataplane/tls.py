@@ -45,7 +45,11 @@ async def ask_for_tls(wire: Wire, engine: str, link: Link, tls: EngineTls) -> bo
     """
     request = wire.tls_request()
     assert request is not None, "the config asks for TLS where the protocol has it"
-    answer = await converse(engine, link, request)
+    return await settle_tls(engine, link, tls, await converse(engine, link, request))
+
+
+async def settle_tls(engine: str, link: Link, tls: EngineTls, answer: LoginFact) -> bool:
+    """Do what an engine's TlsWanted or TlsRefused means. False: the connection may go on without. Raises TlsFailed."""
     if isinstance(answer, TlsRefused):
         if answer.is_over or tls.is_required:
             raise TlsFailed(

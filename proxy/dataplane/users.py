@@ -2,7 +2,7 @@
 
 Where a user's secret comes from, in this order: the users file, then the active engine (`auth_query`). What opens a
 backend: a plain password of the file; else what the client's own login left (`won`): the password it sent, its md5
-hash, or its SCRAM keys. Nothing of that is ever written anywhere; it lives as long as the worker.
+hash, or its SCRAM keys; in MySQL the password or its SHA1. Nothing of that is ever written anywhere; it lives as long as the worker.
 
 A password that is changed takes effect without a restart:
 
@@ -24,6 +24,7 @@ from typing import Final
 
 import structlog
 
+from protocols.mysql.auth import is_plain as is_plain_for_mysql
 from protocols.postgres.auth import common_name, is_plain
 from protocols.wire import Channel, Credential, CredentialWanted
 from proxy.config import SECRET_BYTES_MAX, ServiceConfig, unfit_secret
@@ -38,6 +39,9 @@ TOLD_S: Final = 1.0
 
 TOLD_MAX: Final = 4096
 """Answers kept; strangers may come with any name."""
+
+IN_CLEAR: Final = frozenset({"password", "mysql_clear_password"})
+"""Methods by which whoever listens learns the password, unless there is TLS."""
 
 Stamp = tuple[int, int, int]
 """Time of change, size and number of a file."""
@@ -60,6 +64,7 @@ class Users:
     def reconfigure(self, config: ServiceConfig) -> None:
         """The config was read (again); it has been checked."""
         self._config = config
+        self._is_plain = is_plain_for_mysql if config.protocol == "mysql" else is_plain
         auth = config.auth
         self._rules = parse_hba(auth.hba.value or "") if auth.method == "hba" and auth.hba is not None else []
         self._known = parse_users(auth.users.value or "") if auth.users is not None else {}
@@ -76,10 +81,11 @@ class Users:
         method: str = auth.method
         if method == "hba":
             method = self._ruled(wanted, host, channel)
-        if method == "password" and not channel.is_encrypted and not auth.password_in_clear:
+        if method in IN_CLEAR and not channel.is_encrypted and not auth.password_in_clear:
+            option = "--ssl-mode=REQUIRED" if self._config.protocol == "mysql" else "sslmode=require"
             raise LoginRejected(
                 "this proxy takes passwords in clear text over TLS only",
-                hint="Connect with sslmode=require; or set `password_in_clear` in the proxy's config.",
+                hint=f"Connect with {option}; or set `password_in_clear` in the proxy's config.",
             )
         return method
 
@@ -113,7 +119,7 @@ class Users:
     @property
     def is_open(self) -> bool:
         """There is no list of users: whoever proves something is let in."""
-        return self._config.auth.users is None and not self._config.auth.query
+        return self._config.auth.users is None and not self._config.asks_engine
 
     def known(self, user: str) -> str | None:
         """The secret in the users file."""
@@ -122,14 +128,14 @@ class Users:
 
     def needs_asking(self, user: str) -> bool:
         """The file does not have this user, and the engine may."""
-        return bool(self._config.auth.query) and user not in self._known
+        return self._config.asks_engine and user not in self._known
 
     async def find(self, wanted: CredentialWanted) -> str | None:
         """The secret of a user that `needs_asking`. Raises ProxyError."""
         user = wanted.user
-        # Physical replication has no database, and nobody can be asked in none.
+        # Physical replication has no database, and nobody can be asked in none. MySQL's tables of users are in no other.
         own = self._config.admin.database or "postgres" if wanted.is_replication else wanted.database
-        key = (user, self._config.auth.auth_dbname or own)
+        key = (user, self._config.auth.auth_dbname or ("" if self._config.protocol == "mysql" else own))
         told = self._told.get(key)
         now = time.monotonic_ns()
         if told is not None and now < told[1]:
@@ -157,7 +163,7 @@ class Users:
     def credential_of(self, user: str) -> Credential:
         """What opens a backend as `user`; None if nothing is known."""
         known = self.known(user)
-        if known is not None and is_plain(known):
+        if known is not None and self._is_plain(known):
             return known
         return self._won.get(user, known)
 

@@ -39,7 +39,14 @@ def engine_for(protocol: ProtocolName, name: str, engine: EngineConfig, admin: A
     """The engine `name` of a service, not connected. Secrets must be resolved."""
     password = admin.password.value if admin.password is not None else None
     if protocol == "mysql":
-        return MySqlEngine(name, engine.address, user=admin.user, password=password, database=admin.database)
+        return MySqlEngine(
+            name,
+            engine.address,
+            user=admin.user,
+            password=password,
+            database=admin.database,
+            tls=lambda: library_tls(engine, protocol),
+        )
     return PostgresEngine(
         name,
         engine.address,

@@ -19,6 +19,7 @@ import asyncio
 import collections
 import re
 import socket
+import ssl
 import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -27,6 +28,7 @@ from typing import Any, Final, TypeVar
 
 import pymysql
 import pymysql.cursors
+from pymysql.constants import CR
 
 from proxy.engines.engine import (
     Capacity,
@@ -41,6 +43,7 @@ from proxy.engines.engine import (
     Role,
 )
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
+from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
 T = TypeVar("T")
 
@@ -57,6 +60,10 @@ _WRITE: Final = "delete from mysql.time_zone where 1 = 0"
 
 _SERVER_USERS: Final = frozenset({"system user", "event_scheduler", "unauthenticated user"})
 _SERVER_COMMANDS: Final = frozenset({"Binlog Dump", "Binlog Dump GTID", "Daemon"})
+
+
+class _NoTls(ConnectFailed):
+    """TLS was asked for and is not to be had."""
 
 
 class _Link:
@@ -157,7 +164,17 @@ class _Link:
 class MySqlEngine(Engine):
     """One MySQL or MariaDB server. Which of the two is learnt at the first connection."""
 
-    def __init__(self, name: str, address: str, *, user: str, password: str | None, database: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        *,
+        user: str,
+        password: str | None,
+        database: str = "",
+        tls: Callable[[], LibraryTls] = lambda: NO_ENGINE_TLS,
+    ) -> None:
+        """`tls` is asked before each connection, so that files of certificates may change."""
         self.name = name
         self.address = address
         host, _, port = address.rpartition(":")
@@ -166,6 +183,7 @@ class MySqlEngine(Engine):
         self._user = user
         self._password = password
         self._database = database
+        self._tls = tls
         self._flavour: Flavour = "mysql"
         self._watching = _Link(self, "looks")
         self._acting = _Link(self, "acts")
@@ -176,7 +194,20 @@ class MySqlEngine(Engine):
         return f"<MySqlEngine {self.name} {self.address}>"
 
     def open_blocking(self, timeout_s: float) -> Any:
-        """A connection; blocks. Raises ConnectFailed and AuthRefused."""
+        """A connection, with TLS as the config says; blocks. Raises ConnectFailed and AuthRefused."""
+        try:
+            tls = self._tls()
+        except TlsProblem as problem:
+            raise ConnectFailed(f"engine {self.name}: server_tls_{problem.key}: {problem.text}") from problem
+        *others, last = tls.attempts()
+        for is_encrypted in others:
+            try:
+                return self._open_once(tls.context if is_encrypted else None, timeout_s)
+            except _NoTls:
+                continue
+        return self._open_once(tls.context if last else None, timeout_s)
+
+    def _open_once(self, context: ssl.SSLContext | None, timeout_s: float) -> Any:
         where = f"engine {self.name} at {self.address}"
         try:
             sock = socket.create_connection((self._host, self._port), timeout=timeout_s)
@@ -201,6 +232,8 @@ class MySqlEngine(Engine):
             program_name="turnout",
             cursorclass=pymysql.cursors.DictCursor,
             defer_connect=True,
+            ssl=context,
+            ssl_disabled=context is None,
         )
         try:
             sock.settimeout(timeout_s)
@@ -210,6 +243,10 @@ class MySqlEngine(Engine):
             code, text = _code_and_text(error)
             if code in _REFUSED_LOGIN:
                 raise AuthRefused(f"{where} refuses the admin account: {text} ({code})") from error
+            if code == CR.CR_SSL_CONNECTION_ERROR or isinstance(
+                getattr(error, "original_exception", None), ssl.SSLError
+            ):
+                raise _NoTls(f"{where}: no TLS with it: {text}") from error
             raise ConnectFailed(f"{where} takes no connection: {text}") from error
         self._flavour = "mariadb" if "mariadb" in connection.get_server_info().lower() else "mysql"
         return connection

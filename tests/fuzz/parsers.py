@@ -32,7 +32,16 @@ from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import ProtocolViolation
 from protocols.mysql import constants as c
 from protocols.mysql.ledger import MysqlLedger
-from protocols.mysql.messages import Greeting, Response, build_err, build_greeting, build_ok, build_response, packet
+from protocols.mysql.messages import (
+    Greeting,
+    Response,
+    build_err,
+    build_greeting,
+    build_ok,
+    build_response,
+    build_tls_request,
+    packet,
+)
 from protocols.postgres import statements
 from protocols.postgres.ledger import PostgresLedger
 from protocols.postgres.messages import build
@@ -464,17 +473,29 @@ def _postgres_login(variant: int) -> Callable[[bytes], str]:
 
 
 def _mysql_login(variant: int) -> Callable[[bytes], str]:
-    method = ("trust", "mysql_native_password", "caching_sha2_password")[variant]
-    login = protocols.mysql.WIRE.client_login(method=method, facts=mysql.FACTS, connection_id=1, databases=("app",))
+    method = (
+        "trust",
+        "mysql_native_password",
+        "caching_sha2_password",
+        "sha256_password",
+        "client_ed25519",
+        "mysql_clear_password",
+    )[variant]
+    login = protocols.mysql.WIRE.client_login(
+        method=method, facts=mysql.FACTS, connection_id=1, databases=("app",), offers_tls=variant > 2
+    )
     login.take_output()
     return _login_driver(login, "my")
 
 
-def _facts_of(login: wire.Login) -> Callable[[bytes], str]:
+def _facts_of(login: wire.ServerLogin) -> Callable[[bytes], str]:
     login.take_output()
 
     def take(data: bytes) -> str:
-        told = " ".join(type(fact).__name__ for fact in login.receive(data))
+        facts = list(login.receive(data))
+        told = " ".join(type(fact).__name__ for fact in facts)
+        if facts and isinstance(facts[-1], wire.TlsWanted | wire.TlsRefused):
+            login.go_on(is_encrypted=isinstance(facts[-1], wire.TlsWanted))
         login.take_output()
         return told
 
@@ -486,7 +507,8 @@ def _postgres_server_login(variant: int) -> Callable[[bytes], str]:
 
 
 def _mysql_server_login(variant: int) -> Callable[[bytes], str]:
-    return _facts_of(protocols.mysql.WIRE.server_login(mysql.startup(), (None, "secret")[variant]))
+    password = None if variant == 0 else "secret"
+    return _facts_of(protocols.mysql.WIRE.server_login(mysql.startup(), password, wants_tls=variant == 2))
 
 
 def _exchange(exchange: wire.Exchange) -> Callable[[bytes], str]:
@@ -582,6 +604,10 @@ def _mysql_logins() -> list[bytes]:
         response("mysql_native_password", b"x" * 20),
         response("caching_sha2_password", b"y" * 32) + packet(b"\2", 3) + packet(b"z" * 256, 5),
         response("caching_sha2_password", b"", "") + packet(b"x" * 20, 3) + mysql.PING,
+        packet(build_tls_request(c.CLIENT_PROTOCOL_41 | c.CLIENT_SSL, 45), 1),
+        response("client_ed25519", b"x" * 64) + packet(b"y" * 64, 3),
+        response("sha256_password", b"\1") + packet(b"z" * 256, 3),
+        response("mysql_clear_password", b"secret\0") + packet(b"secret\0", 3),
     ]
 
 
@@ -596,6 +622,9 @@ def _mysql_server_logins() -> list[bytes]:
         hello + switch + packet(ok, 4),
         hello + packet(b"\1\3", 2) + packet(ok, 3),
         hello + packet(b"\1\4", 2),
+        hello,
+        hello + packet(b"\xfeclient_ed25519\0" + b"n" * 32, 2) + packet(ok, 4),
+        hello + packet(b"\xfesha256_password\0" + b"n" * 20 + b"\0", 2) + packet(b"\1key", 4),
         hello + packet(build_err(1045, "28000", "no"), 2),
         packet(build_err(1040, "08004", "too many"), 0),
     ]
@@ -619,8 +648,8 @@ def targets() -> list[TrackerTarget | StreamTarget]:
             "postgres-server-login", "server", _postgres_server_logins(), split_postgres, _postgres_server_login, 2
         ),
         StreamTarget("postgres-exchange", "server", _postgres_answers(), split_postgres, _postgres_exchange, 3),
-        StreamTarget("mysql-login", "client", _mysql_logins(), split_mysql, _mysql_login, 3),
-        StreamTarget("mysql-server-login", "server", _mysql_server_logins(), split_mysql, _mysql_server_login, 2),
+        StreamTarget("mysql-login", "client", _mysql_logins(), split_mysql, _mysql_login, 6),
+        StreamTarget("mysql-server-login", "server", _mysql_server_logins(), split_mysql, _mysql_server_login, 3),
         StreamTarget("mysql-exchange", "server", _mysql_answers(), split_mysql, _mysql_exchange, 2),
     ]
 

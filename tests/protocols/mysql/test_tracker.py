@@ -196,7 +196,7 @@ def test_set_transaction_waits_for_its_transaction() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        c.COM_PING, c.COM_REFRESH, c.COM_PROCESS_KILL, c.COM_DEBUG, c.COM_CREATE_DB, c.COM_DROP_DB,
+        c.COM_PING, c.COM_REFRESH, c.COM_DEBUG, c.COM_CREATE_DB, c.COM_DROP_DB,
         c.COM_RESET_CONNECTION, c.COM_INIT_DB,
     ],
 )  # fmt: skip

@@ -1,0 +1,67 @@
+"""KILL: which connection a client means, and the proxy's own KILL at an engine.
+
+Clients know the id of the greeting, which is the proxy's own: the same through every move. Ids of the proxy have bit 30
+set, where no server comes to by counting, so that the two cannot be mistaken for each other: a client may as well have
+learned a server's own id (CONNECTION_ID(), the process list). Bit 31 stays clear, because some drivers take the id for a
+signed number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.mysql import constants as c
+from protocols.mysql.exchange import Exchange, Question
+from protocols.mysql.messages import command
+from protocols.wire import BackendRefused
+
+OWN_ID: Final = 1 << 30
+
+_SPACE: Final = rb"(?:\s|/\*[^!M].*?\*/|/\*\*/|--\s[^\n]*\n|#[^\n]*\n)"
+_KILL: Final = re.compile(
+    rb"^" + _SPACE + rb"*KILL" + _SPACE + rb"+(?:(?:HARD|SOFT)" + _SPACE + rb"+)?(?:(CONNECTION|QUERY)" + _SPACE
+    + rb"+)?(\d{1,10})" + _SPACE + rb"*;?" + _SPACE + rb"*$",
+    re.IGNORECASE | re.DOTALL,
+)  # fmt: skip
+
+KILL_TEXT_BYTES_MAX: Final = 1_024
+"""No KILL that is read is longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillWanted:
+    """A client wants a connection, or only its statement, to end."""
+
+    connection_id: int
+    is_query: bool
+
+    @property
+    def is_own_id(self) -> bool:
+        """It can be no server's."""
+        return bool(self.connection_id & OWN_ID)
+
+
+def parse_kill(text: bytes | None) -> KillWanted | None:
+    """A KILL that names a connection by a number. All else (KILL USER, KILL QUERY ID, several statements) is the
+    server's alone."""
+    if text is None or len(text) > KILL_TEXT_BYTES_MAX:
+        return None
+    found = _KILL.match(text)
+    if found is None or int(found[2]) > 0xFFFF_FFFF:
+        return None
+    return KillWanted(int(found[2]), is_query=(found[1] or b"").upper() == b"QUERY")
+
+
+class KillExchange(Exchange):
+    """The proxy's own KILL, on a connection of the user that asked for it."""
+
+    def __init__(self, connection_id: int, *, is_query: bool) -> None:
+        text = f"KILL {'QUERY' if is_query else 'CONNECTION'} {connection_id}"
+        super().__init__([Question(command(c.COM_QUERY, text.encode()), "KILL")], deprecates_eof=False)
+
+    def refusal(self) -> BackendRefused | None:
+        """Once complete: what the server had against it."""
+        error = self.answers[0].error
+        return None if error is None else BackendRefused(str(error.code), error.sqlstate, error.message)

@@ -1,0 +1,164 @@
+"""KILL by the id that a client was told: it hits the one that is meant, wherever that runs, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pymysql
+import pytest
+
+from proxy.embedded import MariaDBPair, Setup
+from proxy.embedded.mysql import PASSWORD
+from tests.e2e.doors import Door, run
+from tests.e2e.mysql_rules import ask, connect
+from tests.kit.turnouts import StartTurnout
+from tests.kit.waiting import until
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def asleep(connection: Any, observer: Any) -> Iterator[list[object]]:
+    """`connection` runs a long statement; what came of it is in the list afterwards."""
+    came: list[object] = []
+
+    def work() -> None:
+        try:
+            came.append(ask(connection, "select sleep(50), 'marked'"))
+        except pymysql.err.MySQLError as error:
+            came.append(error.args[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    seen = "select 1 from information_schema.processlist where info like 'select sleep(50), \\'marked\\'%'"
+    while not ask(observer, seen):
+        pass
+    try:
+        yield came
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+class KillRules:
+    """Each test is given `door`, the way through Turnout."""
+
+    def test_a_statement_is_killed_and_its_session_goes_on(self, door: Door) -> None:
+        """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+        with closing(connect(door)) as one, closing(connect(door)) as other:
+            for form in ("kill query %d", "/* now */ KILL QUERY %d ;"):
+                with asleep(one, other) as came:
+                    ask(other, form % one.thread_id())
+                assert came in ([1317], [((1, "marked"),)]), "interrupted: an error, or sleep() says 1"
+                assert ask(one, "select 1") == ((1,),)
+                assert ask(other, "select 2") == ((2,),)
+            ask(other, f"kill query {one.thread_id()}")
+            assert ask(one, "select 1") == ((1,),), "who runs nothing is not hit later"
+
+    def test_a_connection_that_is_killed_is_not_brought_back(self, door: Door) -> None:
+        """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+        with closing(connect(door)) as other:
+            with closing(connect(door)) as one:
+                with asleep(one, other) as came:
+                    other.kill(one.thread_id())
+                assert came in ([2013], [1317], [1927]), came
+                with pytest.raises(pymysql.err.MySQLError):
+                    ask(one, "select 1")
+            with closing(connect(door)) as idle:
+                ask(other, f"kill connection {idle.thread_id()}")
+                with pytest.raises(pymysql.err.MySQLError):
+                    ask(idle, "select 1")
+            assert ask(other, "select 2") == ((2,),)
+
+    def test_a_connection_may_kill_itself(self, door: Door) -> None:
+        with closing(connect(door)) as one:
+            with pytest.raises(pymysql.err.MySQLError) as refused:
+                ask(one, f"kill {one.thread_id()}")
+            assert refused.value.args[0] == 1317
+            with pytest.raises(pymysql.err.MySQLError):
+                ask(one, "select 1")
+
+    def test_an_id_that_nobody_has_is_unknown(self, door: Door) -> None:
+        with closing(connect(door)) as one:
+            for number in (one.thread_id() + 1_000, 99_999_999):
+                with pytest.raises(pymysql.err.MySQLError) as refused:
+                    ask(one, f"kill query {number}")
+                assert refused.value.args[0] == 1094
+            assert ask(one, "select 1") == ((1,),)
+
+
+@pytest.mark.mariadb
+class TestMariaDB(KillRules):
+    @pytest.fixture
+    def door(self, mariadb_door: Door) -> Door:
+        return mariadb_door
+
+
+@pytest.mark.mysql
+class TestMySQL(KillRules):
+    @pytest.fixture
+    def door(self, mysql_door: Door) -> Door:
+        return mysql_door
+
+
+@pytest.mark.mariadb
+async def test_ctrl_c_of_the_mariadb_client_works(mariadb_door: Door, mariadb_pair: MariaDBPair) -> None:
+    """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+    running = "select count(*) from information_schema.processlist where info like 'select sleep(41)%'"
+
+    async def runs() -> bool:
+        return bool(await mariadb_pair.primary.fetchval(running))
+
+    async def is_running() -> None:
+        await until(runs, "the client's statement runs")
+
+    ran = await run(
+        ["mariadb", *mariadb_door.mysql(), "--batch", "-e", "select sleep(41)", mariadb_door.database],
+        interrupt_when=is_running,
+        timeout_s=20,
+    )
+    assert "interrupted" in ran.err or ran.out.split() == ["sleep(41)", "1"], ran
+    assert await mariadb_pair.primary.fetchval(running) == 0
+
+
+@pytest.mark.mariadb
+async def test_a_session_of_another_worker_is_found(mariadb_pair: MariaDBPair, start_turnout: StartTurnout) -> None:
+    turnout = await start_turnout(
+        Setup(
+            protocol="mysql",
+            engines={"blue": mariadb_pair.primary.address},
+            admin_user="turnout",
+            admin_password=PASSWORD,
+            users={"app": PASSWORD},
+            auth_method="mysql_native_password",
+            databases=["app"],
+            workers=2,
+        )
+    )
+    door = Door(name="session", port=turnout.port)
+
+    def talk() -> None:
+        by_worker: dict[int, Any] = {}
+        many = []
+        try:
+            while len(by_worker) < 2:
+                many.append(connect(door))
+                by_worker[many[-1].thread_id() >> 24] = many[-1]
+                assert len(many) < 64
+            one, other = by_worker.values()
+            with asleep(one, other) as came:
+                ask(other, f"kill query {one.thread_id()}")
+            assert came in ([1317], [((1, "marked"),)])
+            assert ask(one, "select 1") == ((1,),)
+            other.kill(one.thread_id())
+            with pytest.raises(pymysql.err.MySQLError):
+                ask(one, "select 1")
+        finally:
+            for connection in many:
+                connection.close()
+
+    await asyncio.to_thread(talk)

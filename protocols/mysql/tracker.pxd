@@ -247,6 +247,8 @@ cdef class MysqlTracker(Tracker):
         # --- a backend that ends ---
         # Why the server ends the connection, in its own words, held back from the client.
         bytes _last_words
+        # An ERR that nobody asked for was announced as a FETCH, and has not been given to take_server yet.
+        bint _is_ending
         # What the client has to be told of its lost transaction in the place of the next statement's answer.
         object _untold
         # The next statement is answered so.

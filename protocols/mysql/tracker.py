@@ -456,6 +456,7 @@ class MysqlTracker(Tracker):
         self._long_data: set[int] = set()
         self._has_long_data = False
         self._last_words = b""
+        self._is_ending = False
         self._untold: ErrorReply | None = None
         self._has_untold = False
         self._is_quiet = True
@@ -1136,6 +1137,7 @@ class MysqlTracker(Tracker):
                     # Whoever finds out who was meant decides what the client is told.
                     if size > ERROR_BYTES_MAX:
                         raise ProtocolViolation("server", "an ERR of more than 64 KiB")
+                    self._is_ending = True
                     self.stop = position
                     self.message_size = 4 + size
                     return FETCH
@@ -1336,7 +1338,9 @@ class MysqlTracker(Tracker):
     def take_server(self, message: bytes) -> bytes:
         """The answer to COM_STMT_PREPARE: OK, id (4), columns (2), parameters (2), filler, warnings (2). Or, while nothing
         is in flight, an ERR: the server says why it ends the connection."""
-        if self._phase == P_IDLE:
+        if self._is_ending:
+            # The client may have sent a command while it was on its way.
+            self._is_ending = False
             self._last_words = message
             self.has_last_words = True
             return b""
@@ -1467,6 +1471,7 @@ class MysqlTracker(Tracker):
         self._phase = P_IDLE
         self._server_left = 0
         self._server_continued = False
+        self._is_ending = False
         self._client_is_tail = False
         self._preparing.clear()
         self._own_answers.clear()

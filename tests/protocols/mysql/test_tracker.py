@@ -832,6 +832,18 @@ def lost(relay: Relay) -> bytes | None:
     return told
 
 
+def test_why_a_server_ends_a_session_may_come_while_the_client_begins_to_ask() -> None:
+    relay = Relay()
+    farewell = packet(err_payload(4031), 0)
+    assert relay.server(farewell[:7]) == b""
+    assert relay.client(PING) == PING
+    assert relay.server(farewell[7:]) == b""
+    assert relay.tracker.take_last_words() == farewell
+    told = lost(relay)
+    assert told is not None
+    assert told.endswith(b"#HY000unknown")
+
+
 def open_transaction(relay: Relay) -> None:
     relay.ask(query("begin"), [ok_payload(IN_TRANS)])
 

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 import pytest_asyncio
@@ -17,14 +18,14 @@ import pytest_asyncio
 from proxy.embedded import BinaryMissing, MariaDBPair, MySQLPair, PostgresPair, PostgresServer, Workspace, free_port
 from proxy.embedded.fetch_mysql import fetch
 
+Pair = TypeVar("Pair", PostgresPair, MariaDBPair, MySQLPair)
+
 NICENESS = 10
 """Servers of tests leave the processor to what is tested."""
 
 
 @asynccontextmanager
-async def postgres_pair_alone() -> AsyncIterator[PostgresPair]:
-    """Primary and standby, account app/secret with database app; superuser postgres/secret."""
-    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+async def _closing(pair: Pair) -> AsyncIterator[Pair]:
     try:
         yield pair
     finally:
@@ -32,13 +33,17 @@ async def postgres_pair_alone() -> AsyncIterator[PostgresPair]:
 
 
 @asynccontextmanager
+async def postgres_pair_alone() -> AsyncIterator[PostgresPair]:
+    """Primary and standby, account app/secret with database app; superuser postgres/secret."""
+    async with _closing(await PostgresPair.create(fsync=False, niceness=NICENESS)) as pair:
+        yield pair
+
+
+@asynccontextmanager
 async def mariadb_pair_alone() -> AsyncIterator[MariaDBPair]:
     """Primary and GTID replica: root, turnout (admin), app with database app, all with password secret."""
-    pair = await MariaDBPair.create(durable=False, niceness=NICENESS)
-    try:
+    async with _closing(await MariaDBPair.create(durable=False, niceness=NICENESS)) as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @asynccontextmanager
@@ -51,11 +56,8 @@ async def mysql_pair_alone() -> AsyncIterator[MySQLPair]:
             # Past pytest's capturing: a run without MySQL should not look like one with it.
             sys.__stderr__.write(f"\n*** no test runs against real MySQL: {error.text}\n")
         pytest.skip(f"no real MySQL: {error.text}")
-    pair = await MySQLPair.create(durable=False, niceness=NICENESS)
-    try:
+    async with _closing(await MySQLPair.create(durable=False, niceness=NICENESS)) as pair:
         yield pair
-    finally:
-        await pair.close()
 
 
 @pytest.fixture

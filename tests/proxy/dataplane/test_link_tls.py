@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -345,7 +344,6 @@ def unread(pipe: IO[bytes] | None) -> int:
     return int.from_bytes(size, sys.byteorder)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
 async def test_a_peer_may_change_its_keys_and_ask_us_to(pair: Pair) -> None:
     """`K` makes openssl's own client say KeyUpdate, with the request to do the same."""
     pair.far.close()

@@ -1,11 +1,12 @@
-"""Switches between two PostgreSQL servers under load: what clients feel of Turnout's and of PgBouncer's.
+"""Switches between two servers under load: what clients feel of Turnout's and of PgBouncer's.
 
-    .venv/bin/python -m bench.cutover [--sessions 1000] [--busy 200] [--switches 20] [--json]
+    .venv/bin/python -m bench.cutover [--server postgresql] [--sessions 1000] [--busy 200] [--switches 20] [--json]
 
-A primary and its streaming standby, two processors' worth of everything on one machine, and sessions of which some work:
-short transactions of three round trips with a pause in between. Turnout is in session mode, every session has settings
-(a custom one among them), two prepared statements of the protocol and one of SQL; after each switch every session is
-asked for all of them. Then the former primary comes back as a standby and the next switch goes the other way.
+A primary and its standby (PostgreSQL: streaming; MariaDB and MySQL: GTID), two processors' worth of everything on one
+machine, and sessions of which some work: short transactions of three round trips with a pause in between. Turnout is in
+session mode, every session has settings (a custom one, or a user variable, among them), two prepared statements of the
+protocol and one of SQL; after each switch every session is asked for all of them. Then the former primary comes back as
+a standby and the next switch goes the other way.
 
 PgBouncer cannot pause sessions in session mode (PAUSE waits until they leave), so it runs in transaction mode, where no
 session may have settings: the same transactions as plain queries, by the steps its users take: PAUSE, fence the old
@@ -36,14 +37,28 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import relays, results
-from bench.cutover_load import ROWS, Setup, query, startup
+from bench.cutover_load import ROWS
+from bench.cutover_talk import Setup, query, startup
 from bench.programs import find_pgbouncer
-from proxy.embedded import PostgresPair, ServerFailed, Turnout, Workspace, free_port
+from proxy.embedded import (
+    MariaDBPair,
+    MySQLPair,
+    PostgresPair,
+    ServerFailed,
+    Turnout,
+    Workspace,
+    free_port,
+)
 from proxy.embedded import Setup as TurnoutSetup
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 
 DATABASE: Final = "app"
 USER: Final = "app"
+
+Pair = PostgresPair | MariaDBPair | MySQLPair
+
+HOLD_LIMIT_MS: Final = {"postgresql": 50.0, "mariadb": 100.0, "mysql": 100.0}
+"""For the p99 of hold_ms."""
 
 SETTLE_S: Final = 1.0
 """Load before a switch is asked for."""
@@ -122,7 +137,7 @@ class LoadProcess:
 
 
 async def open_pair(stack: AsyncExitStack, sessions: int) -> PostgresPair:
-    """Two servers with a table to work on."""
+    """Two PostgreSQL servers with a table to work on."""
     workspace = stack.enter_context(Workspace("turnout-bench-"))
     hba = workspace.path / "pg_hba.conf"
     hba.write_text(_HBA)
@@ -140,34 +155,63 @@ async def open_pair(stack: AsyncExitStack, sessions: int) -> PostgresPair:
     return pair
 
 
+async def open_mysql_pair(
+    stack: AsyncExitStack, kind: type[MariaDBPair | MySQLPair], sessions: int
+) -> MariaDBPair | MySQLPair:
+    """The same of the other protocol."""
+    pair = await kind.create(options=[f"--max-connections={sessions + 60}"])
+    stack.push_async_callback(pair.close)
+    await pair.primary.execute(
+        "create table counter (id int primary key, value bigint not null default 0)",
+        f"insert into counter (id) values {','.join(f'({number})' for number in range(ROWS))}",
+        database=DATABASE,
+    )
+    return pair
+
+
 # --- Turnout ------------------------------------------------------------------------------------------------------
 
 
-async def bench_turnout(sessions: int, busy: int, pause_ms: float, switches: int) -> list[dict[str, Any]]:
+async def open_turnout(stack: AsyncExitStack, server: str, sessions: int) -> tuple[Turnout, Pair]:
+    """Turnout in session mode before a pair of its own."""
+    is_postgres = server == "postgresql"
+    pair: Pair
+    if is_postgres:
+        pair = await open_pair(stack, sessions)
+    else:
+        pair = await open_mysql_pair(stack, MariaDBPair if server == "mariadb" else MySQLPair, sessions)
+    folder = pair.workspace.path / "turnout"
+    folder.mkdir()
+    turnout = Turnout(
+        TurnoutSetup(
+            protocol="postgresql" if is_postgres else "mysql",
+            engines={one.name: one.address for one in pair.servers()},
+            admin_user=SUPERUSER if is_postgres else "turnout",
+            admin_password=PASSWORD,
+            users={} if is_postgres else {USER: PASSWORD},
+            auth_method={"postgresql": "trust", "mariadb": "mysql_native_password"}.get(
+                server, "caching_sha2_password"
+            ),
+            service={"pool_size": sessions + 10},
+            log_level="warning",
+        ),
+        folder,
+    )
+    stack.push_async_callback(turnout.stop)
+    await turnout.start()
+    return turnout, pair
+
+
+async def bench_turnout(server: str, sessions: int, busy: int, pause_ms: float, switches: int) -> list[dict[str, Any]]:
     """One record for each switch."""
     records: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
-        pair = await open_pair(stack, sessions)
-        folder = pair.workspace.path / "turnout"
-        folder.mkdir()
-        turnout = Turnout(
-            TurnoutSetup(
-                protocol="postgresql",
-                engines={server.name: server.address for server in pair.servers()},
-                admin_user=SUPERUSER,
-                admin_password=PASSWORD,
-                users={},
-                auth_method="trust",
-                service={"pool_size": sessions + 10},
-                log_level="warning",
-            ),
-            folder,
-        )
-        stack.push_async_callback(turnout.stop)
-        await turnout.start()
+        turnout, pair = await open_turnout(stack, server, sessions)
         setup = Setup(
+            protocol=turnout.setup.protocol,
             port=turnout.port,
             user=USER,
+            password=turnout.setup.users.get(USER, ""),
             database=DATABASE,
             sessions=sessions,
             busy=busy,
@@ -177,7 +221,7 @@ async def bench_turnout(sessions: int, busy: int, pause_ms: float, switches: int
         load = await stack.enter_async_context(LoadProcess.start(setup))
         for number in range(1, switches + 1):
             record = await _switch_turnout(turnout, pair, load, busy)
-            records.append({"number": number, "relay": "Turnout", **record})
+            records.append({"number": number, "server": server, "relay": "Turnout", **record})
             print(_line(records[-1]), file=sys.stderr)
             if record["phase"] != "completed":
                 break
@@ -187,7 +231,7 @@ async def bench_turnout(sessions: int, busy: int, pause_ms: float, switches: int
     return records
 
 
-async def _switch_turnout(turnout: Turnout, pair: PostgresPair, load: LoadProcess, busy: int) -> dict[str, Any]:
+async def _switch_turnout(turnout: Turnout, pair: Pair, load: LoadProcess, busy: int) -> dict[str, Any]:
     await load.mark()
     await asyncio.sleep(SETTLE_S)
     before = await load.mark()
@@ -287,14 +331,21 @@ async def bench_pgbouncer(sessions: int, busy: int, pause_ms: float, switches: i
         write_config()
         await stack.enter_async_context(relays.pgbouncer_from(config, place, port, which))
         setup = Setup(
-            port=port, user=USER, database=DATABASE, sessions=sessions, busy=busy, pause_ms=pause_ms, with_state=False
+            protocol="postgresql",
+            port=port,
+            user=USER,
+            database=DATABASE,
+            sessions=sessions,
+            busy=busy,
+            pause_ms=pause_ms,
+            with_state=False,
         )
         load = await stack.enter_async_context(LoadProcess.start(setup))
         console = await PgBouncerConsole.open(port)
         stack.callback(console.close)
         for number in range(1, switches + 1):
             record = await _switch_pgbouncer(console, pair, load, busy, write_config)
-            records.append({"number": number, "relay": str(which), **record})
+            records.append({"number": number, "server": "postgresql", "relay": str(which), **record})
             print(_line(records[-1]), file=sys.stderr)
             if number < switches:
                 await pair.standby.rejoin(pair.primary)
@@ -351,7 +402,7 @@ def _line(one: dict[str, Any]) -> str:
     return f"{one['relay']} {one['number']}: {one['phase']} {one['error']} {figures}  errors {one['errors']}"
 
 
-def verdict(records: list[dict[str, Any]], limit_ms: float) -> list[str]:
+def verdict(records: list[dict[str, Any]], limits_ms: dict[str, float]) -> list[str]:
     """What is wrong with Turnout's switches; empty if nothing is."""
     trouble = []
     for one in records:
@@ -361,7 +412,7 @@ def verdict(records: list[dict[str, Any]], limit_ms: float) -> list[str]:
             continue
         trouble += [
             f"{where}: {name} is {one[name]:.1f}, the limit is {limit_ms:g}"
-            for name in ("cutover_ms", "hold_p99_ms")
+            for name, limit_ms in limits_ms.items()
             if one[name] >= limit_ms
         ]
         if one["errors"] or one["lost_state"]:
@@ -392,29 +443,34 @@ def print_table(records: list[dict[str, Any]]) -> None:
 def main() -> int:
     """The program. Exit code 1 if a switch of Turnout's was not as it should be."""
     parser = argparse.ArgumentParser(prog="bench.cutover", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--server", choices=tuple(HOLD_LIMIT_MS), default="postgresql")
     parser.add_argument("--sessions", type=int, default=1_000)
     parser.add_argument("--busy", type=int, default=200, help="sessions that work (default 200)")
     parser.add_argument("--pause-ms", type=float, default=200, help="mean pause of those between transactions")
     parser.add_argument("--switches", type=int, default=20)
-    parser.add_argument("--pgbouncer-switches", type=int, default=5)
-    parser.add_argument("--limit-ms", type=float, default=50, help="for cutover_ms and the p99 of hold_ms")
+    parser.add_argument("--pgbouncer-switches", type=int, default=5, help="PostgreSQL only (default 5)")
+    parser.add_argument("--limit-ms", type=float, default=50, help="for cutover_ms (default 50)")
+    parser.add_argument("--hold-limit-ms", type=float, help="for the p99 of hold_ms (default 50; MariaDB, MySQL: 100)")
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of the table")
     args = parser.parse_args()
     relays.allow_many_descriptors()
     load = (args.sessions, args.busy, args.pause_ms)
     try:
-        records = asyncio.run(bench_turnout(*load, args.switches)) if args.switches else []
-        if args.pgbouncer_switches:
+        records = asyncio.run(bench_turnout(args.server, *load, args.switches)) if args.switches else []
+        if args.pgbouncer_switches and args.server == "postgresql":
             records += asyncio.run(bench_pgbouncer(*load, args.pgbouncer_switches))
     except ServerFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    results.save("cutover", records, keys=(), versions={})
+    name = "cutover" if args.server == "postgresql" else f"cutover-{args.server}"
+    results.save(name, records, keys=(), versions={})
     if args.json:
         print(json.dumps(records, indent=2))
     else:
         print_table(records)
-    trouble = verdict([one for one in records if one["relay"] == "Turnout"], args.limit_ms)
+    hold_limit_ms = HOLD_LIMIT_MS[args.server] if args.hold_limit_ms is None else args.hold_limit_ms
+    limits_ms = {"cutover_ms": args.limit_ms, "hold_p99_ms": hold_limit_ms}
+    trouble = verdict([one for one in records if one["relay"] == "Turnout"], limits_ms)
     for line in trouble:
         print(f"bench: {line}", file=sys.stderr)
     return 1 if trouble else 0

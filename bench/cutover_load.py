@@ -1,8 +1,8 @@
-"""Clients for `bench.cutover`: many PostgreSQL sessions in one thread that costs the machine as little as it can.
+"""Clients for `bench.cutover`: many sessions in one thread that costs the machine as little as it can.
 
 Every session has settings and prepared statements. Some of them work: a short transaction of three round trips (BEGIN, a
-prepared UPDATE, COMMIT), then a pause. The messages are built once; a round trip costs two system calls and a walk
-over the answer's headers.
+prepared UPDATE, COMMIT), then a pause. A round trip costs two system calls and a walk over the answer's headers. What is
+said and how it is read is in `cutover_talk`.
 
 A process of its own, started as `python -m bench.cutover_load`. Its stdin takes a `Setup` as one line of JSON, and then
 commands, one word a line; each is answered by one line of JSON:
@@ -19,68 +19,16 @@ import os
 import random
 import select
 import socket
-import struct
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench import relays
-
-_PROTOCOL_3_0: Final = 196_608
+from bench.cutover_talk import Answer, Setup, talk_of
 
 ROWS: Final = 10_000
 """Rows of the table `counter`."""
-
-
-@dataclass(kw_only=True)
-class Setup:
-    """What the bench tells its load."""
-
-    port: int
-    user: str
-    database: str
-    sessions: int
-    busy: int
-    """How many of them work."""
-    pause_ms: float
-    """Mean pause of a busy session between two transactions; 0: none."""
-    with_state: bool
-    """Settings and prepared statements; else plain queries only, for a pooler in transaction mode that knows neither."""
-
-
-def message(tag: bytes, body: bytes) -> bytes:
-    """One protocol message."""
-    return tag + struct.pack("!i", len(body) + 4) + body
-
-
-def startup(user: str, database: str) -> bytes:
-    """The first message of a session."""
-    body = struct.pack("!i", _PROTOCOL_3_0) + f"user\0{user}\0database\0{database}\0\0".encode()
-    return struct.pack("!i", len(body) + 4) + body
-
-
-def query(text: str) -> bytes:
-    """A Query."""
-    return message(b"Q", text.encode() + b"\0")
-
-
-def parse(name: str, text: str) -> bytes:
-    """A Parse, without types."""
-    return message(b"P", f"{name}\0{text}\0".encode() + struct.pack("!h", 0))
-
-
-def execute(name: str, *values: str) -> bytes:
-    """Bind, Execute and Sync of a prepared statement with text parameters."""
-    body = b"\0" + name.encode() + b"\0" + struct.pack("!hh", 0, len(values))
-    for value in values:
-        body += struct.pack("!i", len(value)) + value.encode()
-    return message(b"B", body + struct.pack("!h", 0)) + message(b"E", b"\0" + struct.pack("!i", 0)) + message(b"S", b"")
-
-
-BEGIN: Final = query("begin")
-COMMIT: Final = query("commit")
-SYNC: Final = message(b"S", b"")
 
 
 @dataclass(slots=True, eq=False)
@@ -91,9 +39,10 @@ class Session:
     number: int
     steps: list[bytes] = field(default_factory=list)
     sent_ns: int = 0
-    began_ns: int = 0
-    expected: bytes = b""
-    """Must be in the answer; for a check."""
+    found: bytes = b""
+    """What was answered to the questions of a check."""
+    is_checked: bool = False
+    """A check is under way."""
     unread: bytes = b""
 
 
@@ -102,6 +51,7 @@ class Load:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self._talk = talk_of(setup)
         self._sessions: dict[int, Session] = {}
         self._poll = select.epoll()
         self._due: list[tuple[int, int]] = []
@@ -121,29 +71,13 @@ class Load:
     def connect(self) -> None:
         """Log everybody in, one after the other, and make their state."""
         for number in range(self.setup.sessions):
-            sock = socket.create_connection(("127.0.0.1", self.setup.port), timeout=30)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.sendall(startup(self.setup.user, self.setup.database))
-            self._wait_ready(sock)
-            if self.setup.with_state:
-                for request in state_of(number):
-                    sock.sendall(request)
-                    self._wait_ready(sock)
+            sock = self._talk.open(number)
             sock.setblocking(False)
             self._sessions[sock.fileno()] = Session(sock, number)
             self._poll.register(sock.fileno(), select.EPOLLIN)
         now = time.monotonic_ns()
         for session in list(self._sessions.values())[: self.setup.busy]:
             self._rest(session, now)
-
-    @staticmethod
-    def _wait_ready(sock: socket.socket) -> None:
-        data = b""
-        while not data.endswith(b"Z\0\0\0\x05I"):
-            chunk = sock.recv(65_536)
-            if not chunk or chunk[:1] == b"E":
-                raise OSError(f"refused: {(data + chunk)!r}")
-            data += chunk
 
     # --- working -----------------------------------------------------------------------------------------------------
 
@@ -204,12 +138,8 @@ class Load:
             # It is being checked: a little later.
             self._rest(session, now)
             return
-        row = str(self._random.randrange(ROWS))
-        if self.setup.with_state:
-            session.steps = [COMMIT, execute("work", row), BEGIN]
-        else:
-            session.steps = [COMMIT, query(f"update counter set value = value + 1 where id = {row}"), BEGIN]
-        session.began_ns = now
+        row = self._random.randrange(ROWS)
+        session.steps = [self._talk.commit, self._talk.work(session.number, row), self._talk.begin]
         self._send(session)
 
     def _send(self, session: Session) -> None:
@@ -220,18 +150,9 @@ class Load:
             self._end(session, str(error))
 
     def _check(self, session: Session) -> None:
-        if not self.setup.with_state:
-            session.expected = b"here"
-            session.steps = [query("select 'here'")]
-        else:
-            session.expected = answer_of(session.number)
-            session.steps = [
-                query("select current_setting('app.number') || current_setting('work_mem')")
-                + query("execute by_name(1)")
-                + execute("work", "-1")
-                + execute("answer", "1")
-            ]
-        session.unread = b""
+        session.is_checked = True
+        session.found = b""
+        session.steps = self._talk.questions(session.number)[::-1]
         self._send(session)
 
     def _read(self, session: Session) -> None:
@@ -247,56 +168,39 @@ class Load:
             return
         if session.unread:
             data = session.unread + data
-        position, ready, is_whole = 0, 0, True
-        while position < len(data):
-            if len(data) - position < 5:
-                is_whole = False
-                break
-            size = int.from_bytes(data[position + 1 : position + 5], "big") + 1
-            if position + size > len(data):
-                is_whole = False
-                break
-            tag = data[position]
-            if tag == 0x5A:
-                ready += 1
-            elif tag == 0x45:
-                self._errors.append(data[position + 5 : position + size].replace(b"\0", b" ").decode(errors="replace"))
-            position += size
-        if session.expected:
-            if not is_whole or ready < (4 if self.setup.with_state else 1):
-                session.unread = data
-                return
-            self._checked(session, data)
-            return
-        if not is_whole or not ready:
+        answer = self._talk.read(data)
+        if answer is None:
             session.unread = data
             return
         session.unread = b""
+        if answer.error:
+            self._errors.append(answer.error)
         if session.steps:
-            self._answered(session)
+            self._answered(session, answer)
 
-    def _answered(self, session: Session) -> None:
+    def _answered(self, session: Session, answer: Answer) -> None:
         now = time.monotonic_ns()
-        self._trips_ns.append(now - session.sent_ns)
         session.steps.pop()
+        if session.is_checked:
+            session.found += b"".join(answer.rows)
+        else:
+            self._trips_ns.append(now - session.sent_ns)
         if session.steps:
             self._send(session)
-            return
-        self._transactions += 1
-        fd = session.sock.fileno()
-        if fd in self._checking:
-            self._rest(session, now)
-            self._check(session)
+        elif session.is_checked:
+            self._checked(session)
         else:
+            self._transactions += 1
             self._rest(session, now)
+            if session.sock.fileno() in self._checking:
+                self._check(session)
 
-    def _checked(self, session: Session, data: bytes) -> None:
-        texts = b"".join(rows_of(data))
-        if texts != session.expected:
+    def _checked(self, session: Session) -> None:
+        session.is_checked = False
+        expected = self._talk.expected(session.number)
+        if session.found != expected:
             self._lost_state += 1
-            self._errors.append(f"session {session.number} answers {texts!r} instead of {session.expected!r}")
-        session.expected = session.unread = b""
-        session.steps = []
+            self._errors.append(f"session {session.number} answers {session.found!r} instead of {expected!r}")
         self._checking.discard(session.sock.fileno())
         self._tell_checked()
 
@@ -315,38 +219,6 @@ class Load:
             self._lost_state += 1
             self._checking.discard(fd)
             self._tell_checked()
-
-
-def state_of(number: int) -> list[bytes]:
-    """Requests that give a session its state."""
-    return [
-        query(f"select set_config('app.number', '{number}', false)"),
-        query(f"set work_mem = '{4096 + number}kB'"),
-        query("set search_path = public"),
-        query("prepare by_name (int) as select 'named' || $1"),
-        parse("work", "update counter set value = value + 1 where id = $1::int")
-        + parse("answer", f"select 'answer {number} ' || $1::int")
-        + SYNC,
-    ]
-
-
-def answer_of(number: int) -> bytes:
-    """What a session with that state answers to a check."""
-    memory = 4096 + number
-    shown = f"{memory // 1024}MB" if memory % 1024 == 0 else f"{memory}kB"
-    return f"{number}{shown}named1answer {number} 1".encode()
-
-
-def rows_of(data: bytes) -> list[bytes]:
-    """First columns of all DataRows."""
-    found, position = [], 0
-    while position < len(data):
-        size = int.from_bytes(data[position + 1 : position + 5], "big") + 1
-        if data[position] == 0x44:
-            length = int.from_bytes(data[position + 7 : position + 11], "big")
-            found.append(data[position + 11 : position + 11 + length])
-        position += size
-    return found
 
 
 def _part_ms(ordered_ns: list[int], share: float) -> float:

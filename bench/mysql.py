@@ -17,9 +17,8 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from bench import relays, results
 from bench.programs import haproxy_version, program
 from bench.relay import Done, Run, measured_run, median, ratios
 from bench.relays import PoolMode, Relay
+from bench.rows import Choice, Row
 from proxy.embedded import MariaDBServer, MySQLServer, ServerFailed, Setup, Workspace
 from proxy.embedded.mysql import PASSWORD
 
@@ -34,34 +34,11 @@ TABLE_ROWS: Final = 100_000
 USER: Final = "app"
 DATABASE: Final = "app"
 
-QueryMode = Literal["text", "prepared"]
+QUERY_MODES: Final = ("text", "prepared")
 RELAYS: Final = ("direct", "floor", "Turnout", "HAProxy", "MySQL Router")
+CHOICE: Final = Choice(QUERY_MODES, RELAYS, clients_max=500)
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what is asked of every relay that can do it."""
-
-    pool_mode: PoolMode
-    query_mode: QueryMode
-    threads: int
-
-    def __str__(self) -> str:
-        return f"{self.pool_mode}/{self.query_mode}/{self.threads}"
-
-    @classmethod
-    def parse(cls, text: str) -> Row:
-        """The opposite of str(). Raises argparse.ArgumentTypeError."""
-        match text.split("/"):
-            case [pool_mode, query_mode, threads] if threads.isdecimal() and 1 <= int(threads) <= 500:
-                if pool_mode in get_args(PoolMode) and query_mode in get_args(QueryMode):
-                    return cls(pool_mode, query_mode, int(threads))  # type: ignore[arg-type]  # just checked
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no row: {'|'.join(get_args(PoolMode))}/{'|'.join(get_args(QueryMode))}/THREADS"
-        )
-
-
-ROWS: Final = tuple(Row(pool_mode, mode, 16) for pool_mode in get_args(PoolMode) for mode in get_args(QueryMode))
+ROWS: Final = tuple(Row(pool_mode, mode, 16) for pool_mode in get_args(PoolMode) for mode in QUERY_MODES)
 
 
 class Sysbench:
@@ -77,7 +54,7 @@ class Sysbench:
     async def select(self, port: int, row: Row, *limit: str) -> Done:
         """`limit` is `--time=S` or `--events=N`. Raises ServerFailed if a query failed."""
         ps_mode = "auto" if row.query_mode == "prepared" else "disable"
-        text = await self._run(port, "run", f"--threads={row.threads}", f"--db-ps-mode={ps_mode}", *limit)
+        text = await self._run(port, "run", f"--threads={row.clients}", f"--db-ps-mode={ps_mode}", *limit)
         transactions = re.search(r"transactions:\s+(\d+)\s+\(([\d.]+) per sec", text)
         ignored = re.search(r"ignored errors:\s+(\d+)", text)
         if transactions is None or ignored is None or ignored[1] != "0":
@@ -125,7 +102,7 @@ def summarize(measured: dict[Row, list[dict[str, Run]]], flavour: str) -> list[r
             "server": flavour,
             "pool_mode": row.pool_mode,
             "query_mode": row.query_mode,
-            "threads": row.threads,
+            "threads": row.clients,
             "relay": relay,
             "rounds": len(rounds),
             "us_per_query": round(statistics.median(one[relay].us_per_query for one in rounds), 2),
@@ -205,15 +182,15 @@ async def run(
                         print(f"round {number + 1} of {rounds}: {row}", file=sys.stderr)
                         if number == 0:
                             for relay in running:
-                                await load.select(relay.port, row, f"--events={row.threads}", "--time=60")
+                                await load.select(relay.port, row, f"--events={row.clients}", "--time=60")
                         turn = number % len(running)
                         order = running[turn:] + running[:turn]
                         runs = {
                             relay.name: await measured_run(
                                 relay,
-                                row.threads,
+                                row.clients,
                                 lambda relay=relay, row=row: load.select(  # type: ignore[misc]
-                                    relay.port, row, f"--events={row.threads}", "--time=60"
+                                    relay.port, row, f"--events={row.clients}", "--time=60"
                                 ),
                                 lambda relay=relay, row=row: load.select(  # type: ignore[misc]
                                     relay.port, row, "--events=0", f"--time={seconds:g}"
@@ -225,23 +202,12 @@ async def run(
     return summarize(measured, server.flavour)
 
 
-def _list(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
-
-
-def _relays(text: str) -> list[str]:
-    wanted = _list(text)
-    if unknown := set(wanted) - set(RELAYS):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the relays are {', '.join(RELAYS)}")
-    return wanted
-
-
 def main() -> int:
     """The program. Exit code 1 if something could not be measured."""
     parser = argparse.ArgumentParser(prog="bench.mysql", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--server", choices=("mariadb", "mysql"), default="mariadb")
-    parser.add_argument("--rows", type=lambda text: [Row.parse(part) for part in _list(text)], default=list(ROWS))
-    parser.add_argument("--relays", type=_relays, default=list(RELAYS), help=f"these only, of {','.join(RELAYS)}")
+    parser.add_argument("--rows", type=CHOICE.rows, default=list(ROWS))
+    parser.add_argument("--relays", type=CHOICE.names, default=list(RELAYS), help=f"these only, of {','.join(RELAYS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="length of each run")
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of the table")

@@ -27,13 +27,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from rich.table import Table
 
 from bench import relays, results
 from bench.programs import PgBouncer, find_pgbouncer, haproxy_version, program
 from bench.relays import PoolMode, Relay, Way, cpu_ns
+from bench.rows import Choice, Row
 from proxy.embedded import PostgresServer, ServerFailed, Workspace
 from proxy.embedded.postgres import SUPERUSER, debian_bin
 
@@ -42,33 +43,9 @@ DATABASE: Final = "bench"
 MANY: Final = 1_000
 """Clients from which on rows have relays and backends of their own, so that the others do not carry theirs."""
 
-QueryMode = Literal["simple", "extended", "prepared"]
-
+QUERY_MODES: Final = ("simple", "extended", "prepared")
 RELAYS: Final = ("direct", "floor", "Turnout", "PgBouncer", "HAProxy")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: what is asked of every relay that can do it."""
-
-    pool_mode: PoolMode
-    query_mode: QueryMode
-    clients: int
-    tls: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.pool_mode}/{self.query_mode}/{self.clients}{'/tls' if self.tls else ''}"
-
-    @classmethod
-    def parse(cls, text: str) -> Row:
-        """The opposite of str(). Raises argparse.ArgumentTypeError."""
-        match text.split("/"):
-            case [pool_mode, query_mode, clients, *tls] if tls in ([], ["tls"]) and clients.isdecimal():
-                if pool_mode in get_args(PoolMode) and query_mode in get_args(QueryMode) and 1 <= int(clients) <= 1_500:
-                    return cls(pool_mode, query_mode, int(clients), bool(tls))  # type: ignore[arg-type]  # just checked
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no row: {'|'.join(get_args(PoolMode))}/{'|'.join(get_args(QueryMode))}/CLIENTS[/tls]"
-        )
+CHOICE: Final = Choice(QUERY_MODES, RELAYS, clients_max=1_500, takes_tls=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +157,7 @@ def plan(is_quick: bool) -> list[Row]:
         *(
             Row(pool_mode, query_mode, clients)
             for pool_mode in get_args(PoolMode)
-            for query_mode in get_args(QueryMode)
+            for query_mode in QUERY_MODES
             for clients in (1, 16, 100, MANY)
         ),
         *(
@@ -305,9 +282,7 @@ class Lab:
         workspace, engine, enter = self._workspace, self._engine, stack.enter_async_context
         found: list[Relay] = []
         for name in self._names:
-            if not any(
-                takes_part(name, Row(way.pool_mode, mode, 1, way.tls), self._which) for mode in get_args(QueryMode)
-            ):
+            if not any(takes_part(name, Row(way.pool_mode, mode, 1, way.tls), self._which) for mode in QUERY_MODES):
                 continue
             match name:
                 case "direct":
@@ -362,28 +337,12 @@ async def run(
     return summarize(measured)
 
 
-def _list(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
-
-
-def _rows(text: str) -> list[Row]:
-    return [Row.parse(part) for part in _list(text)]
-
-
-def _relays(text: str) -> list[str]:
-    wanted = _list(text)
-    unknown = set(wanted) - set(RELAYS)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the relays are {', '.join(RELAYS)}")
-    return [name for name in RELAYS if name in wanted]
-
-
 def main() -> int:
     """The program. Exit code 1 if something could not be measured."""
     parser = argparse.ArgumentParser(prog="bench.relay", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="16 clients, no HAProxy, nobody directly, short runs")
-    parser.add_argument("--rows", type=_rows, help="these only, e.g. session/simple/16,session/prepared/100/tls")
-    parser.add_argument("--relays", type=_relays, help=f"these only, of {','.join(RELAYS)}")
+    parser.add_argument("--rows", type=CHOICE.rows, help="these only, e.g. session/simple/16,session/prepared/100/tls")
+    parser.add_argument("--relays", type=CHOICE.names, help=f"these only, of {','.join(RELAYS)}")
     parser.add_argument("--rounds", type=int, default=0, help="rounds (default 3, quick 5)")
     parser.add_argument("--seconds", type=float, default=0, help="length of each run (default 3, quick 2)")
     parser.add_argument("--add", action="store_true", help="keep the other rows of the results file")

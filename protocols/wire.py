@@ -484,6 +484,11 @@ class Ledger(Protocol):
     def worn(self) -> tuple[tuple[str, str], ...]:
         """The same of the backend that was asked last, as it was found."""
 
+    @property
+    def idle_limit_s(self) -> float:
+        """After how many idle seconds the server ends the session, where the session has set that itself; 0: it has not.
+        A backend that is new to the session counts from the beginning."""
+
     def inspection(self) -> Exchange:
         """Ask the session's backend what it holds. Once complete, `is_dirty` is False and settings, statements,
         channels and pins are those of the backend. Only at a boundary."""

@@ -310,6 +310,11 @@ class MysqlLedger:
         )
 
     @property
+    def idle_limit_s(self) -> float:
+        """See `wire.Ledger`."""
+        return float(self.variables.get("wait_timeout") or 0)
+
+    @property
     def _deprecates_eof(self) -> bool:
         return bool(self.startup.capabilities & c.CLIENT_DEPRECATE_EOF)
 

@@ -185,6 +185,11 @@ class PostgresLedger:
         return {name: count for name, count in counts.items() if count}
 
     @property
+    def idle_limit_s(self) -> float:
+        """See `wire.Ledger`. The server tells the setting in milliseconds."""
+        return int(self.settings.get(b"idle_session_timeout") or 0) / 1000
+
+    @property
     def wanted(self) -> tuple[tuple[str, str], ...]:
         """Transaction mode: the settings a backend has to have for this session, as parameters of a Startup."""
         return _as_parameters(self._all_settings(self.settings))

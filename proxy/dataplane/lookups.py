@@ -1,8 +1,9 @@
 """Connections on which the engines are asked for users (`auth_query`): the proxy's own, never a session's.
 
 One for each database that is asked in, opened when it is needed, at most `LINES_MAX`; the one not used for longest makes
-room. Questions of one connection are asked one after the other. Nothing that a client sends has a part in how such a
-connection is opened.
+room. Questions of one connection are asked one after the other. Those who come for the same user while theirs is not
+asked yet share it: a crowd costs two questions at a time, and nobody is judged by an answer older than its own coming.
+Nothing that a client sends has a part in how such a connection is opened.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import structlog
 
 from protocols.wire import Startup, Wire
 from proxy.dataplane.backend import Backend
-from proxy.errors import EngineLost, EngineRefused, LookupFailed
+from proxy.errors import EngineLost, EngineRefused, LookupFailed, ProxyError
 
 _log = structlog.get_logger("turnout.lookups")
 
@@ -26,14 +27,20 @@ ANSWER_TIMEOUT_S: Final = 5.0
 """Longest time an engine may take to tell who a user is."""
 
 
+Answer = str | ProxyError | None
+"""What came of a question."""
+
+
 class _Line:
     """One connection, and whose turn it is."""
 
-    __slots__ = ("backend", "lock", "waiting")
+    __slots__ = ("backend", "lock", "questions", "waiting")
 
     def __init__(self) -> None:
         self.backend: Backend | None = None
         self.lock = asyncio.Lock()
+        self.questions: dict[tuple[str, str], asyncio.Future[Answer]] = {}
+        """Not asked yet, by query and user."""
         self.waiting = 0
 
 
@@ -59,10 +66,31 @@ class Lookups:
         line = self._line(engine, startup)
         line.waiting += 1
         try:
-            async with line.lock:
-                return await self._ask(line, engine, startup, query, user)
+            asked = line.questions.get((query, user))
+            answer = await (asyncio.shield(asked) if asked is not None else self._in_turn(line, engine, startup, query, user))
         finally:
             line.waiting -= 1
+        if isinstance(answer, ProxyError):
+            raise answer
+        return answer
+
+    async def _in_turn(self, line: _Line, engine: str, startup: Startup, query: str, user: str) -> Answer:
+        """Ask once those before have their answers, for all who have come until then."""
+        asked: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        line.questions[query, user] = asked
+        answer: Answer = LookupFailed("the proxy is going down")
+        try:
+            async with line.lock:
+                del line.questions[query, user]
+                answer = await self._ask(line, engine, startup, query, user)
+        except ProxyError as error:
+            answer = error
+        finally:
+            # Cancelled, too: nobody waits for it in vain.
+            if line.questions.get((query, user)) is asked:
+                del line.questions[query, user]
+            asked.set_result(answer)
+        return answer
 
     async def _ask(self, line: _Line, engine: str, startup: Startup, query: str, user: str) -> str | None:
         while True:

@@ -361,8 +361,10 @@ class Move:
     def _hold_all(self) -> None:
         if self.phase != "holding":
             return
+        now_ns = time.monotonic_ns()
         for session in self.runtime.registry.members(Standing.SERVING):
-            self._hold_session(session)
+            if not session.end_if_idle(now_ns):
+                self._hold_session(session)
         self._check_all_held()
 
     def _hold_session(self, session: Session) -> None:

@@ -105,7 +105,6 @@ class Session(Owner):
         "_pool",
         "_pool_epoch",
         "_shelf",
-        "_user",
         "_waiter",
         "cancel_key",
         "client",
@@ -155,8 +154,6 @@ class Session(Owner):
         self.move_notes: object | None = None
         """What a switch under way keeps with this session; only `moving` touches it."""
         self._login: ClientLogin | None = None
-        self._user = ""
-        """Who the client says it is, from its first packet on."""
         self.has_seat = False
         """Counted as a client of the service; only the worker touches it."""
         self._idle_mark = (-1, 0)
@@ -295,8 +292,6 @@ class Session(Owner):
     def _count_failure(self) -> None:
         if self.runtime is not None:
             self.runtime.login_failures += 1
-            if self._user:
-                self.runtime.users.doubt(self._user)
 
     def _look_up(self, login: ClientLogin, wanted: CredentialWanted) -> None:
         if self.tls.is_required and not self.link.is_encrypted:
@@ -323,7 +318,6 @@ class Session(Owner):
         if full is not None:
             self.refuse_login(full)
             return
-        self._user = wanted.user
         users, link = runtime.users, self.link
         channel = CLEAR
         if link.is_encrypted:
@@ -750,6 +744,8 @@ class Session(Owner):
                 return True
             if config.client_idle_timeout_s and now_ns - relay.last_request_ns > config.client_idle_timeout_s * 1e9:
                 self.end_with(IdleTooLong("terminating connection due to client_idle_timeout_s of the proxy"))
+            else:
+                self.end_if_idle(now_ns)
         elif config.idle_transaction_timeout_s:
             if self._idle_mark[0] != tracker.requests or relay.last_request_ns > self._idle_mark[1]:
                 self._idle_mark = (tracker.requests, now_ns)
@@ -757,6 +753,18 @@ class Session(Owner):
                 text = "terminating connection due to idle_transaction_timeout_s of the proxy"
                 self.end_with(IdleInTransaction(text))
         return False
+
+    def end_if_idle(self, now_ns: int) -> bool:
+        """End it if its own `wait_timeout` or `idle_session_timeout` is over. That is the server's to do, but a backend
+        which the session was given while idle counts anew. True if it has ended."""
+        relay, backend, ledger = self.relay, self.backend, self.ledger
+        if relay is None or backend is None or ledger is None or backend.opened_ns < relay.last_request_ns:
+            return False
+        limit_s = ledger.idle_limit_s
+        if not limit_s or not relay.at_boundary() or now_ns - relay.last_request_ns < limit_s * 1e9:
+            return False
+        self.end_with(IdleTooLong("terminating connection due to the session's own idle timeout"))
+        return True
 
     async def _look(self) -> None:
         try:

@@ -8,7 +8,8 @@ A password that is changed takes effect without a restart:
 
 - the file is looked at (one stat) before each use and read when it is another one than before. A file that cannot be
   read leaves the users as they were, with a warning;
-- what the engine told is believed for `TOLD_S`, and asked anew after any login that failed;
+- the engine is asked at each login. An answer is for those who had come when it was asked, however many they are, and for
+  nobody later: a SCRAM login that began with an old verifier cannot be taught a new one;
 - what a client's login left is replaced by its next login, and dropped when an engine refuses it.
 
 Sessions that are there stay, whatever happens to their passwords, as they do at a server.
@@ -17,7 +18,6 @@ Sessions that are there stay, whatever happens to their passwords, as they do at
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -34,12 +34,6 @@ from proxy.hba import Rule, decide, parse_hba
 
 _log = structlog.get_logger("turnout.users")
 
-TOLD_S: Final = 1.0
-"""How long an answer of the engine is believed."""
-
-TOLD_MAX: Final = 4096
-"""Answers kept; strangers may come with any name."""
-
 IN_CLEAR: Final = frozenset({"password", "mysql_clear_password"})
 """Methods by which whoever listens learns the password, unless there is TLS."""
 
@@ -54,7 +48,6 @@ class Users:
         self._service = service
         self._ask = ask
         self._won: dict[str, Credential] = {}
-        self._told: dict[tuple[str, str], tuple[str | None, int]] = {}
         self._rules: list[Rule] = []
         self._known: dict[str, str] = {}
         self._path: Path | None = None
@@ -71,7 +64,6 @@ class Users:
         self._path = Path(auth.users.file) if auth.users is not None and auth.users.file is not None else None
         # Unknown: it may be newer than what the config had when it was read, which may be long ago.
         self._stamp = None
-        self._told.clear()
 
     # --- how a client has to prove itself ---
 
@@ -132,24 +124,10 @@ class Users:
 
     async def find(self, wanted: CredentialWanted) -> str | None:
         """The secret of a user that `needs_asking`. Raises ProxyError."""
-        user = wanted.user
         # Physical replication has no database, and nobody can be asked in none. MySQL's tables of users are in no other.
         own = self._config.admin.database or "postgres" if wanted.is_replication else wanted.database
-        key = (user, self._config.auth.auth_dbname or ("" if self._config.protocol == "mysql" else own))
-        told = self._told.get(key)
-        now = time.monotonic_ns()
-        if told is not None and now < told[1]:
-            return told[0]
-        secret = await self._ask(user, key[1])
-        if len(self._told) >= TOLD_MAX:
-            self._told.pop(next(iter(self._told)))
-        self._told[key] = (secret, time.monotonic_ns() + int(TOLD_S * 1e9))
-        return secret
-
-    def doubt(self, user: str) -> None:
-        """A login of this user failed: what the engine told of it may be old."""
-        for key in [key for key in self._told if key[0] == user]:
-            del self._told[key]
+        database = self._config.auth.auth_dbname or ("" if self._config.protocol == "mysql" else own)
+        return await self._ask(wanted.user, database)
 
     # --- what opens backends ---
 
@@ -170,7 +148,6 @@ class Users:
     def refused(self, user: str) -> None:
         """An engine refused what `credential_of` gave: the password was changed there."""
         self._won.pop(user, None)
-        self.doubt(user)
 
     # --- the file ---
 

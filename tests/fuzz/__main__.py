@@ -1,4 +1,4 @@
-"""`make fuzz`: both halves side by side, for as long as asked.
+"""`make fuzz`: the parsers and, in both protocols, the live proxy side by side, for as long as asked.
 
     make fuzz                                   30 minutes
     make fuzz ARGS="--minutes 1"
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.fuzz import Found, live, parsers
+from tests.fuzz.sides import SIDES
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BATCH: Final = 500
@@ -138,14 +139,15 @@ def replay(target: str, line: str) -> None:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """Both halves until the time is over. Raises Found."""
+    """All of it until the time is over. Raises Found."""
     until = time.monotonic() + args.minutes * 60
     async with asyncio.TaskGroup() as group:
         halves = []
-        if args.only != "live":
+        if args.only in (None, "parsers"):
             halves.append(group.create_task(fuzz_parsers(args.seed, until, args.keep)))
-        if args.only != "parsers":
-            halves.append(group.create_task(live.fuzz(args.seed, until)))
+        for protocol in SIDES:
+            if args.only in (None, "live", protocol):
+                halves.append(group.create_task(live.fuzz(protocol, args.seed, until)))
     for half in halves:
         sys.stdout.write(half.result() + "\n")
 
@@ -155,7 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--only", choices=("parsers", "live"))
+    parser.add_argument("--only", choices=("parsers", "live", *SIDES))
     parser.add_argument("--keep", action="store_true", help="add inputs that show something new to tests/corpus/fuzz")
     parser.add_argument("--replay", nargs=2, metavar=("TARGET", "STEPS"))
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """The live proxy between hostile clients and a hostile server, beside a witness on the same worker.
 
-The engine Turnout knows is a go-between of ours before a real PostgreSQL server. It passes everybody's bytes on as they
-are, but what the server answers to the account `hostile` it makes worse now and then, or ends, or keeps back. Clients of
+The engine Turnout knows is a go-between of ours before a real server (what differs between the protocols is in `sides`). It
+passes everybody's bytes on as they are, but what the server answers to the account `hostile` it makes worse now and then, or ends, or keeps back. Clients of
 that account send mutated logins and conversations, in pieces, leave in the middle, or do not read. The witness asks its
 question over and over on one connection and must have the right answer from the same backend within a deadline.
 
@@ -19,18 +19,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, get_args
 
 import psutil
 
-from proxy.embedded import PostgresServer, Setup, Turnout, Workspace, free_port
-from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.embedded import Setup, Turnout, Workspace, free_port
 from proxy.tasks import spawn
-from tests.corpus.postgres import SETUP, conversations
 from tests.fuzz import Found
-from tests.fuzz.mutation import Mutator, split_postgres
+from tests.fuzz.mutation import Mutator
+from tests.fuzz.sides import HOSTILE, POOL_SIZE, SIDES, PoolMode, Refused, Side
 
-HOSTILE: Final = "hostile"
 AT_ONCE: Final = 8
 """Hostile clients at any time."""
 WITNESS_S: Final = 20.0
@@ -46,30 +44,16 @@ OWN_FAILURES: Final = ("session failed", "sink failed", "order failed", "task fa
 
 _LOGIN_S: Final = 0.3
 
-_WANTS_ENCRYPTION: Final = (b"\0\0\0\x08\x04\xd2\x16\x2f", b"\0\0\0\x08\x04\xd2\x16\x30")
-"""SSLRequest, GSSENCRequest."""
-
-
-def _packet(body: bytes) -> bytes:
-    return (len(body) + 4).to_bytes(4, "big") + body
-
-
-def login(user: str, *more: str) -> bytes:
-    """StartupMessage."""
-    words = ("user", user, "database", "postgres", *more)
-    return _packet((196_608).to_bytes(4, "big") + b"".join(word.encode() + b"\0" for word in words) + b"\0")
-
-
 # --- the hostile server -------------------------------------------------------------------------------------------
 
 
 class GoBetween:
     """Stands for the engine: passes on, and makes worse what is `hostile`'s."""
 
-    def __init__(self, rng: random.Random, server: PostgresServer) -> None:
+    def __init__(self, rng: random.Random, side: Side) -> None:
         self._rng = rng
-        self._server = server
-        self._mutator = Mutator(rng, split_postgres, [one.sent for one in conversations()])
+        self._side = side
+        self._mutator = Mutator(rng, side.split, side.answered)
         self.port = free_port()
         self.worse = 0
         """Answers made worse so far."""
@@ -84,16 +68,10 @@ class GoBetween:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            first = await reader.read(65536)
-            while first in _WANTS_ENCRYPTION:
-                writer.write(b"N")
-                first = await reader.read(65536)
-            is_hostile = b"\0" + HOSTILE.encode() + b"\0" in first
-            behind_reader, behind = await asyncio.open_connection("127.0.0.1", self._server.port)
+            behind_reader, behind, is_hostile = await self._side.open_between(reader, writer)
         except OSError:
             writer.close()
             return
-        behind.write(first)
         await asyncio.gather(
             self._pass(reader, behind, worsens=False),
             # A backend that breaks at once teaches little: half of them are let in.
@@ -134,23 +112,23 @@ class GoBetween:
 # --- the hostile client -------------------------------------------------------------------------------------------
 
 
-async def hostile_client(rng: random.Random, port: int, donors: list[bytes]) -> None:
+async def hostile_client(rng: random.Random, port: int, side: Side) -> None:
     """One of them, from connect to its end."""
-    mutator = Mutator(rng, split_postgres, donors)
+    mutator = Mutator(rng, side.split, side.said)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return
     reads = rng.random() < 0.9
     try:
-        first = login(HOSTILE, *rng.choice(((), ("options", "-c search_path=public"), ("application_name", "x"))))
+        first = side.login(HOSTILE, rng)
         if rng.random() < 0.2:
             await _send(rng, writer, mutator.cuts(mutator.mutate(first)))
         else:
             writer.write(first)
-        await _read(reader, _LOGIN_S if rng.random() < 0.8 else 0.0, until=b"Z\0\0\0\5")
+        await _read(reader, _LOGIN_S if rng.random() < 0.8 else 0.0, until=side.login_end)
         for _ in range(rng.randint(1, 3)):
-            stream = rng.choice(donors)
+            stream = rng.choice(side.said)
             await _send(rng, writer, mutator.cuts(mutator.mutate(stream) if rng.random() < 0.75 else stream))
             if reads:
                 await _read(reader, rng.choice((0.0, 0.02, 0.1)))
@@ -163,7 +141,7 @@ async def hostile_client(rng: random.Random, port: int, donors: list[bytes]) -> 
                 writer.write_eof()
                 await _read(reader, CLIENT_S)
             case 2:
-                writer.write(b"X\0\0\0\4")
+                writer.write(side.goodbye)
             case _:
                 pass
     except OSError:
@@ -204,8 +182,10 @@ async def _read(reader: asyncio.StreamReader, seconds: float, until: bytes = b""
 class Witness:
     """Asks on one connection for as long as it lives."""
 
-    def __init__(self, mode: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, side: Side, mode: PoolMode, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._side = side
         self._mode = mode
+        self._name = f"{side.name}, {mode}"
         self._reader = reader
         self._writer = writer
         self._backend = b""
@@ -213,51 +193,32 @@ class Witness:
         self.slowest_ms = 0.0
 
     @classmethod
-    async def come(cls, mode: str, port: int) -> Witness:
+    async def come(cls, side: Side, mode: PoolMode, port: int) -> Witness:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        one = cls(mode, reader, writer)
-        writer.write(login("witness"))
-        await one._until_ready()
-        return one
+        await side.enter(reader, writer)
+        return cls(side, mode, reader, writer)
 
     async def ask_on(self) -> None:
         """Until cancelled. Raises Found."""
         while True:
             self.asked += 1
-            text = f"select {self.asked} * 2, pg_backend_pid()\0".encode()
             began = time.monotonic()
-            self._writer.write(b"Q" + _packet(text))
             try:
                 async with asyncio.timeout(WITNESS_S):
-                    rows = await self._until_ready()
+                    rows = await self._side.ask(self._reader, self._writer, self.asked)
             except TimeoutError:
-                raise Found(f"{self._mode}: the witness has no answer after {WITNESS_S:g} s") from None
+                raise Found(f"{self._name}: the witness has no answer after {WITNESS_S:g} s") from None
             except (OSError, asyncio.IncompleteReadError) as error:
-                raise Found(f"{self._mode}: the witness lost its connection: {error}") from error
+                raise Found(f"{self._name}: the witness lost its connection: {error}") from error
+            except Refused as error:
+                raise Found(f"{self._name}: the witness was refused: {error}") from error
             self.slowest_ms = max(self.slowest_ms, (time.monotonic() - began) * 1_000)
-            if len(rows) != 1 or rows[0][0] != str(self.asked * 2).encode():
-                raise Found(f"{self._mode}: the witness asked for {self.asked * 2} and got {rows}")
+            if len(rows) != 1 or rows[0][0] != str(self.asked).encode():
+                raise Found(f"{self._name}: the witness asked for {self.asked} and got {rows}")
             if self._mode == "session" and self._backend not in (b"", rows[0][1]):
-                raise Found(f"the witness' backend changed from {self._backend!r} to {rows[0][1]!r}")
+                raise Found(f"{self._name}: the witness' backend changed from {self._backend!r} to {rows[0][1]!r}")
             self._backend = rows[0][1]
             await asyncio.sleep(0.02)
-
-    async def _until_ready(self) -> list[list[bytes]]:
-        rows: list[list[bytes]] = []
-        while True:
-            header = await self._reader.readexactly(5)
-            body = await self._reader.readexactly(int.from_bytes(header[1:], "big") - 4)
-            if header[:1] == b"E":
-                raise Found(f"{self._mode}: the witness was refused: {body!r}")
-            if header[:1] == b"D":
-                values, at = [], 2
-                for _ in range(int.from_bytes(body[:2], "big")):
-                    size = int.from_bytes(body[at : at + 4], "big")
-                    values.append(body[at + 4 : at + 4 + size])
-                    at += 4 + size
-                rows.append(values)
-            if header[:1] == b"Z":
-                return rows
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------
@@ -305,25 +266,9 @@ class Field:
             await asyncio.sleep(0.5)
 
 
-POOL_SIZE: Final = 10
-
-
 @asynccontextmanager
-async def _turnout(mode: Literal["session", "transaction"], port: int, folder: Path) -> AsyncIterator[Turnout]:
-    one = Turnout(
-        Setup(
-            protocol="postgresql",
-            engines={"only": f"127.0.0.1:{port}"},
-            admin_user=SUPERUSER,
-            admin_password=PASSWORD,
-            users={},
-            auth_method="trust",
-            pool_mode=mode,
-            service={"pool_size": POOL_SIZE},
-            top={"client_login_timeout_s": 3.0},
-        ),
-        folder,
-    )
+async def _turnout(setup: Setup, folder: Path) -> AsyncIterator[Turnout]:
+    one = Turnout(setup, folder)
     await one.start()
     try:
         yield one
@@ -331,32 +276,22 @@ async def _turnout(mode: Literal["session", "transaction"], port: int, folder: P
         await one.stop()
 
 
-async def fuzz(seed: int, until: float) -> str:
+async def fuzz(protocol: str, seed: int, until: float) -> str:
     """Until the time `until` of the monotonic clock. Returns what was done; raises Found."""
-    donors = [one.sent for one in conversations() if len(one.sent) < 20_000]
-    rng = random.Random(f"{seed}/live")
+    side = SIDES[protocol]()
+    rng = random.Random(f"{seed}/live/{protocol}")
     async with AsyncExitStack() as stack:
         workspace = stack.enter_context(Workspace("turnout-fuzz-", niceness=10))
-        hba = workspace.path / "hba.conf"
-        hba.write_text("host all all 127.0.0.1/32 trust\n")
-        workspace.give(hba)
-        server = await PostgresServer.create(
-            workspace,
-            fsync=False,
-            settings={"hba_file": str(hba), "statement_timeout": "2s", "deadlock_timeout": "100ms"},
-        )
-        await server.start()
-        stack.push_async_callback(server.stop, "immediate")
-        await server.execute(
-            f"{SETUP}; create role {HOSTILE} login; create role witness login; grant all on corpus to {HOSTILE}"
-        )
-        between = GoBetween(random.Random(f"{seed}/server"), server)
+        stack.push_async_callback(await side.start(workspace))
+        between = GoBetween(random.Random(f"{seed}/server/{protocol}"), side)
         await stack.enter_async_context(between.listening())
         fields = []
-        for mode in ("session", "transaction"):
-            workspace.path.joinpath(mode).mkdir()
-            one = await stack.enter_async_context(_turnout(mode, between.port, workspace.path / mode))
-            fields.append(Field(mode, one, await Witness.come(mode, one.port)))
+        modes: tuple[PoolMode, ...] = get_args(PoolMode)
+        for mode in modes:
+            folder = workspace.path / mode
+            folder.mkdir()
+            one = await stack.enter_async_context(_turnout(side.setup(mode, between.port), folder))
+            fields.append(Field(f"{protocol}, {mode}", one, await Witness.come(side, mode, one.port)))
         witnesses = [spawn(field.witness.ask_on(), name=f"witness {field.mode}") for field in fields]
         number = 0
         under_way: set[asyncio.Task[None]] = set()
@@ -364,7 +299,7 @@ async def fuzz(seed: int, until: float) -> str:
             while time.monotonic() < until:
                 while len(under_way) < AT_ONCE:
                     field = fields[number % 2]
-                    client = hostile_client(random.Random(rng.random()), field.turnout.port, donors)
+                    client = hostile_client(random.Random(rng.random()), field.turnout.port, side)
                     under_way.add(spawn(client, name=f"hostile client {number}"))
                     number += 1
                     if number == WARM_UP:
@@ -396,6 +331,6 @@ async def fuzz(seed: int, until: float) -> str:
         slowest = max(field.witness.slowest_ms for field in fields)
         asked = sum(field.witness.asked for field in fields)
         return (
-            f"live: {number:,} hostile clients, {between.worse:,} answers made worse; bytes grown since the warm-up: "
+            f"live, {protocol}: {number:,} hostile clients, {between.worse:,} answers made worse; bytes grown since the warm-up: "
             f"{grown}; the witnesses asked {asked:,} times and waited {slowest:.0f} ms at most"
         )

@@ -174,7 +174,8 @@ class PostgresTalk:
 
     def read(self, data: bytes) -> Answer | None:
         """See Talk."""
-        error, rows, position, end = "", [], 0, len(data)
+        rows: list[bytes] = []
+        error, position, end = "", 0, len(data)
         while end - position >= 5:
             following = position + 1 + int.from_bytes(data[position + 1 : position + 5], "big")
             if following > end:
@@ -284,7 +285,8 @@ class MysqlTalk:
 
     def read(self, data: bytes) -> Answer | None:
         """See Talk. Answers here are short: no length of theirs needs more than a byte."""
-        rows, ends, position, end, is_first = [], 0, 0, len(data), True
+        rows: list[bytes] = []
+        ends, position, end, is_first = 0, 0, len(data), True
         while end - position >= 4:
             following = position + 4 + int.from_bytes(data[position : position + 3], "little")
             if following > end:

@@ -37,7 +37,6 @@ class Side(abc.ABC):
     """One protocol. Its server has the accounts HOSTILE and WITNESS, which nobody asks for a password."""
 
     name: ClassVar[str]
-    split: ClassVar[Callable[[bytes], list[bytes]]]
     goodbye: ClassVar[bytes]
     login_end: ClassVar[bytes]
     """Bytes in what ends a login well."""
@@ -48,6 +47,11 @@ class Side(abc.ABC):
         self.answered: list[bytes] = []
         """What a server may be made to say."""
         self.port = 0
+
+    @staticmethod
+    @abc.abstractmethod
+    def split(stream: bytes) -> list[bytes]:
+        """Whole messages of a stream, and what is left."""
 
     @abc.abstractmethod
     async def start(self, workspace: Workspace) -> Callable[[], Awaitable[None]]:
@@ -92,9 +96,9 @@ class PostgresSide(Side):
     """See Side."""
 
     name = "postgresql"
-    split = staticmethod(split_postgres)
     goodbye = b"X\0\0\0\4"
     login_end = b"Z\0\0\0\5"
+    split = staticmethod(split_postgres)
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,8 +204,8 @@ class MysqlSide(Side):
     """See Side. The server is MariaDB, which every machine with the tests has."""
 
     name = "mysql"
-    split = staticmethod(split_mysql)
     goodbye = QUIT
+    split = staticmethod(split_mysql)
     login_end = b"\0\0\0\2\0\0\0"
     """An OK without anything but its status."""
 

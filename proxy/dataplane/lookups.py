@@ -67,7 +67,9 @@ class Lookups:
         line.waiting += 1
         try:
             asked = line.questions.get((query, user))
-            answer = await (asyncio.shield(asked) if asked is not None else self._in_turn(line, engine, startup, query, user))
+            answer = await (
+                asyncio.shield(asked) if asked is not None else self._in_turn(line, engine, startup, query, user)
+            )
         finally:
             line.waiting -= 1
         if isinstance(answer, ProxyError):

@@ -500,9 +500,7 @@ async def test_a_clients_search_path_does_not_reach_the_question_who_it_is(
         await connection.close()
 
 
-async def test_a_changed_password_of_the_engine_is_good_at_once(
-    turnout: Turnout, server: PostgresServer
-) -> None:
+async def test_a_changed_password_of_the_engine_is_good_at_once(turnout: Turnout, server: PostgresServer) -> None:
     """field-notes: Auth"""
     await server.execute("alter role rotated password 'one'")
     async with await connect(turnout, "asked", "rotated", "one") as old:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import Any
 
 import psycopg
@@ -238,6 +239,26 @@ async def test_a_statement_whose_table_is_away_at_the_move_works_once_it_is_back
         cursor = await connection.execute("select count(*) from corpus_away")
         assert await cursor.fetchone() == (2,)
         await other.execute("drop table corpus_away")
+
+
+async def test_a_sessions_own_idle_timeout_holds_however_often_it_is_moved(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """Each backend it is given counts its idleness from the beginning, and none comes to the end."""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    dsn = Door(name="session", port=turnout.port).dsn()
+    idle = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    try:
+        await idle.execute("set idle_session_timeout to '1s'")
+        for target in ("two", "one") * 20:
+            if idle.fileno() in select.select([idle.fileno()], [], [], 0)[0]:
+                break
+            assert (await turnout.switch(target))["phase"] == "completed"
+            await asyncio.sleep(0.1)
+        with pytest.raises(psycopg.errors.IdleSessionTimeout):
+            await idle.execute("select 1")
+    finally:
+        await idle.close()
 
 
 async def test_an_operators_word_is_heard_while_a_switch_waits(

@@ -2,8 +2,7 @@
 
 What the tracker needs in C stands again in `tracker.pxd`; a test holds the two together.
 
-Left out on purpose, because Turnout neither offers nor relays it: compression, query attributes, result set metadata, MariaDB's extended capabilities (bulk execution, progress reports, metadata cache), and the binlog
-commands.
+What Turnout never offers, because it could not be relayed right, is told at `OFFERED_CAPABILITIES`.
 """
 
 from __future__ import annotations
@@ -61,6 +60,28 @@ CLIENT_CONNECT_ATTRS: Final = 1 << 20
 CLIENT_PLUGIN_AUTH_LENENC: Final = 1 << 21
 CLIENT_SESSION_TRACK: Final = 1 << 23
 CLIENT_DEPRECATE_EOF: Final = 1 << 24
+CLIENT_QUERY_ATTRIBUTES: Final = 1 << 27
+"""MySQL: parameters with names before the text of a COM_QUERY and among those of a COM_STMT_EXECUTE."""
+
+# MariaDB's extended capabilities: 32 more bits, at the end of the filler of greeting and response.
+MARIADB_CLIENT_PROGRESS: Final = 1 << 32
+"""An ERR with number 0xFFFF tells how far a statement is; its answer goes on."""
+MARIADB_CLIENT_STMT_BULK_OPERATIONS: Final = 1 << 34
+"""COM_STMT_BULK_EXECUTE: one statement with many rows of parameters."""
+MARIADB_CLIENT_EXTENDED_METADATA: Final = 1 << 35
+"""A column definition tells more of its type (json, uuid, point)."""
+MARIADB_CLIENT_BULK_UNIT_RESULTS: Final = 1 << 37
+"""COM_STMT_BULK_EXECUTE may answer with a result set: one row for each row of parameters."""
+
+EXTENDED_SHIFT: Final = 32
+"""Bits of the capabilities that everybody knows; MariaDB's extended ones stand above them."""
+
+MARIADB_CAPABILITIES: Final = (
+    MARIADB_CLIENT_PROGRESS
+    | MARIADB_CLIENT_STMT_BULK_OPERATIONS
+    | MARIADB_CLIENT_EXTENDED_METADATA
+    | MARIADB_CLIENT_BULK_UNIT_RESULTS
+)
 
 MATCHED_CAPABILITIES: Final = (
     CLIENT_FOUND_ROWS
@@ -73,8 +94,18 @@ MATCHED_CAPABILITIES: Final = (
     | CLIENT_PS_MULTI_RESULTS
     | CLIENT_SESSION_TRACK
     | CLIENT_DEPRECATE_EOF
+    | CLIENT_QUERY_ATTRIBUTES
+    | MARIADB_CAPABILITIES
 )
-"""Flags that change the stream or the meaning of statements: both legs of a session must have them alike."""
+"""Flags that change the stream or the meaning of statements: both legs of a session must have them alike.
+
+They are part of the Startup, and so of the key by which pools keep backends: each backend is opened with just those that
+its client has, on whatever engine. Translating instead (say, of EOF into OK) would make every packet of every row's
+stream one that has to be rewritten, numbered and counted anew, on the path that copies bytes today, to save backends only
+where clients of both kinds share a pool. Every MariaDB from 10.2 and MySQL from 5.7.5 on speaks with and without
+CLIENT_DEPRECATE_EOF. An engine that lacks a flag which a session has cannot take it: the login there is refused by the
+flag's name, before a switch has begun to hold anybody.
+"""
 
 AUTH_CAPABILITIES: Final = (
     CLIENT_LONG_PASSWORD
@@ -90,7 +121,15 @@ AUTH_CAPABILITIES: Final = (
 """Flags each leg has on its own; they shape the login only (CLIENT_TRANSACTIONS: status flags in every answer)."""
 
 OFFERED_CAPABILITIES: Final = MATCHED_CAPABILITIES | AUTH_CAPABILITIES | CLIENT_CONNECT_WITH_DB
-"""Everything Turnout can relay. What an engine does not have is taken away from the greeting."""
+"""Everything Turnout can relay. What an engine does not have is taken away from the greeting.
+
+Never offered:
+- CLIENT_OPTIONAL_RESULTSET_METADATA and MARIADB_CLIENT_CACHE_METADATA: the server leaves out column definitions which the
+  client is meant to remember. They are those of the server that prepared the statement; after a move the client would
+  read rows of another server by them.
+- MARIADB_CLIENT_COM_MULTI: no server has it any more.
+- CLIENT_CAN_HANDLE_EXPIRED_PASSWORDS, MULTI_FACTOR_AUTHENTICATION: of the login at the engine, which is Turnout's own.
+"""
 
 CAPABILITY_NAMES: Final = {
     CLIENT_FOUND_ROWS: "CLIENT_FOUND_ROWS",
@@ -106,6 +145,11 @@ CAPABILITY_NAMES: Final = {
     CLIENT_PLUGIN_AUTH: "CLIENT_PLUGIN_AUTH",
     CLIENT_SESSION_TRACK: "CLIENT_SESSION_TRACK",
     CLIENT_DEPRECATE_EOF: "CLIENT_DEPRECATE_EOF",
+    CLIENT_QUERY_ATTRIBUTES: "CLIENT_QUERY_ATTRIBUTES",
+    MARIADB_CLIENT_PROGRESS: "MARIADB_CLIENT_PROGRESS",
+    MARIADB_CLIENT_STMT_BULK_OPERATIONS: "MARIADB_CLIENT_STMT_BULK_OPERATIONS",
+    MARIADB_CLIENT_EXTENDED_METADATA: "MARIADB_CLIENT_EXTENDED_METADATA",
+    MARIADB_CLIENT_BULK_UNIT_RESULTS: "MARIADB_CLIENT_BULK_UNIT_RESULTS",
 }
 
 # --- status flags of OK and EOF packets ---------------------------------------------------------------------------
@@ -134,6 +178,8 @@ COM_PROCESS_KILL: Final = 0x0C
 COM_DEBUG: Final = 0x0D
 COM_PING: Final = 0x0E
 COM_CHANGE_USER: Final = 0x11
+COM_BINLOG_DUMP: Final = 0x12
+COM_REGISTER_SLAVE: Final = 0x15
 COM_STMT_PREPARE: Final = 0x16
 COM_STMT_EXECUTE: Final = 0x17
 COM_STMT_SEND_LONG_DATA: Final = 0x18
@@ -141,7 +187,22 @@ COM_STMT_CLOSE: Final = 0x19
 COM_STMT_RESET: Final = 0x1A
 COM_SET_OPTION: Final = 0x1B
 COM_STMT_FETCH: Final = 0x1C
+COM_BINLOG_DUMP_GTID: Final = 0x1E
 COM_RESET_CONNECTION: Final = 0x1F
+COM_STMT_BULK_EXECUTE: Final = 0xFA
+"""MariaDB."""
+
+SEMI_SYNC_ACK: Final = 0xEF
+"""Not a command: how a replica begins what it says while a dump of the binlog goes on, if replication is semi-synchronous."""
+SEMI_SYNC_ACK_BYTES_MAX: Final = 1_024
+"""A position (8 bytes) and the name of a file (512 at most, FN_REFLEN)."""
+
+BULK_TYPES: Final = 0x80
+"""Flag of COM_STMT_BULK_EXECUTE: the types of the parameters are in it."""
+PARAMETER_COUNT_AVAILABLE: Final = 0x08
+"""Flag of COM_STMT_EXECUTE with CLIENT_QUERY_ATTRIBUTES: the number of parameters is in it even where the statement has none."""
+PROGRESS_REPORT: Final = 0xFFFF
+"""Error number of what is no error; see MARIADB_CLIENT_PROGRESS."""
 
 COM_INVENTED: Final = 0xFF
 """Not on the wire: in the queue of commands it stands for one that the proxy itself answers."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from protocols.errors import ProtocolViolation
 from protocols.mysql import constants as c
 from protocols.mysql.framing import PacketReader
-from protocols.mysql.messages import Err, Reader, parse_err, parse_ok_status
+from protocols.mysql.messages import NO_ATTRIBUTES, Err, Reader, command, parse_err, parse_ok_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,16 @@ class Question:
     """A refusal is expected here and there and is no error of the exchange."""
     statement: int | None = None
     """COM_STMT_PREPARE: the client's id of the statement."""
+
+
+def _without_attributes(query: bytes) -> bytes:
+    """A COM_QUERY, complete, as a server takes it that expects attributes before the text."""
+    text = bytearray()
+    while query:
+        size = int.from_bytes(query[:3], "little")
+        text += query[c.HEADER_BYTES : c.HEADER_BYTES + size]
+        query = query[c.HEADER_BYTES + size :]
+    return command(c.COM_QUERY, NO_ATTRIBUTES + text[1:])
 
 
 @dataclass(slots=True)
@@ -49,11 +59,15 @@ class Exchange:
         self,
         questions: Sequence[Question],
         *,
-        deprecates_eof: bool,
+        capabilities: int,
         on_complete: Callable[[list[Answer]], None] | None = None,
     ) -> None:
+        """`capabilities`: of the backend's Startup."""
         assert questions, "an exchange asks something"
-        self.request = b"".join(question.packet for question in questions)
+        packets = [question.packet for question in questions]
+        if capabilities & c.CLIENT_QUERY_ATTRIBUTES:
+            packets = [_without_attributes(one) if one[4] == c.COM_QUERY else one for one in packets]
+        self.request = b"".join(packets)
         self.errors: list[str] = []
         self.postponed: list[str] = []
         self.unasked = b""
@@ -61,7 +75,8 @@ class Exchange:
         self.parameters: dict[str, str] = {}
         self.answers: list[Answer] = []
         self._questions = list(questions)
-        self._deprecates_eof = deprecates_eof
+        self._deprecates_eof = bool(capabilities & c.CLIENT_DEPRECATE_EOF)
+        self._has_extended_metadata = bool(capabilities & c.MARIADB_CLIENT_EXTENDED_METADATA)
         self._on_complete = on_complete
         self._packets = PacketReader("server", sequence=1, payload_max=c.EXCHANGE_BYTES_MAX)
         self._columns_left = 0
@@ -124,9 +139,10 @@ class Exchange:
         return Reader(payload, "server", 3).integer(2)
 
     def _column_packet(self, payload: bytes) -> None:
-        """Catalog, schema, table, original table, name, original name; then a fixed part with the type at 7."""
+        """Catalog, schema, table, original table, name, original name, perhaps MariaDB's extended type; then a fixed part
+        with the type at 7."""
         reader = Reader(payload, "server")
-        for _ in range(6):
+        for _ in range(7 if self._has_extended_metadata else 6):
             reader.lenenc_bytes()
         reader.take(7)
         self._current.types.append(reader.integer(1))

@@ -72,7 +72,8 @@ OWN_ATTRIBUTES: Final = (("_proxy_name", "turnout"),)
 
 NEUTRAL_FACTS: Final = BackendFacts(
     server_version="8.0.40",
-    capabilities=c.OFFERED_CAPABILITIES & ~c.CLIENT_SESSION_TRACK,
+    capabilities=c.OFFERED_CAPABILITIES
+    & ~(c.CLIENT_SESSION_TRACK | c.CLIENT_QUERY_ATTRIBUTES | c.MARIADB_CAPABILITIES),
     character_set=c.CHARSET_UTF8MB4,
     auth_plugin=auth.SHA2,
 )
@@ -314,6 +315,9 @@ class MysqlClientLogin(_ClientAuth):
         super().__init__(method=method, facts=facts, databases=databases)
         self._offered = c.AUTH_CAPABILITIES | (self._facts.capabilities & c.OFFERED_CAPABILITIES)
         self._offered |= c.CLIENT_CONNECT_WITH_DB
+        if self._offered & c.MARIADB_CAPABILITIES:
+            # Else nobody looks for them.
+            self._offered &= ~c.CLIENT_LONG_PASSWORD
         self._offers_tls = offers_tls
         self._has_tls = False
         if offers_tls:
@@ -531,6 +535,8 @@ class MysqlServerLogin:
         flags |= c.AUTH_CAPABILITIES & self._greeting.capabilities
         if self._startup.database:
             flags |= c.CLIENT_CONNECT_WITH_DB
+        if flags & c.MARIADB_CAPABILITIES:
+            flags &= ~c.CLIENT_LONG_PASSWORD
         return flags | c.CLIENT_SSL if self._is_encrypted else flags
 
     def _character_set(self) -> int:

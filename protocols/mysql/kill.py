@@ -59,7 +59,7 @@ class KillExchange(Exchange):
 
     def __init__(self, connection_id: int, *, is_query: bool) -> None:
         text = f"KILL {'QUERY' if is_query else 'CONNECTION'} {connection_id}"
-        super().__init__([Question(command(c.COM_QUERY, text.encode()), "KILL")], deprecates_eof=False)
+        super().__init__([Question(command(c.COM_QUERY, text.encode()), "KILL")], capabilities=0)
 
     def refusal(self) -> BackendRefused | None:
         """Once complete: what the server had against it."""

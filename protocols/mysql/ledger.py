@@ -196,6 +196,10 @@ class MysqlLedger:
         self.option = option
         self.version += 1
 
+    def note_dump(self) -> None:
+        """The client is a replica, or reads the binlog like one: the server knows this connection as such from now on."""
+        self._held.unknown.add("binlog dump")
+
     def note_reset(self) -> None:
         """COM_RESET_CONNECTION went well: everything is gone but the database."""
         self._held = _Held()
@@ -314,10 +318,6 @@ class MysqlLedger:
         """See `wire.Ledger`."""
         return float(self.variables.get("wait_timeout") or 0)
 
-    @property
-    def _deprecates_eof(self) -> bool:
-        return bool(self.startup.capabilities & c.CLIENT_DEPRECATE_EOF)
-
     # --- asking the backend ---------------------------------------------------------------------------------------
 
     def inspection(self) -> Exchange:
@@ -354,7 +354,7 @@ class MysqlLedger:
         questions.append(_query(b"ROLLBACK AND NO CHAIN NO RELEASE", "end of the inspection"))
         return Exchange(
             questions,
-            deprecates_eof=self._deprecates_eof,
+            capabilities=self.startup.capabilities,
             on_complete=lambda answers: self._learn(answers, names, locks, tables),
         )
 
@@ -488,7 +488,7 @@ class MysqlLedger:
             questions.append(_query(b"SET SESSION autocommit = " + autocommit, "autocommit"))
         if not questions:
             return None
-        return Exchange(questions, deprecates_eof=self._deprecates_eof, on_complete=self._note_replayed)
+        return Exchange(questions, capabilities=self.startup.capabilities, on_complete=self._note_replayed)
 
     def _replay_settings(self) -> list[Question]:
         questions = []
@@ -608,10 +608,9 @@ def reset(startup: Startup) -> Exchange:
         questions.append(_query(b"SET SESSION wait_timeout = @@GLOBAL.interactive_timeout", "wait_timeout"))
     if startup.database:
         questions.append(Question(command(c.COM_INIT_DB, raw(startup.database)), "database"))
-    return Exchange(questions, deprecates_eof=bool(startup.capabilities & c.CLIENT_DEPRECATE_EOF))
+    return Exchange(questions, capabilities=startup.capabilities)
 
 
 def check(startup: Startup, query: str) -> Exchange:
     """Ask an idle backend whether it answers."""
-    deprecates_eof = bool(startup.capabilities & c.CLIENT_DEPRECATE_EOF)
-    return Exchange([_query(query.encode(), "check")], deprecates_eof=deprecates_eof)
+    return Exchange([_query(query.encode(), "check")], capabilities=startup.capabilities)

@@ -44,7 +44,7 @@ class UserInquiry(Exchange):
                 Question(command(c.COM_QUERY, raw(one.replace("$1", name))), where, is_optional=not query)
                 for where, one in texts.items()
             ],
-            deprecates_eof=False,
+            capabilities=0,
             on_complete=self._found,
         )
         self._user = user

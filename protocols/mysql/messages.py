@@ -139,6 +139,48 @@ def parse_ok_status(payload: bytes, peer: Peer) -> int:
     return reader.integer(2)
 
 
+# --- query attributes ---------------------------------------------------------------------------------------------
+
+NO_ATTRIBUTES: Final = b"\x00\x01"
+"""What stands before the text of a COM_QUERY with CLIENT_QUERY_ATTRIBUTES: no parameters, one set of them."""
+
+_FIXED_BYTES: Final = {0x01: 1, 0x02: 2, 0x0D: 2, 0x03: 4, 0x09: 4, 0x04: 4, 0x08: 8, 0x05: 8, 0x06: 0}
+"""Size of a value by its column type, where that is fixed; all others have their length before them."""
+
+
+def text_of_query(body: bytes) -> int | None:
+    """Where the text begins in `body`, what follows the command byte of a COM_QUERY with CLIENT_QUERY_ATTRIBUTES; None if
+    that cannot be told: `body` ends before, or is malformed."""
+    reader = Reader(body, "client")
+    try:
+        count = reader.lenenc()
+        if reader.lenenc() != 1:
+            return None
+        if count > 0:
+            _skip_attributes(reader, count)
+    except ProtocolViolation:
+        return None
+    return reader.position
+
+
+def _skip_attributes(reader: Reader, count: int) -> None:
+    nulls = reader.take((count + 7) // 8)
+    if reader.integer(1) != 1:
+        raise ProtocolViolation(reader.peer, "query attributes without types")
+    kinds = []
+    for _ in range(count):
+        kinds.append(reader.integer(1))
+        reader.take(1)
+        reader.lenenc_bytes()
+    for index, kind in enumerate(kinds):
+        if nulls[index // 8] >> index % 8 & 1:
+            continue
+        if (size := _FIXED_BYTES.get(kind)) is None:
+            reader.lenenc_bytes()
+        else:
+            reader.take(size)
+
+
 # --- login --------------------------------------------------------------------------------------------------------
 
 
@@ -153,10 +195,13 @@ class Greeting:
     auth_plugin: str
 
 
+_BASIC: Final = (1 << c.EXTENDED_SHIFT) - 1
+
+
 def build_greeting(greeting: Greeting) -> bytes:
     """Payload of Protocol::HandshakeV10."""
     assert len(greeting.scramble) == 20, "a scramble has 20 bytes"
-    flags = greeting.capabilities.to_bytes(4, "little")
+    flags = (greeting.capabilities & _BASIC).to_bytes(4, "little")
     return b"".join(
         (
             b"\x0a",
@@ -168,7 +213,8 @@ def build_greeting(greeting: Greeting) -> bytes:
             greeting.status.to_bytes(2, "little"),
             flags[2:],
             b"\x15",
-            bytes(10),
+            bytes(6),
+            (greeting.capabilities >> c.EXTENDED_SHIFT).to_bytes(4, "little"),
             greeting.scramble[8:] + b"\0",
             greeting.auth_plugin.encode() + b"\0",
         )
@@ -188,7 +234,10 @@ def parse_greeting(payload: bytes) -> Greeting:
     character_set = reader.integer(1)
     status = reader.integer(2)
     capabilities |= reader.integer(2) << 16
-    reader.take(11)
+    reader.take(7)
+    extended = reader.integer(4)
+    if not capabilities & c.CLIENT_LONG_PASSWORD:
+        capabilities |= extended << c.EXTENDED_SHIFT
     scramble += reader.take(12)
     reader.take(1)
     plugin = reader.until_nul().decode("ascii", "replace") if capabilities & c.CLIENT_PLUGIN_AUTH else ""
@@ -231,7 +280,10 @@ def parse_response(payload: bytes, offered: int) -> Response:
         raise ProtocolViolation("client", "asks for compression, which was not offered")
     reader.take(4)
     character_set = reader.integer(1)
-    reader.take(23)
+    reader.take(19)
+    extended = reader.integer(4)
+    if not flags & c.CLIENT_LONG_PASSWORD:
+        flags |= extended << c.EXTENDED_SHIFT
     user = text(reader.until_nul())
     if flags & c.CLIENT_PLUGIN_AUTH_LENENC:
         auth = reader.lenenc_bytes() or b""
@@ -265,10 +317,11 @@ def is_tls_request(payload: bytes) -> bool:
 def _response_head(flags: int, character_set: int) -> bytes:
     return b"".join(
         (
-            flags.to_bytes(4, "little"),
+            (flags & _BASIC).to_bytes(4, "little"),
             (1 << 30).to_bytes(4, "little"),
             (character_set & 0xFF).to_bytes(1, "little"),
-            bytes(23),
+            bytes(19),
+            (flags >> c.EXTENDED_SHIFT).to_bytes(4, "little"),
         )
     )
 

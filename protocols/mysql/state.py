@@ -45,6 +45,8 @@ class Phase(enum.IntEnum):
     """COM_FIELD_LIST: definitions until EOF."""
     STATISTICS = 14
     """One packet of plain text is due."""
+    DUMP = 15
+    """Events of the binlog until EOF."""
 
 
 class Seen(enum.Enum):
@@ -66,6 +68,7 @@ class Seen(enum.Enum):
     PREPARED_COLUMNS = "a statement with columns and no parameters"
     PREPARED_BOTH = "a statement with parameters and columns"
     TEXT = "plain text"
+    EVENT = "an event of the binlog"
 
 
 ANSWERS: Final[Mapping[int, Phase]] = {
@@ -86,6 +89,10 @@ ANSWERS: Final[Mapping[int, Phase]] = {
     c.COM_SET_OPTION: Phase.SIMPLE,
     c.COM_STMT_FETCH: Phase.ROWS,
     c.COM_RESET_CONNECTION: Phase.SIMPLE,
+    c.COM_REGISTER_SLAVE: Phase.SIMPLE,
+    c.COM_BINLOG_DUMP: Phase.DUMP,
+    c.COM_BINLOG_DUMP_GTID: Phase.DUMP,
+    c.COM_STMT_BULK_EXECUTE: Phase.RESULT,
 }
 """Commands that are relayed and answered."""
 
@@ -151,6 +158,11 @@ NEXT: Final[Mapping[tuple[Phase, Seen], Phase]] = {
     (Phase.LIST, Seen.ERR): Phase.IDLE,
     (Phase.STATISTICS, Seen.TEXT): Phase.IDLE,
     (Phase.STATISTICS, Seen.ERR): Phase.IDLE,
+    (Phase.DUMP, Seen.EVENT): Phase.DUMP,
+    (Phase.DUMP, Seen.EOF): Phase.IDLE,
+    (Phase.DUMP, Seen.EOF_CURSOR): Phase.IDLE,
+    (Phase.DUMP, Seen.EOF_MORE): Phase.IDLE,
+    (Phase.DUMP, Seen.ERR): Phase.IDLE,
 }
 """The statement of PARAMETERS_END has columns; without any it goes to IDLE, as LAST_OF_ALL says."""
 
@@ -194,6 +206,7 @@ P_FIELDS: Final = int(Phase.FIELDS)
 P_FIELDS_END: Final = int(Phase.FIELDS_END)
 P_LIST: Final = int(Phase.LIST)
 P_STATISTICS: Final = int(Phase.STATISTICS)
+P_DUMP: Final = int(Phase.DUMP)
 
 TEXT_DIRTY: Final = 1
 """The statement may change what the session holds on the server."""
@@ -207,6 +220,8 @@ TEXT_SEVERAL: Final = 16
 """More than one statement."""
 TEXT_KILL: Final = 32
 """A statement begins with KILL: the id it names may be one of the proxy's own."""
+TEXT_UNREAD: Final = TEXT_DIRTY | TEXT_OPAQUE | TEXT_NAMES | TEXT_HOLDS
+"""What a text has to be taken for that could not be read."""
 
 ENTRY_OPAQUE: Final = 1
 """As TEXT_OPAQUE, for the command in the queue."""
@@ -246,6 +261,9 @@ TEXT_CARRY_BYTES_MAX: Final = 59
 TEXT_FETCH_BYTES_MAX: Final = 65_536
 """A COM_QUERY up to this size that comes in pieces is assembled, so that its text can be looked at; longer ones are
 looked at in passing."""
+
+HEAD_BYTES_MAX: Final = 262_144
+"""As much of a COM_STMT_EXECUTE is assembled at most to find its types: 65,535 of them, with empty names."""
 
 QUEUE_MAX: Final = 65_536
 """Most commands of one client that may await their answers."""

@@ -8,6 +8,8 @@ from protocols.wire cimport (
 cdef enum:
     PAYLOAD_BYTES_MAX = 0xFFFFFF
     ERROR_BYTES_MAX = 65536
+    SEMI_SYNC_ACK_BYTES_MAX = 1024
+    HEAD_BYTES_MAX = 262144
     LOGIN_BYTES_MAX = 69632
     TEXT_CARRY_BYTES_MAX = 59
     TEXT_FETCH_BYTES_MAX = 65536
@@ -16,6 +18,16 @@ cdef enum:
 cdef enum:
     CLIENT_LOCAL_FILES = 0x80
     CLIENT_DEPRECATE_EOF = 0x1000000
+    CLIENT_QUERY_ATTRIBUTES = 0x8000000
+
+# Wider than what an enum of C is sure to hold.
+cdef extern from *:
+    """
+    #define MARIADB_CLIENT_PROGRESS (1ULL << 32)
+    #define MARIADB_CLIENT_STMT_BULK_OPERATIONS (1ULL << 34)
+    """
+    const unsigned long long MARIADB_CLIENT_PROGRESS
+    const unsigned long long MARIADB_CLIENT_STMT_BULK_OPERATIONS
 
 cdef enum:
     SERVER_STATUS_IN_TRANS = 0x0001
@@ -40,6 +52,8 @@ cdef enum:
     COM_DEBUG = 0x0D
     COM_PING = 0x0E
     COM_CHANGE_USER = 0x11
+    COM_BINLOG_DUMP = 0x12
+    COM_REGISTER_SLAVE = 0x15
     COM_STMT_PREPARE = 0x16
     COM_STMT_EXECUTE = 0x17
     COM_STMT_SEND_LONG_DATA = 0x18
@@ -47,8 +61,14 @@ cdef enum:
     COM_STMT_RESET = 0x1A
     COM_SET_OPTION = 0x1B
     COM_STMT_FETCH = 0x1C
+    COM_BINLOG_DUMP_GTID = 0x1E
     COM_RESET_CONNECTION = 0x1F
+    COM_STMT_BULK_EXECUTE = 0xFA
     COM_INVENTED = 0xFF
+
+cdef enum:
+    BULK_TYPES = 0x80
+    SEMI_SYNC_ACK = 0xEF
 
 cdef enum:
     OK = 0x00
@@ -72,6 +92,7 @@ cdef enum:
     P_FIELDS_END = 12
     P_LIST = 13
     P_STATISTICS = 14
+    P_DUMP = 15
 
 cdef enum:
     TEXT_DIRTY = 1
@@ -80,6 +101,7 @@ cdef enum:
     TEXT_HOLDS = 8
     TEXT_SEVERAL = 16
     TEXT_KILL = 32
+    TEXT_UNREAD = 15
 
 cdef enum:
     ENTRY_OPAQUE = 1
@@ -175,8 +197,12 @@ cdef class MysqlTracker(Tracker):
         # Payloads of answers that the session gave, oldest first: of ENTRY_ANSWER.
         object _own_answers
         # Capabilities that both legs have.
-        unsigned int _capabilities
+        unsigned long long _capabilities
         bint _deprecates_eof
+        # CLIENT_QUERY_ATTRIBUTES: parameters stand before a query's text.
+        bint _has_attributes
+        # MariaDB's reports of progress look like errors.
+        bint _has_progress
         bint _is_linked
 
         # --- client side ---
@@ -193,6 +219,9 @@ cdef class MysqlTracker(Tracker):
         # The present payload is a COM_QUERY whose text is being scanned in passing.
         bint _scans_text
         TextScan _text
+        # Of the execute looked at last; see _types_end.
+        Py_ssize_t _types_at
+        Py_ssize_t _mark
 
         # --- queue of commands that await their answer: a ring of entries of eight bytes ---
         # command, sequence id of the answer, ENTRY_… bits, unused, then four bytes: statement id or option.
@@ -265,14 +294,27 @@ cdef class MysqlTracker(Tracker):
 
     @cython.locals(
         position=Py_ssize_t, taken=Py_ssize_t, size=Py_ssize_t, sequence=int, command=int, found=int, is_whole=bint,
-        verdict=int,
+        verdict=int, begin=Py_ssize_t,
     )
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
-    @cython.locals(identifier="unsigned long", need=Py_ssize_t, mark=Py_ssize_t, index=Py_ssize_t, statement=Statement,
-                   is_same=bint)
+    cdef Py_ssize_t _find_text(self, bytes body) except -2
+    @cython.locals(identifier="unsigned long", least=Py_ssize_t, need=Py_ssize_t, statement=Statement, verdict=int)
     cdef int _scan_execute(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end, Py_ssize_t size
     ) except -1
+    @cython.locals(left=Py_ssize_t, last=Py_ssize_t, count=Py_ssize_t, at=Py_ssize_t)
+    cdef Py_ssize_t _types_end(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end, Py_ssize_t size, Statement statement
+    ) noexcept
+    @cython.locals(begin=Py_ssize_t)
+    cdef Py_ssize_t _names_end(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end, bint is_whole, Py_ssize_t count,
+        Py_ssize_t at
+    ) noexcept
+    @cython.locals(at=Py_ssize_t, index=Py_ssize_t, types=bytes)
+    cdef bint _has_types(self, const unsigned char* data, Py_ssize_t position, Statement statement) noexcept
+    @cython.locals(at=Py_ssize_t, types=bytearray)
+    cdef bytes _types_of(self, const unsigned char* data, Py_ssize_t position, Statement statement)
     @cython.locals(identifier="unsigned long")
     cdef int _scan_statement(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end, Py_ssize_t size, int command
@@ -297,7 +339,7 @@ cdef class MysqlTracker(Tracker):
     cdef int _judge_kill(self, object wanted) except -1
     cdef _begin_client(self, Py_ssize_t size)
     cdef Statement _find(self, unsigned long identifier)
-    cdef _begin_execute(self, unsigned long identifier, Statement statement)
+    cdef _begin_execute(self, int command, unsigned long identifier, Statement statement)
     cdef _note_statement_command(self, int command, unsigned long identifier)
     cdef _set_tail_sequence(self, int sequence)
     @cython.locals(entry=Py_ssize_t)

@@ -31,14 +31,22 @@ can show them. A session with open prepared statements keeps its backend: its le
 text as for PostgreSQL would need the id of a fresh COM_STMT_PREPARE before the client's own execute can be sent.
 
 COM_CHANGE_USER is not relayed: `change_user_wanted` has it, and the session logs the client in again. Commands that
-Turnout does not relay (binlog, bulk execution, unknown ones) are dropped and answered here with error 1047, in order.
+Turnout does not know are dropped and answered here with error 1047, in order.
+
+COM_STMT_BULK_EXECUTE (MariaDB) is an execute whose types stand before its rows, in the same memory.
+
+A dump of the binlog is an answer that ends when the server ends it: the session is pinned, and never at a boundary. With
+semi-synchronous replication the replica says meanwhile how far it is, which no gate keeps back, because commits of other
+sessions wait for it; after each such word the numbers of the dump's packets begin anew.
 
 KILL, in text, prepared or as COM_PROCESS_KILL, with a number: clients know the proxy's ids, so the session has to say which
 connection of which server that is. The gate closes before it, `kill_wanted` has it, and `answer_kill` tells what the client
 is answered, or that the server may have it as it is; then the gate opens and it is judged again. Earlier commands go on
 meanwhile, later ones wait.
 
-CLIENT_QUERY_ATTRIBUTES is not offered, so that a COM_QUERY is its text.
+With CLIENT_QUERY_ATTRIBUTES parameters stand before the text of a COM_QUERY; most have none, which two bytes say. With
+parameters the text is looked for, up to TEXT_FETCH_BYTES_MAX; where it is not found, the statement may have changed
+anything. In an execute each type has a name behind it, which is not kept: no statement's own parameter has one.
 """
 
 from __future__ import annotations
@@ -51,7 +59,7 @@ import cython
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
 from protocols.mysql.kill import KillWanted, parse_kill
-from protocols.mysql.messages import packet
+from protocols.mysql.messages import packet, text_of_query
 from protocols.mysql.replies import (
     error_packet,
     too_large_execute_packet,
@@ -62,8 +70,12 @@ from protocols.mysql.replies import (
 if not cython.compiled:
     from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, SWALLOW
     from protocols.mysql.constants import (
+        BULK_TYPES,
         CLIENT_DEPRECATE_EOF,
         CLIENT_LOCAL_FILES,
+        CLIENT_QUERY_ATTRIBUTES,
+        COM_BINLOG_DUMP,
+        COM_BINLOG_DUMP_GTID,
         COM_CHANGE_USER,
         COM_CREATE_DB,
         COM_DEBUG,
@@ -77,9 +89,11 @@ if not cython.compiled:
         COM_QUERY,
         COM_QUIT,
         COM_REFRESH,
+        COM_REGISTER_SLAVE,
         COM_RESET_CONNECTION,
         COM_SET_OPTION,
         COM_STATISTICS,
+        COM_STMT_BULK_EXECUTE,
         COM_STMT_CLOSE,
         COM_STMT_EXECUTE,
         COM_STMT_FETCH,
@@ -91,8 +105,12 @@ if not cython.compiled:
         ERROR_BYTES_MAX,
         LOCAL_INFILE,
         LOGIN_BYTES_MAX,
+        MARIADB_CLIENT_PROGRESS,
+        MARIADB_CLIENT_STMT_BULK_OPERATIONS,
         OK,
         PAYLOAD_BYTES_MAX,
+        SEMI_SYNC_ACK,
+        SEMI_SYNC_ACK_BYTES_MAX,
         SERVER_MORE_RESULTS_EXISTS,
         SERVER_SESSION_STATE_CHANGED,
         SERVER_STATUS_AUTOCOMMIT,
@@ -108,6 +126,7 @@ if not cython.compiled:
         ENTRY_OPAQUE,
         ENTRY_REPREPARE,
         ENTRY_UNTOLD,
+        HEAD_BYTES_MAX,
         LEX_BLOCK,
         LEX_BLOCK_M,
         LEX_BLOCK_START,
@@ -117,6 +136,7 @@ if not cython.compiled:
         LEX_QUOTE,
         P_COLUMNS,
         P_COLUMNS_END,
+        P_DUMP,
         P_FIELDS,
         P_FIELDS_END,
         P_FILE,
@@ -144,6 +164,7 @@ if not cython.compiled:
         TEXT_NAMES,
         TEXT_OPAQUE,
         TEXT_SEVERAL,
+        TEXT_UNREAD,
     )
     from protocols.wire import Tracker
 
@@ -420,6 +441,10 @@ class MysqlTracker(Tracker):
         self._own_answers: deque[bytes] = deque()
         self._capabilities = ledger.startup.capabilities
         self._deprecates_eof = (self._capabilities & CLIENT_DEPRECATE_EOF) != 0
+        self._has_attributes = (self._capabilities & CLIENT_QUERY_ATTRIBUTES) != 0
+        self._has_progress = (self._capabilities & MARIADB_CLIENT_PROGRESS) != 0
+        self._types_at = 0
+        self._mark = 0
         self._is_linked = False
         self._client_left = 0
         self._client_continued = False
@@ -538,6 +563,13 @@ class MysqlTracker(Tracker):
                 self.stop = position
                 self.message_size = 4 + size
                 return FETCH
+            if self._phase == P_DUMP and command == SEMI_SYNC_ACK and self._count == 1:
+                if size > SEMI_SYNC_ACK_BYTES_MAX:
+                    raise ProtocolViolation("client", "a replica's word of more than 1 KiB")
+                self._client_is_tail = False
+                self._client_left = size
+                position += 4
+                continue
             if self.gate == GATE_CLOSED:
                 self.stop = position
                 return GATE
@@ -556,7 +588,9 @@ class MysqlTracker(Tracker):
                 self.stop = position
                 return GATE
 
-            if self._has_untold and (command == COM_QUERY or command == COM_STMT_EXECUTE):
+            if self._has_untold and (
+                command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE
+            ):
                 self.stop = position
                 self.message_size = 4 + size
                 if command == COM_QUERY and size <= 64:
@@ -571,11 +605,25 @@ class MysqlTracker(Tracker):
             if command == COM_QUERY:
                 is_whole = size <= end - position - 4 and size < PAYLOAD_BYTES_MAX
                 if is_whole:
+                    begin = position + 5
+                    if self._has_attributes:
+                        if size > 2 and data[position + 5] == 0 and data[position + 6] == 1:
+                            begin += 2
+                        else:
+                            # No more of it than where it comes in pieces.
+                            begin = TEXT_FETCH_BYTES_MAX if size > TEXT_FETCH_BYTES_MAX - 4 else 4 + size
+                            begin = self._find_text(bytes(data[position + 5 : position + begin]))
+                            if begin < 0:
+                                self._enqueue(COM_QUERY, 0, ENTRY_COMMITS)
+                                self._note_tail(TEXT_UNREAD, None)
+                                position += 4 + size
+                                continue
+                            begin += position + 5
                     self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
-                    self._text.feed(data, position + 5, position + 4 + size)
+                    self._text.feed(data, begin, position + 4 + size)
                     found = self._text.finish()
                     if found & TEXT_KILL:
-                        verdict = self._judge_kill(parse_kill(bytes(data[position + 5 : position + 4 + size])))
+                        verdict = self._judge_kill(parse_kill(bytes(data[begin : position + 4 + size])))
                         if verdict != T_TAKEN:
                             self.stop = position
                             self.message_size = 4 + size
@@ -584,8 +632,7 @@ class MysqlTracker(Tracker):
                     if found:
                         # A longer text is not kept however it comes, so that the cut makes no difference.
                         self._note_tail(
-                            found,
-                            bytes(data[position + 5 : position + 4 + size]) if size <= TEXT_FETCH_BYTES_MAX else None,
+                            found, bytes(data[begin : position + 4 + size]) if size <= TEXT_FETCH_BYTES_MAX else None
                         )
                     position += 4 + size
                     continue
@@ -597,15 +644,27 @@ class MysqlTracker(Tracker):
                     self.stop = position
                     self.message_size = 4 + size
                     return FETCH
+                begin = 5
+                if self._has_attributes:
+                    begin = 7
+                    if end - position < 7:
+                        self.stop = position
+                        return FORWARD
+                    if data[position + 5] != 0 or data[position + 6] != 1:
+                        self.stop = position
+                        self.message_size = TEXT_FETCH_BYTES_MAX
+                        return FETCH
                 self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
                 self._scans_text = True
                 self._enqueue(COM_QUERY, 0, ENTRY_COMMITS)
                 self._begin_client(size)
                 # The command byte is not text.
-                position += 5
-                self._client_left -= 1
+                position += begin
+                self._client_left -= begin - 4
                 continue
             if command == COM_STMT_EXECUTE:
+                verdict = self._scan_execute(data, position, end, size)
+            elif command == COM_STMT_BULK_EXECUTE and self._capabilities & MARIADB_CLIENT_STMT_BULK_OPERATIONS:
                 verdict = self._scan_execute(data, position, end, size)
             elif (
                 command == COM_STMT_CLOSE
@@ -650,12 +709,18 @@ class MysqlTracker(Tracker):
                 or command == COM_PROCESS_INFO
                 or command == COM_DEBUG
                 or command == COM_RESET_CONNECTION
+                or command == COM_REGISTER_SLAVE
+                or command == COM_BINLOG_DUMP
+                or command == COM_BINLOG_DUMP_GTID
             ):
+                if command == COM_REGISTER_SLAVE or command == COM_BINLOG_DUMP or command == COM_BINLOG_DUMP_GTID:
+                    self.ledger.note_dump()
                 self._enqueue(command, 0, ENTRY_COMMITS if command < COM_STATISTICS else 0)
                 self._begin_client(size)
                 verdict = T_TAKEN
             else:
                 if size == PAYLOAD_BYTES_MAX:
+                    # No answer can be invented to it before all of it has come.
                     raise ProtocolViolation("client", "an unknown command of more than 16 MB")
                 self._enqueue(COM_INVENTED, 0, 0)
                 self._find_invented()
@@ -698,11 +763,18 @@ class MysqlTracker(Tracker):
         self._is_kill_answered = True
         self._kill_answer = payload
 
+    def _find_text(self, body: bytes) -> int:
+        """Where the text begins behind the attributes of a COM_QUERY; -1 where that cannot be told."""
+        begin = text_of_query(body)
+        return -1 if begin is None else begin
+
     def _scan_execute(self, data: bytes, position: int, end: int, size: int) -> int:
-        """A COM_STMT_EXECUTE: command, id (4), flags (1), iterations (4), null bitmap, new-params-bound (1), types."""
-        if size < 10:
-            raise ProtocolViolation("client", "a COM_STMT_EXECUTE of less than 10 bytes")
-        if end - position < 14:
+        """A COM_STMT_EXECUTE: command, id (4), flags (1), iterations (4), null bitmap, new-params-bound (1), types. Or a
+        COM_STMT_BULK_EXECUTE: command, id (4), flags (2), types."""
+        least = 7 if data[position + 4] == COM_STMT_BULK_EXECUTE else 10
+        if size < least:
+            raise ProtocolViolation("client", "an execute that is too short")
+        if end - position < 4 + least:
             return T_MORE
         identifier = (
             data[position + 5]
@@ -718,36 +790,104 @@ class MysqlTracker(Tracker):
             verdict = self._judge_kill(parse_kill(statement.text))
             if verdict != T_TAKEN:
                 return verdict
-        need = 14
-        mark = 0
+        need = 4 + least
         if statement is not None and statement.parameters:
-            mark = 14 + (statement.parameters + 7) // 8
-            if mark < 4 + size:
-                need = mark + 1
-                if position + mark >= end or data[position + mark] == 1:
-                    need += 2 * statement.parameters
-                    if need > 4 + size:
-                        need = 4 + size
-        if not self._ids_match or (self._has_types_due and identifier in self._types_due):
-            self.message_size = need
-            return T_FETCH
-        if position + need > end:
+            need = self._types_end(data, position, end, size, statement)
+        if need == 0 or position + need > end:
             # The relay keeps no more than 64 bytes by itself.
             if end - position <= 64:
                 return T_MORE
+            if need == 0:
+                need = 4 + (size if size < HEAD_BYTES_MAX else HEAD_BYTES_MAX)
             self.message_size = need
             return T_FETCH
-        if need > 14 and statement is not None and data[position + mark] == 1:
-            is_same = statement.types is not None and len(statement.types) == need - mark - 1
-            index = 0
-            while is_same and index < need - mark - 1:
-                is_same = statement.types[index] == data[position + mark + 1 + index]  # type: ignore[index]
-                index += 1
-            if not is_same:
-                self._remember_types(statement, bytes(data[position + mark + 1 : position + need]))
-        self._begin_execute(identifier, statement)
+        if not self._ids_match or (self._has_types_due and identifier in self._types_due):
+            self.message_size = need
+            return T_FETCH
+        if self._types_at and statement is not None and not self._has_types(data, position, statement):
+            statement.types = self._types_of(data, position, statement)
+        self._begin_execute(data[position + 4], identifier, statement)
         self._begin_client(size)
         return T_TAKEN
+
+    def _types_end(self, data: bytes, position: int, end: int, size: int, statement: Statement) -> int:
+        """How far the head of an execute reaches, from its packet's beginning at `position` to the end of its types; that
+        may be behind `end`. 0: it cannot be told yet.
+
+        `_mark` is then where the byte stands that says whether there are types (0: the packet is too short for it),
+        `_types_at` where they begin (0: there are none, or not all of them yet)."""
+        left = end - position
+        last = 4 + size
+        count = statement.parameters
+        self._types_at = 0
+        self._mark = 9
+        at = 11
+        if data[position + 4] != COM_STMT_BULK_EXECUTE:
+            self._mark = 0
+            at = 14
+            if self._has_attributes:
+                if left < (last if last < 17 else 17):
+                    return 0
+                count = data[position + 14] if last > 14 else 0
+                at = 15
+                if count == 0xFC and last >= 17:
+                    count = data[position + 15] | data[position + 16] << 8
+                    at = 17
+                if count < statement.parameters:
+                    # Malformed, here and below: the server says so.
+                    return 14
+            at += (count + 7) // 8
+            if at >= last:
+                return 14
+            self._mark = at
+            at += 1
+            if at <= left and data[position + at - 1] != 1:
+                return at
+        elif data[position + 9] & BULK_TYPES == 0:
+            return at
+        if self._has_attributes:
+            return self._names_end(data, position, left if left < last else last, left >= last, count, at)
+        if at + 2 * count > last:
+            return last
+        if at + 2 * count <= left:
+            self._types_at = at
+        return at + 2 * count
+
+    def _names_end(self, data: bytes, position: int, end: int, is_whole: bool, count: int, at: int) -> int:
+        """`_types_end` where each of `count` types that begin at `at` has a name behind it."""
+        begin = at
+        while count > 0 and at + 3 <= end and data[position + at + 2] < 0xFB:
+            at += 3 + data[position + at + 2]
+            count -= 1
+        if count == 0 and at <= end:
+            self._types_at = begin
+            return at
+        # A name of more than 250 bytes is nobody's.
+        return 14 if is_whole else 0
+
+    def _has_types(self, data: bytes, position: int, statement: Statement) -> bool:
+        """The types at `_types_at` are those that are remembered."""
+        types = statement.types
+        if types is None:
+            return False
+        at = position + self._types_at
+        index = 0
+        while index < 2 * statement.parameters:
+            if data[at] != types[index] or data[at + 1] != types[index + 1]:
+                return False
+            at += 3 + data[at + 2] if self._has_attributes else 2
+            index += 2
+        return True
+
+    def _types_of(self, data: bytes, position: int, statement: Statement) -> bytes:
+        """The types at `_types_at`, two bytes each."""
+        types = bytearray()
+        at = position + self._types_at
+        while len(types) < 2 * statement.parameters:
+            types.append(data[at])
+            types.append(data[at + 1])
+            at += 3 + data[at + 2] if self._has_attributes else 2
+        return bytes(types)
 
     def _scan_statement(self, data: bytes, position: int, end: int, size: int, command: int) -> int:
         """A command that names a statement in the bytes 1 to 4 of its payload."""
@@ -780,16 +920,11 @@ class MysqlTracker(Tracker):
             return self._newest
         return self._statements.get(identifier)
 
-    def _remember_types(self, statement: Statement, types: bytes) -> None:
-        # A block that is cut (a malformed packet) must not be repeated elsewhere. No replay becomes stale by it: the
-        # types are put into the client's own execute when it comes.
-        statement.types = types if len(types) == 2 * statement.parameters else None
-
-    def _begin_execute(self, identifier: int, statement: Statement | None) -> None:
+    def _begin_execute(self, command: int, identifier: int, statement: Statement | None) -> None:
         if self._has_long_data:
             self._long_data.discard(identifier)
             self._has_long_data = bool(self._long_data)
-        self._enqueue(COM_STMT_EXECUTE, identifier, ENTRY_COMMITS if statement is not None and statement.commits else 0)
+        self._enqueue(command, identifier, ENTRY_COMMITS if statement is not None and statement.commits else 0)
         if statement is not None and statement.flags:
             self._note_tail(statement.flags, statement.text)
 
@@ -832,16 +967,31 @@ class MysqlTracker(Tracker):
             self.change_user_wanted = message
             return b""
         if command == COM_QUERY:
+            begin: int | None = 5
+            if self._has_attributes:
+                begin = text_of_query(message[5:])
+                begin = None if begin is None else 5 + begin
             if self._has_untold:
-                if message[5:].strip(b" \t\r\n;").lower() not in _ROLLBACKS:
+                if begin is None or message[begin:].strip(b" \t\r\n;").lower() not in _ROLLBACKS:
                     self._refuse_untold()
                     return b""
                 self._untold = None
                 self._has_untold = False
+            if begin is None:
+                self._enqueue(COM_QUERY, 0, ENTRY_COMMITS)
+                self._note_tail(TEXT_UNREAD, None)
+                self._pass_rest(message, size)
+                return message
             self._text.begin((self._status & SERVER_STATUS_NO_BACKSLASH_ESCAPES) == 0)
-            self._text.feed(message, 5, len(message))
+            self._text.feed(message, begin, len(message))
+            if len(message) < 4 + size:
+                # The attributes and a part of the text.
+                self._scans_text = True
+                self._enqueue(COM_QUERY, 0, ENTRY_COMMITS)
+                self._pass_rest(message, size)
+                return message
             found = self._text.finish()
-            wanted = parse_kill(message[5:]) if found & TEXT_KILL else None
+            wanted = parse_kill(message[begin:]) if found & TEXT_KILL else None
             if wanted is not None and wanted.is_own_id:
                 # It came in pieces and is too long to wait as a whole: more comment than statement.
                 self._own_answers.append(unknown_thread_payload(wanted.connection_id))
@@ -850,7 +1000,7 @@ class MysqlTracker(Tracker):
                 return b""
             self._enqueue(COM_QUERY, 0, self._query_flags(found))
             if found:
-                self._note_tail(found, message[5:])
+                self._note_tail(found, message[begin:])
             return message
         if command == COM_STMT_PREPARE:
             self._preparing.append(message[5:])
@@ -864,7 +1014,7 @@ class MysqlTracker(Tracker):
             self._enqueue(COM_INIT_DB, 0, 0)
             return message
         identifier = int.from_bytes(message[5:9], "little")
-        if command == COM_STMT_EXECUTE:
+        if command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE:
             return self._take_execute(message, size, identifier)
         server_id = self._server_id(identifier)
         self._note_statement_command(command, identifier)
@@ -887,17 +1037,14 @@ class MysqlTracker(Tracker):
         """The head of an execute, up to its types: put in the backend's id, and the types if the backend lacks them."""
         statement = self._find(identifier)
         server_id = self._server_id(identifier).to_bytes(4, "little")
-        head = message[5:9]
         added = b""
-        mark = 0
         if statement is not None and statement.parameters:
-            mark = 14 + (statement.parameters + 7) // 8
-            if len(message) > mark and message[mark] == 1:
-                types = message[mark + 1 : mark + 1 + 2 * statement.parameters]
-                if types != statement.types:
-                    self._remember_types(statement, types)
-            elif len(message) > mark and identifier in self._types_due and statement.types is not None:
-                added = statement.types
+            self._types_end(message, 0, len(message), size, statement)
+            if self._types_at:
+                if not self._has_types(message, 0, statement):
+                    statement.types = self._types_of(message, 0, statement)
+            elif identifier in self._types_due and statement.types is not None and self._lacks_types(message):
+                added = self._types_to_add(statement.types)
         if added and size + len(added) >= PAYLOAD_BYTES_MAX:
             self._enqueue(COM_INVENTED, 0, ENTRY_REPREPARE)
             self._find_invented()
@@ -906,12 +1053,26 @@ class MysqlTracker(Tracker):
             return b""
         self._types_due.discard(identifier)
         self._has_types_due = bool(self._types_due)
-        self._begin_execute(identifier, statement)
+        self._begin_execute(message[4], identifier, statement)
         self._pass_rest(message, size)
         head = (size + len(added)).to_bytes(3, "little") + message[3:5] + server_id
-        if added:
-            return head + message[9:mark] + b"\x01" + added + message[mark + 1 :]
-        return head + message[9:]
+        if not added:
+            return head + message[9:]
+        if message[4] == COM_STMT_BULK_EXECUTE:
+            return head + bytes([message[9] | BULK_TYPES]) + message[10:11] + added + message[11:]
+        return head + message[9 : self._mark] + b"\x01" + added + message[self._mark + 1 :]
+
+    def _lacks_types(self, message: bytes) -> bool:
+        """The head of an execute says that its types are those of the last one."""
+        if message[4] == COM_STMT_BULK_EXECUTE:
+            return message[9] & BULK_TYPES == 0
+        return self._mark != 0 and len(message) > self._mark and message[self._mark] == 0
+
+    def _types_to_add(self, types: bytes) -> bytes:
+        """As they stand in an execute; with CLIENT_QUERY_ATTRIBUTES each has a name, which here is empty."""
+        if not self._has_attributes:
+            return types
+        return b"".join(types[at : at + 2] + b"\0" for at in range(0, len(types), 2))
 
     def _query_flags(self, found: int) -> int:
         """ENTRY_… bits of a COM_QUERY whose text was just scanned."""
@@ -958,7 +1119,12 @@ class MysqlTracker(Tracker):
         """The command at the queue's head is answered from now on."""
         command = self._ring[8 * self._head]
         self._server_sequence = self._ring[8 * self._head + 1]
-        if command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_PROCESS_INFO:
+        if (
+            command == COM_QUERY
+            or command == COM_STMT_EXECUTE
+            or command == COM_PROCESS_INFO
+            or command == COM_STMT_BULK_EXECUTE
+        ):
             self._phase = P_RESULT
         elif command == COM_STMT_PREPARE:
             self._phase = P_PREPARED
@@ -968,6 +1134,8 @@ class MysqlTracker(Tracker):
             self._phase = P_LIST
         elif command == COM_STATISTICS:
             self._phase = P_STATISTICS
+        elif command == COM_BINLOG_DUMP or command == COM_BINLOG_DUMP_GTID:
+            self._phase = P_DUMP
         else:
             self._phase = P_SIMPLE
         return 0
@@ -1014,7 +1182,9 @@ class MysqlTracker(Tracker):
         if self._ring[entry + 2] & ENTRY_NOTED:
             found, text = self._noted.popleft()
             self._is_one_shot = self.ledger.note_text(found, text, is_error)
-        elif self._is_one_shot and (command == COM_QUERY or command == COM_STMT_EXECUTE):
+        elif self._is_one_shot and (
+            command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE
+        ):
             self._is_one_shot = False
         if command == COM_STMT_EXECUTE or command == COM_STMT_FETCH or command == COM_STMT_RESET:
             if self._has_cursors or self._has_long_data or self._status & SERVER_STATUS_CURSOR_EXISTS:
@@ -1128,6 +1298,9 @@ class MysqlTracker(Tracker):
                 return FORWARD
             first = data[position + 4]
             phase = self._phase
+            if sequence != self._server_sequence and phase == P_DUMP and sequence == 1:
+                # What the replica said meanwhile has begun a new exchange.
+                self._server_sequence = 1
             if sequence != self._server_sequence or phase == P_IDLE:
                 # An error is allowed at two more moments: nothing is in flight (the server ends the connection), or
                 # the command is too large (1153), which servers say after its first header, with sequence id 1.
@@ -1150,7 +1323,7 @@ class MysqlTracker(Tracker):
                     self._server_left = size
                     position += 4
                 continue
-            if size == PAYLOAD_BYTES_MAX and (phase != P_ROWS or first == ERR):
+            if size == PAYLOAD_BYTES_MAX and ((phase != P_ROWS and phase != P_DUMP) or first == ERR):
                 raise ProtocolViolation("server", "a packet of 16 MB that is not a row")
 
             is_end = first == EOF and (size < PAYLOAD_BYTES_MAX if self._deprecates_eof else size < 9)
@@ -1161,8 +1334,11 @@ class MysqlTracker(Tracker):
                 or phase == P_FIELDS
                 or phase == P_STATISTICS
                 or ((phase == P_ROWS or phase == P_LIST) and not is_end)
+                or (phase == P_DUMP and first == OK)
             ):
                 need = 5
+                if first == ERR and self._has_progress:
+                    need = 4 + (size if size < 3 else 3)
             else:
                 need = 4 + (size if size < 21 else 21)
             if end - position < need:
@@ -1180,7 +1356,9 @@ class MysqlTracker(Tracker):
             self._server_left = size
             self._server_continued = size == PAYLOAD_BYTES_MAX
             if first == ERR:
-                self._fail()
+                if not (self._has_progress and size > 2 and data[position + 5] == 0xFF and data[position + 6] == 0xFF):
+                    self._fail()
+                # Else it is a report of progress (constants.PROGRESS_REPORT), and the answer goes on.
             elif phase == P_ROWS:
                 if is_end:
                     status = self._end_status(data, position, size)
@@ -1244,6 +1422,16 @@ class MysqlTracker(Tracker):
                     raise ProtocolViolation("server", "not a list of fields")
             elif phase == P_STATISTICS:
                 self._finish(False)
+            elif phase == P_DUMP:
+                if first != OK:
+                    # Servers say EOF, or OK in its place, for the connection's flags or as they like.
+                    if first != EOF or size < 5:
+                        raise ProtocolViolation("server", "neither an event of the binlog nor its end")
+                    if size == 5:
+                        self._set_status(self._eof_status(data, position, size))
+                    else:
+                        self._set_status(self._ok_status(data, position, size))
+                    self._finish(False)
             else:
                 raise ProtocolViolation("server", "speaks while the client sends a file")
             position += 4

@@ -70,8 +70,7 @@ class Backend:
 
     def ask(self, *texts: str) -> list[Answer]:
         """Past any tracker, as the server itself would be asked."""
-        deprecates = bool(self.startup.capabilities & c.CLIENT_DEPRECATE_EOF)
-        exchange = Exchange([Question(query(text), text) for text in texts], deprecates_eof=deprecates)
+        exchange = Exchange([Question(query(text), text) for text in texts], capabilities=self.startup.capabilities)
         self.run(exchange)
         return exchange.answers
 
@@ -105,7 +104,7 @@ class Session:
 
     def rows(self, text: str) -> list[list[bytes | None]]:
         """The answer as a client library reads it."""
-        exchange = Exchange([Question(query(text), text)], deprecates_eof=self.relay.speech.deprecates_eof)
+        exchange = Exchange([Question(query(text), text)], capabilities=self.backend.startup.capabilities)
         assert exchange.receive(b"".join(self.say(query(text))))
         assert exchange.errors == []
         return exchange.answers[0].rows

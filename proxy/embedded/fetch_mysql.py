@@ -42,17 +42,21 @@ def cache_folder(package: str = SERVER) -> Path:
 
 def program(package: str = SERVER) -> list[str | Path]:
     """The words that start the package's program, which is fetched if it is not there. Raises BinaryMissing."""
-    root = fetch(package) / "root"
+    return _started(_path(fetch(package) / "root", package), package)
+
+
+def tool(name: str) -> list[str | Path]:
+    """The words that start a program that comes with the server (mysqlbinlog)."""
+    return _started(fetch() / "root/usr/bin" / name, SERVER)
+
+
+def _started(path: Path, package: str) -> list[str | Path]:
+    root = cache_folder(package) / "root"
     # The unpacked C library's own loader: the machine's one may be older.
     libraries = [root / "usr/lib/x86_64-linux-gnu", root / "usr/lib", root / "usr/lib/mysql/private"]
     if package == ROUTER:
         libraries.append(root / "usr/lib/mysql-router")
-    return [
-        root / "lib64/ld-linux-x86-64.so.2",
-        "--library-path",
-        ":".join(map(str, libraries)),
-        _path(root, package),
-    ]
+    return [root / "lib64/ld-linux-x86-64.so.2", "--library-path", ":".join(map(str, libraries)), path]
 
 
 def _path(root: Path, package: str) -> Path:

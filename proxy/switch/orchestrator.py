@@ -55,6 +55,13 @@ FENCE_TIMEOUT_S: Final = 5.0
 UNFENCE_TIMEOUT_S: Final = 0.8
 """Together with what precedes it below the second in which an aborted switch gives the source back."""
 ENGINE_PREPARE_TIMEOUT_S: Final = 5.0
+
+APPROACH_TIMEOUT_S: Final = 5.0
+"""Longest time that the hold is put off because the target is behind."""
+
+NEAR_S: Final = 0.02
+"""A target that reaches the source's position of just now within this time follows closely."""
+
 LOOK_TIMEOUT_S: Final = 1.0
 
 
@@ -535,6 +542,8 @@ class Orchestrator:
                 self._ask(running, None, partial(self._examined, running))
             case core.PrepareEngines():
                 self._ask(running, Act.PREPARE, partial(self._prepared, source, target))
+            case core.Approach():
+                self._ask(running, Act.APPROACH, partial(self._approached, source, target))
             case core.ArmFence():
                 self._ask(running, Act.ARM_FENCE, partial(self._fence_armed, source))
             case core.Fence(pids):
@@ -594,6 +603,16 @@ class Orchestrator:
     async def _prepared(source: Engine, target: Engine) -> core.Fact:
         await asyncio.gather(source.prepare(ENGINE_PREPARE_TIMEOUT_S), target.prepare(ENGINE_PREPARE_TIMEOUT_S))
         return core.EnginesPrepared()
+
+    @staticmethod
+    async def _approached(source: Engine, target: Engine) -> core.Fact:
+        loop = asyncio.get_running_loop()
+        over = loop.time() + APPROACH_TIMEOUT_S
+        while (began := loop.time()) < over:
+            is_there = await target.wait_reached(await source.position(), over - began)
+            if is_there and loop.time() - began < NEAR_S:
+                break
+        return core.Approached()
 
     @staticmethod
     async def _fence_armed(source: Engine) -> core.Fact:

@@ -64,6 +64,7 @@ class Act(enum.StrEnum):
     """What is asked of an engine."""
 
     PREPARE = "prepare"
+    APPROACH = "approach"
     ARM_FENCE = "arm_fence"
     FENCE = "fence"
     READ_POSITION = "read_position"
@@ -119,6 +120,11 @@ class WorkerLost:
 @dataclass(frozen=True, slots=True)
 class EnginesPrepared:
     """Admin connections to both engines are open and warm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approached:
+    """The target follows the source closely, or will not do so soon: then the deadline of the catch-up decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +197,7 @@ Fact = (
     | WorkerJoined
     | WorkerLost
     | EnginesPrepared
+    | Approached
     | FenceArmed
     | Fenced
     | PositionRead
@@ -222,6 +229,12 @@ class Examine:
 @dataclass(frozen=True, slots=True)
 class PrepareEngines:
     """Open and warm the admin connections to both engines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approach:
+    """Wait for a while until the target is no longer far behind: what it lacks when the hold begins, clients wait for. A
+    preparation that kept the processors busy may have left it behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +308,7 @@ Order = (
     Enter
     | Examine
     | PrepareEngines
+    | Approach
     | Tell
     | ArmFence
     | Fence
@@ -403,6 +417,7 @@ class SwitchRun:
         self._moves_data = moves_data
         # With one server nothing is asked of the engines.
         self._engines_prepared = not moves_data
+        self._approach_ordered = self._approached = not moves_data
         self._own_pids: dict[int, frozenset[int]] = {}
         # A fence was armed or ordered: an undo takes it away, successful or not.
         self._fence_ordered = False
@@ -523,6 +538,11 @@ class SwitchRun:
     def _when_prepared(self) -> list[Order]:
         if not self._engines_prepared or not self._crew <= self._answered:
             return []
+        if not self._approach_ordered:
+            self._approach_ordered = True
+            return [Approach()]
+        if not self._approached:
+            return []
         orders: list[Order] = [StopTimer(Timer.PREPARE), *self._enter(Event.PREPARED)]
         orders += [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
         return [*orders, StartTimer(Timer.DRAIN, self.drain_s), StartTimer(Timer.HOLD, self._hold_s)]
@@ -596,6 +616,9 @@ class SwitchRun:
             case EnginesPrepared() if self.phase is Phase.PREPARING:
                 self._engines_prepared = True
                 return self._when_prepared()
+            case Approached() if self.phase is Phase.PREPARING:
+                self._approached = True
+                return self._when_prepared()
             case Fenced() if self.phase is Phase.FENCING:
                 return [*self._enter(Event.FENCED), ReadPosition()]
             case PositionRead(position) if self.phase is Phase.CATCHING_UP:
@@ -628,6 +651,8 @@ class SwitchRun:
         match act:
             case Act.PREPARE if self.phase is Phase.PREPARING:
                 return self._trouble(f"the engines could not be prepared: {why}", "run `turnout check` on the config")
+            case Act.APPROACH if self.phase is Phase.PREPARING:
+                return self._trouble(f"{self.plan.target} could not be followed: {why}", "")
             case Act.ARM_FENCE if self.phase in (Phase.HOLDING, Phase.DRAINING):
                 return self._trouble(f"the fence of {self.plan.source} could not be prepared: {why}", "")
             case Act.FENCE if self.phase is Phase.FENCING:

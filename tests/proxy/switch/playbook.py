@@ -181,7 +181,7 @@ class Playbook:
 TO_PHASE: dict[Phase, tuple[core.Fact, ...]] = {
     Phase.VALIDATING: (),
     Phase.PREPARING: (core.Examined([PASSED]),),
-    Phase.HOLDING: (core.EnginesPrepared(), prepared(0), prepared(1)),
+    Phase.HOLDING: (core.EnginesPrepared(), prepared(0), prepared(1), core.Approached()),
     Phase.DRAINING: (holding(0), holding(1), draining(0), core.FenceArmed()),
     Phase.FENCING: (all_held(0), all_held(1)),
     Phase.CATCHING_UP: (core.Fenced(PROOF),),

@@ -46,7 +46,10 @@ def test_a_graceful_switch_of_two_workers_from_plan_to_end() -> None:
     ).starts(Timer.PREPARE)
     play.sees(prepared(0)).does_nothing()
     play.sees(core.EnginesPrepared()).does_nothing()
-    play.sees(prepared(1)).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(Timer.HOLD)
+    play.sees(prepared(1)).does(core.Approach())
+    play.sees(core.Approached()).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(
+        Timer.HOLD
+    )
     play.sees(holding(1)).does_nothing()
     play.sees(holding(0)).does(core.ArmFence())
     play.sees(draining(0)).does(core.Enter(Phase.DRAINING))

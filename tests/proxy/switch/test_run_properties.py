@@ -43,7 +43,8 @@ _of_workers: st.SearchStrategy[core.Fact] = st.sampled_from(WORKERS).flatmap(
 )  # fmt: skip
 _of_engines: st.SearchStrategy[core.Fact] = st.sampled_from(
     [
-        core.Examined([PASSED]), core.EnginesPrepared(), core.FenceArmed(), core.Fenced(PROOF), core.PositionRead(POSITION),
+        core.Examined([PASSED]), core.EnginesPrepared(), core.Approached(), core.FenceArmed(), core.Fenced(PROOF),
+        core.PositionRead(POSITION),
         core.PositionAwaited(True), core.PositionAwaited(False), core.Promoted(), core.Unfenced(),
         *[core.ActFailed(act, "no") for act in Act],
         *[core.Looked(source, target) for source in (FENCED_SOURCE, OPEN_SOURCE)
@@ -53,8 +54,8 @@ _of_engines: st.SearchStrategy[core.Fact] = st.sampled_from(
 )  # fmt: skip
 # The usual way, mixed with anything: otherwise few runs come far.
 _usual: list[core.Fact] = [
-    core.Examined([PASSED]), core.EnginesPrepared(), *map(prepared, WORKERS), *map(holding, WORKERS), core.FenceArmed(), draining(1),
-    *map(all_held, WORKERS),
+    core.Examined([PASSED]), core.EnginesPrepared(), *map(prepared, WORKERS), core.Approached(), *map(holding, WORKERS),
+    core.FenceArmed(), draining(1), *map(all_held, WORKERS),
     core.Fenced(PROOF), core.PositionRead(POSITION), core.PositionAwaited(True), core.Promoted(),
     *map(retargeted, WORKERS), *map(released, WORKERS), first_row(0),
 ]  # fmt: skip

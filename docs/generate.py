@@ -43,16 +43,21 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "service.shop.engine.blue.address": '"127.0.0.1:5432"',
     "service.shop.engine.blue.role": '"primary"',
     "service.shop.engine.blue.login.user": '"app"',
+    "service.shop.replication_login.user": '"repl"',
+    "service.shop.replication_login.password": '{ env = "REPLICATION_PASSWORD" }',
+    "service.shop.hook.at": '"after_release"',
+    "service.shop.hook.command": '["/usr/local/bin/notify", "{target} serves {service}"]',
+    "service.shop.hook.token": '{ env = "HOOK_TOKEN" }',
     "service.shop.engine.blue.login.password": '{ file = "login.txt" }',
 }
 """Values of the sample that are not the default, or show it although it is."""
 
-LIVE: Final = frozenset(EXAMPLES) - {
-    "control.token",
-    "service.shop.auth.hba",
-    "service.shop.engine.blue.login.user",
-    "service.shop.engine.blue.login.password",
-}
+LIVE: Final = frozenset(
+    key
+    for key in EXAMPLES
+    if key not in ("control.token", "service.shop.auth.hba")
+    and not key.startswith(("service.shop.engine.blue.login.", "service.shop.replication_login.", "service.shop.hook."))
+)
 """Keys of the sample that are not commented out."""
 
 NAMES: Final = {"service": "shop", "engine": "blue"}
@@ -233,6 +238,10 @@ def _sample_tables(docs: Docs, kind: inspect.Type, at: tuple[str, ...]) -> Itera
             inner, _is_reloadable = _bare(kind.item_type)
             assert isinstance(inner, inspect.StructType)
             yield from _comment(docs.of_struct[inner.cls.__name__])
+            if "protocol" not in inner.cls.__struct_fields__:
+                yield f"#[[{'.'.join(at)}]]"
+                yield from _sample_table(docs, inner, at)
+                return
             yield f"[[{'.'.join(at)}]]"
             yield from _comment(docs.of_field[inner.cls.__name__, "protocol"])
             yield 'protocol = "postgresql"'

@@ -38,6 +38,7 @@ __all__ = [
     "ControlConfig",
     "EngineConfig",
     "EngineLogin",
+    "HookConfig",
     "ListenerConfig",
     "LogConfig",
     "Secret",
@@ -235,6 +236,8 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     on_drain_expired: Annotated[Literal["abort", "terminate", "leave"], Meta(extra=RELOADABLE)] = "abort"
     """`abort` gives the source back and nobody notices; `terminate` ends the sessions that are left; `leave` lets them
     keep the backend they have, which needs `replication` none."""
+    max_pending_transactions: Annotated[int, Meta(ge=0, le=1_000_000, extra=RELOADABLE)] = 0
+    """A switch does not begin while more sessions than that are in a transaction; 0: no limit."""
     catchup_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 4.0
     """How long the target may take to reach the fenced position, in seconds; then the switch is undone."""
     promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0
@@ -246,6 +249,31 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     """Most bytes of WAL the target may be behind for a switch to begin."""
     lag_s_max: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 5.0
     """Most seconds a MySQL or MariaDB target may be behind for a switch to begin."""
+
+
+class HookConfig(_Table, frozen=True, kw_only=True):
+    """Something of the operator's that runs with each switch of a service: a command or an HTTP call. `{switch}`,
+    `{service}`, `{source}`, `{source_address}`, `{target}`, `{target_address}` are filled in."""
+
+    at: Literal["before_fence", "promote", "after_release"]
+    """`before_fence`: before anybody is held; `promote`: in place of Turnout's own promotion of the target, while clients
+    wait; `after_release`: when clients work on the target."""
+    command: list[str] = []
+    """Program and arguments, without a shell."""
+    url: str = ""
+    """http:// or https:// address to call, in place of a command; an answer of 2xx is good."""
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
+    """Method of the call."""
+    body: str = ""
+    """Body of the call."""
+    content_type: str = "application/json"
+    """What the body is."""
+    token: Secret | None = None
+    """Sent as `Authorization: Bearer`."""
+    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 10.0
+    """How long it may take, in seconds; then it is ended and has failed."""
+    on_failure: Literal["abort", "ignore"] = "abort"
+    """`abort`: the switch is undone, if it still can be; `ignore`: it goes on. Either way the report has what happened."""
 
 
 class ServiceConfig(_Table, frozen=True, kw_only=True):
@@ -269,8 +297,15 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     """What keeps its engines equal. `stream`: a target replicates from the source. `none`: all engines are addresses of
     one and the same server (another host name, a network path, a pooler in between), so that a switch fences
     nobody, waits for nothing and promotes nobody; whether it is one server is checked before each switch."""
+    replication_login: EngineLogin | None = None
+    """Account with which one engine replicates from another; needed for `reverse_replication`."""
+    reverse_replication: bool = False
+    """After a switch the engine that was left is made to replicate from the new one, so that the way back is one
+    command: MySQL and MariaDB by GTID. It needs `replication_login`."""
     switch: SwitchConfig = SwitchConfig()
     """Limits of its switches."""
+    hook: list[HookConfig] = []
+    """What else is to run with each switch, in this order."""
     pool_size: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
     """Most backends of one (engine, database, user), in all workers together. PgBouncer: `default_pool_size`."""
     min_pool_size: Annotated[int, Meta(ge=0, le=100_000, extra=RELOADABLE)] = 0
@@ -723,6 +758,19 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
         _check_auth(service, at, problems)
         if service.switch.on_drain_expired == "leave" and service.replication != "none":
             problems.add((*at, "switch", "on_drain_expired"), '"leave" needs replication = "none"')
+        for index, hook in enumerate(service.hook):
+            if bool(hook.command) == bool(hook.url):
+                problems.add((*at, "hook", index), 'expected exactly one of "command" and "url"')
+            elif hook.url and not hook.url.startswith(("http://", "https://")):
+                problems.add((*at, "hook", index, "url"), "expected an address that begins with http:// or https://")
+            if hook.at == "promote" and hook.on_failure == "ignore":
+                problems.add((*at, "hook", index, "on_failure"), "what promotes the target cannot be ignored")
+            if hook.at == "promote" and service.replication == "none":
+                problems.add((*at, "hook", index, "at"), 'nobody is promoted with replication = "none"')
+        if service.reverse_replication and service.replication_login is None:
+            problems.add((*at, "reverse_replication"), 'needs "replication_login": the account that replicates')
+        if service.reverse_replication and service.protocol == "postgresql":
+            problems.add((*at, "reverse_replication"), "is for mysql only; a PostgreSQL server follows after pg_rewind")
 
 
 def _check_databases(
@@ -865,8 +913,22 @@ class _Resolver:
                     key = (*at, "engine", engine_name, "login", "password")
                     login = replace(login, password=self._password(login.password, key))
                 engines[engine_name] = replace(engine, login=login)
+            replicator = service.replication_login
+            if replicator is not None:
+                replicator = replace(
+                    replicator, password=self._password(replicator.password, (*at, "replication_login", "password"))
+                )
+            hooks = [
+                replace(hook, token=self._password(hook.token, (*at, "hook", index, "token")))
+                for index, hook in enumerate(service.hook)
+            ]
             services[name] = replace(
-                service, admin=admin, auth=replace(service.auth, users=users, hba=hba), engine=engines
+                service,
+                hook=hooks,
+                replication_login=replicator,
+                admin=admin,
+                auth=replace(service.auth, users=users, hba=hba),
+                engine=engines,
             )
         token = self._password(control.token, ("control", "token"))
         return replace(config, control=replace(control, token=token), service=services)

@@ -212,10 +212,11 @@ class Supervisor:
         """Every client connection, or those of one service."""
         return await self._crew.sessions(service)
 
-    async def ready(self, service: str, target: str) -> list[Check]:
-        """The readiness report. Raises NotFound; Conflict while a switch of the service is under way."""
+    async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]:
+        """The readiness report, by the limits of `plan` if there is one. Raises NotFound; Conflict while a switch of the
+        service is under way."""
         self._known(service)
-        return await self._switches.examine(service, target)
+        return await self._switches.examine(service, target, plan)
 
     async def start_switch(self, plan: SwitchPlan) -> SwitchRecord:
         """Begin. Returns when the plan is journaled and the checks have begun.
@@ -427,8 +428,8 @@ def _secret_variables(part: Any) -> Iterator[str]:
     elif isinstance(part, msgspec.Struct):
         for name in part.__struct_fields__:
             yield from _secret_variables(getattr(part, name))
-    elif isinstance(part, dict):
-        for one in part.values():
+    elif isinstance(part, dict | list):
+        for one in part.values() if isinstance(part, dict) else part:
             yield from _secret_variables(one)
 
 

@@ -283,6 +283,12 @@ def switch(
             "--drain-timeout", min=0, max=3_600, metavar="S", help="Seconds that open transactions may go on."
         ),
     ] = None,
+    max_pending: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pending-transactions", min=0, metavar="N", help="Do not begin with more open than that; 0: no limit."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although a check failed, unless it keeps data safe.")
     ] = False,
@@ -300,6 +306,8 @@ def switch(
     body = {"target_engine": target, "strategy": strategy, "force": force, "dry_run": dry_run, "reason": reason}
     if drain_timeout is not None:
         body["drain_timeout_seconds"] = drain_timeout
+    if max_pending is not None:
+        body["max_pending_transactions"] = max_pending
     try:
         begun = client.post(f"/v1/services/{_segment(name)}/switch", body)
     except ClientError as error:

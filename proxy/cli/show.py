@@ -208,6 +208,8 @@ def show_checks(out: Console, checks: list[Json]) -> None:
                 found.append(f"\nwanted: {check['limit']}")
             if check.get("remedy"):
                 found.append(f"\nto do: {check['remedy']}", "bold")
+        if check.get("age_s", 0.0) >= 1.0:
+            found.append(f" (asked {check['age_s']:.0f} s ago)", "dim")
         table.add_row(Text(check["verdict"], _VERDICT_STYLE[check["verdict"]]), check["name"], found)
     out.print(table)
 
@@ -343,6 +345,16 @@ def _show_proof(out: Console, report: Json) -> None:
         )
     if positions["source"]:
         out.print(f"source stood at {positions['source']}, target reached {positions['target'] or 'nothing'}")
+    for hook in report.get("hooks", []):
+        out.print(
+            Text.assemble(
+                f"hook {hook['at']}: {hook['what']}: ",
+                (hook["outcome"], "" if hook["is_good"] else "bold red"),
+                f", {hook['took_ms']:.0f} ms",
+            )
+        )
+    if report.get("way_back"):
+        out.print(f"the way back: {report['source']} {report['way_back']}")
 
 
 # --- check --------------------------------------------------------------------------------------------------------

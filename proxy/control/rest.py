@@ -68,6 +68,13 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ]
         | None
     ) = None
+    max_pending_transactions: (
+        Annotated[
+            int,
+            Meta(ge=0, le=1_000_000, description="Do not begin with more sessions in a transaction; 0: no limit."),
+        ]
+        | None
+    ) = None
     force: Annotated[bool, Meta(description="Go on although a check failed, unless the check keeps data safe.")] = False
     dry_run: Annotated[bool, Meta(description="Only run the checks.")] = False
     reason: Annotated[str, Meta(max_length=500, description="Kept in the record.")] = ""
@@ -188,6 +195,7 @@ async def switch(
         strategy=data.strategy,
         drain_timeout_s=data.drain_timeout_seconds,
         on_drain_expired=data.on_drain_expired,
+        max_pending_transactions=data.max_pending_transactions,
         force=data.force,
         reason=data.reason,
         requested_by=_caller(request).name,

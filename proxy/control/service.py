@@ -43,7 +43,7 @@ class Supervisor(Protocol):
     def workers(self) -> list[WorkerView]: ...
     async def figures(self) -> list[ipc.WorkerFigures]: ...
     async def sessions(self, service: str | None = None) -> list[ipc.Session]: ...
-    async def ready(self, service: str, target: str) -> list[Check]: ...
+    async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]: ...
     async def start_switch(self, plan: SwitchPlan) -> SwitchRecord: ...
     def switches(self, limit: int = 50) -> list[SwitchRecord]: ...
     def switch(self, switch_id: str) -> SwitchRecord: ...
@@ -151,18 +151,18 @@ class ControlService:
             self._service(service)
         return await self.supervisor.sessions(service)
 
-    async def ready(self, who: Caller, service: str, target: str, *, force: bool = False) -> Readiness:
+    async def ready(self, who: Caller, service: str, target: str, *, plan: SwitchPlan | None = None) -> Readiness:
         """Run the checks of a switch to `target` and nothing else: no client notices, nothing is changed.
 
-        `force` passes over the failed checks that a forced switch would pass over. Raises NotFound.
+        With a `plan` its limits hold, and failed checks that it forces are passed over. Raises NotFound.
         """
         _require(who, Role.OBSERVER)
         view = self._service(service)
         if target not in {engine.name for engine in view.engines}:
             names = ", ".join(sorted(engine.name for engine in view.engines))
             raise NotFound(f"service {service!r} has no engine {target!r}", hint=f"its engines are: {names}")
-        checks = await self.supervisor.ready(service, target)
-        is_ready = not failures(checks, force=force)
+        checks = await self.supervisor.ready(service, target, plan)
+        is_ready = not failures(checks, force=plan is not None and plan.force)
         return Readiness(service=service, target=target, is_ready=is_ready, checks=checks)
 
     def switches(self, who: Caller, limit: int = 50) -> list[SwitchRecord]:
@@ -228,8 +228,8 @@ class ControlService:
         """
         _require(who, Role.OBSERVER)
         view = self._service(plan.service)
-        accept(plan, self.supervisor.config.service[plan.service], view.active)
-        return await self.ready(who, plan.service, plan.target, force=plan.force)
+        plan = accept(plan, self.supervisor.config.service[plan.service], view.active)
+        return await self.ready(who, plan.service, plan.target, plan=plan)
 
     async def cancel(self, who: Caller, switch_id: str) -> SwitchRecord:
         """Undo a switch that has not begun to promote: the source is writable again and every session goes on there.

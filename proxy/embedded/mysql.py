@@ -376,7 +376,7 @@ class MariaDBServer(MySqlFamilyServer):
 
     def _grants(self) -> Sequence[str]:
         return (
-            "grant process, reload, read_only admin, connection admin on *.* to turnout@'%'",
+            "grant process, reload, read_only admin, connection admin, references, show view on *.* to turnout@'%'",
             "grant replication slave admin, slave monitor, binlog monitor on *.* to turnout@'%'",
             "grant select on mysql.* to turnout@'%'",
         )
@@ -453,7 +453,7 @@ class MySQLServer(MySqlFamilyServer):
 
     def _grants(self) -> Sequence[str]:
         return (
-            "grant process, replication client on *.* to turnout@'%'",
+            "grant process, replication client, references, show view on *.* to turnout@'%'",
             "grant reload on *.* to turnout@'%'",
             "grant system_variables_admin, connection_admin, replication_slave_admin, xa_recover_admin on *.* to turnout@'%'",
             "grant select on mysql.* to turnout@'%'",

@@ -19,11 +19,20 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Collection
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
+from proxy.errors import EngineError
+
 Flavour = Literal["postgresql", "mysql", "mariadb"]
+
+TRANSACTIONS_MAX: Final = 10_000
+"""Transactions of one listing."""
+OBJECTS_MAX: Final = 100_000
+"""Objects of one database that an inventory lists; of more, the first ones by name."""
+DATABASES_MAX: Final = 50
+"""Databases that an inventory looks into."""
 
 
 class Role(enum.Enum):
@@ -104,6 +113,21 @@ class FenceProof(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
 
 
+class Leader(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom to replicate from, and as whom."""
+
+    name: str
+    host: str
+    port: int
+    user: str
+    password: str
+    is_encrypted: bool = False
+    """The connection must use TLS."""
+
+    def __repr__(self) -> str:
+        return f"<Leader {self.name} {self.host}:{self.port} as {self.user}>"
+
+
 class MissingRight(msgspec.Struct, frozen=True):
     """Something the admin account cannot do, and the statement that gives it the right."""
 
@@ -133,6 +157,63 @@ class Capacity(msgspec.Struct, frozen=True):
     @property
     def free(self) -> int:
         return max(0, self.limit - self.used)
+
+
+class OpenTransaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A transaction of a client that is open now."""
+
+    pid: int
+    user: str
+    database: str
+    age_s: float
+    is_idle: bool
+    """It waits for its client, not for the server."""
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """A replication slot of a PostgreSQL server."""
+
+    name: str
+    is_logical: bool
+    is_active: bool
+    follows: bool
+    """It is there on standbys as well: a logical slot with `failover` (PostgreSQL 17)."""
+
+
+class Follower(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that replicates from this one."""
+
+    name: str
+    """PostgreSQL: its application_name. MySQL: server id, MariaDB: the account's name."""
+    client: str
+    """Address it comes from, without the port."""
+
+
+class Inventory(msgspec.Struct, kw_only=True):
+    """What two servers should have alike, as one of them has it. What was not asked, or is not there, is empty."""
+
+    settings: dict[str, str] = {}
+    """Settings that change what a statement does or answers, by name."""
+    handshake: dict[str, str] = {}
+    """What clients were told at their login and may have remembered."""
+    collations: dict[str, str] = {}
+    """Version of the library that sorts, by database."""
+    accounts: list[str] = []
+    extensions: dict[str, str] = {}
+    """PostgreSQL: version by `database.name`; MySQL: kind by name of active plugins."""
+    unavailable: list[str] = []
+    """Extensions that are installed in a database, but whose files this host does not have."""
+    objects: dict[str, str] = {}
+    """Digest of the definition by kind and full name: `table shop.public.orders`."""
+    types: dict[str, int] = {}
+    """PostgreSQL: number (OID) of each type that is not built in."""
+    sequences: int = 0
+    slots: list[Slot] = []
+    followers: list[Follower] = []
+    semi_sync: str = ""
+    """MySQL: `on` or `off` for a primary that has the plugin."""
+    blind: str = ""
+    """Why `objects` is not the whole, and what to do about it; empty: it is."""
 
 
 class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +275,19 @@ class Engine(abc.ABC):
     async def prepared_in_doubt(self) -> list[str]:
         """Prepared transactions that nobody has ended."""
 
+    @abc.abstractmethod
+    async def transactions(self) -> list[OpenTransaction]:
+        """Transactions that clients have open, the oldest first; at most `TRANSACTIONS_MAX`."""
+
+    @abc.abstractmethod
+    async def inventory(self, databases: Collection[str], *, with_schema: bool, timeout_s: float) -> Inventory:
+        """What this server has, for a comparison with another one; on a connection of its own, so that it holds up no
+        probe. `databases` empty: all that clients can reach. The server itself gives up at the deadline, too."""
+
+    @abc.abstractmethod
+    async def explain(self, objects: Collection[str], timeout_s: float) -> dict[str, list[str]]:
+        """Definitions of a few of the `objects` of an inventory, line by line; those that are gone are left out."""
+
     # --- a switch ----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -234,5 +328,14 @@ class Engine(abc.ABC):
         """True as soon as `reached`, false at the deadline. Looks about every millisecond."""
 
     @abc.abstractmethod
-    async def promote(self, timeout_s: float = 10.0) -> None:
-        """Make this standby a writable primary, and verify it by a real write. Of a writable primary: only verify."""
+    async def promote(self, timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
+        """Make this standby a writable primary, and verify it by a real write. Of a writable primary: only verify.
+        `is_asked`: somebody else was asked to promote it; wait for that."""
+
+    # --- afterwards --------------------------------------------------------------------------------------------------
+
+    async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
+        """Make this fenced server, which was the source of a switch, replicate from `leader`, which was the target, and
+        wait until it does. It stays read-only. Returns how, in a few words. Raises EngineError."""
+        del timeout_s
+        raise EngineError(f"engine {self.name} cannot be made to follow {leader.name} by Turnout")

@@ -30,14 +30,19 @@ import pymysql
 import pymysql.cursors
 from pymysql.constants import CR
 
+from proxy.engines import mysql_inventory
 from proxy.engines.engine import (
+    TRANSACTIONS_MAX,
     Capacity,
     Engine,
     EngineFigures,
     EngineState,
     FenceProof,
     Flavour,
+    Inventory,
+    Leader,
     MissingRight,
+    OpenTransaction,
     OutsideSession,
     Position,
     Role,
@@ -57,6 +62,13 @@ _FULL: Final = frozenset({1040, 1203, 1226})
 
 _WRITE: Final = "delete from mysql.time_zone where 1 = 0"
 """Changes nothing, and is refused like any write: the read-only check comes before the one of privileges."""
+
+_TRANSACTIONS: Final = """
+select t.trx_mysql_thread_id as pid, greatest(0, timestampdiff(microsecond, t.trx_started, sysdate(6)) / 1e6) as age_s,
+       p.user as user, p.db as db, p.command as command
+  from information_schema.innodb_trx t left join information_schema.processlist p on p.id = t.trx_mysql_thread_id
+ where t.trx_mysql_thread_id <> 0 order by t.trx_started limit %s
+"""
 
 _SERVER_USERS: Final = frozenset({"system user", "event_scheduler", "unauthenticated user"})
 _SERVER_COMMANDS: Final = frozenset({"Binlog Dump", "Binlog Dump GTID", "Daemon"})
@@ -413,6 +425,47 @@ class MySqlEngine(Engine):
     async def prepared_in_doubt(self) -> list[str]:
         return await self._watching.run(_in_doubt, 5.0)
 
+    async def transactions(self) -> list[OpenTransaction]:
+        rows = await self._watching.run(lambda link: link.ask(_TRANSACTIONS, TRANSACTIONS_MAX), 5.0)
+        return [
+            OpenTransaction(
+                pid=row["pid"],
+                user=row["user"] or "",
+                database=row["db"] or "",
+                age_s=float(row["age_s"]),
+                is_idle=row["command"] == "Sleep",
+            )
+            for row in rows
+        ]
+
+    async def inventory(self, databases: Collection[str], *, with_schema: bool, timeout_s: float) -> Inventory:
+        return await self._compare(
+            lambda link: mysql_inventory.of_server(
+                link.ask,
+                databases,
+                is_maria=self._flavour == "mariadb",
+                with_schema=with_schema,
+                timeout_s=timeout_s,
+            ),
+            timeout_s,
+        )
+
+    async def explain(self, objects: Collection[str], timeout_s: float) -> dict[str, list[str]]:
+        return await self._compare(
+            lambda link: mysql_inventory.definitions(
+                link.ask, objects, is_maria=self._flavour == "mariadb", timeout_s=timeout_s
+            ),
+            timeout_s,
+        )
+
+    async def _compare(self, work: Callable[[_Link], T], timeout_s: float) -> T:
+        """On a connection of its own: the questions may take long, and set bounds for their session."""
+        link = _Link(self, "compares")
+        try:
+            return await link.run(work, timeout_s)
+        finally:
+            link.close()
+
     # --- a switch ----------------------------------------------------------------------------------------------------
 
     async def prepare(self, timeout_s: float = 5.0) -> None:
@@ -493,9 +546,12 @@ class MySqlEngine(Engine):
         # The server waits, and answers the moment the last transaction is applied.
         return await self._acting.run(lambda link: self._wait(link, position, timeout_s), timeout_s + 1.0)
 
-    async def promote(self, timeout_s: float = 10.0) -> None:
+    async def promote(self, timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
         def promote(link: _Link) -> None:
             replica = _replica(link)
+            while replica and is_asked:
+                link.pause(0.01)
+                replica = _replica(link)
             if replica:
                 if replica["io"] != "No":
                     link.ask("stop replica io_thread")
@@ -512,6 +568,44 @@ class MySqlEngine(Engine):
             self._prove_writable(link)
 
         await self._acting.run(promote, timeout_s)
+
+    async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
+        return await self._acting.run(lambda link: self._follow(link, leader), timeout_s)
+
+    def _follow(self, link: _Link, leader: Leader) -> str:
+        found = _replica(link)
+        if found and (found["host"], int(found["port"])) == (leader.host, leader.port) and found["sql"] == "Yes":
+            return self._await_replica(link, leader)
+        if self._read_only(link)[0] is False:
+            raise EngineError(f"engine {self.name} takes writes: it is not made a replica of {leader.name}")
+        if found:
+            link.ask("stop replica")
+        if self._flavour == "mariadb":
+            # What this server wrote itself counts as applied: it was the primary up to the fence.
+            link.ask("set global gtid_slave_pos = @@global.gtid_current_pos")
+            link.ask(
+                "change master to master_host = %s, master_port = %s, master_user = %s, master_password = %s,"
+                f" master_use_gtid = slave_pos, master_ssl = {int(leader.is_encrypted)}",
+                leader.host, leader.port, leader.user, leader.password,
+            )  # fmt: skip
+        else:
+            link.ask(
+                "change replication source to source_host = %s, source_port = %s, source_user = %s,"
+                " source_password = %s, source_auto_position = 1, get_source_public_key = 1,"
+                f" source_ssl = {int(leader.is_encrypted)}",
+                leader.host, leader.port, leader.user, leader.password,
+            )  # fmt: skip
+        link.ask("start replica")
+        return self._await_replica(link, leader)
+
+    def _await_replica(self, link: _Link, leader: Leader) -> str:
+        while True:
+            found = _replica(link)
+            if found and found["io"] == found["sql"] == "Yes":
+                return f"replicates from {leader.name} by GTID"
+            if found and found["error"]:
+                raise EngineError(f"engine {self.name} does not follow {leader.name}: {found['error']}")
+            link.pause(0.02)
 
     # --- parts; all run in a link's thread ---------------------------------------------------------------------------
 

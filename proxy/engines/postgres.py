@@ -43,13 +43,17 @@ from typing import Any, Final
 
 import asyncpg
 
+from proxy.engines import postgres_inventory
 from proxy.engines.engine import (
+    TRANSACTIONS_MAX,
     Capacity,
     Engine,
     EngineFigures,
     EngineState,
     FenceProof,
+    Inventory,
     MissingRight,
+    OpenTransaction,
     OutsideSession,
     Position,
     Role,
@@ -130,6 +134,14 @@ select a.pid, a.usename::text as usename, coalesce(a.usename, a.backend_type)::t
            ('client backend', 'autovacuum worker', 'walsender', 'parallel worker', 'slotsync worker')))
 """
 
+_TRANSACTIONS: Final = """
+select pid, usename::text as usename, coalesce(datname, '')::text as datname, state <> 'active' as is_idle,
+       extract(epoch from clock_timestamp() - xact_start)::float8 as age_s
+  from pg_stat_activity
+ where backend_type = 'client backend' and usename is not null and xact_start is not null and pid <> pg_backend_pid()
+ order by xact_start limit $1
+"""
+
 _END: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) as pid"
 _ARE_LEFT: Final = "select count(*) from pg_stat_activity where pid = any($1::int[])"
 _READ_ONLY_NOW: Final = "select current_setting('default_transaction_read_only') = 'on'"
@@ -206,17 +218,17 @@ class PostgresEngine(Engine):
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    async def _open(self, timeout_s: float, **settings: str) -> Any:
+    async def _open(self, timeout_s: float, database: str = "", **settings: str) -> Any:
         """With TLS as the config says; `allow` and `prefer` try the other way if the server does not want this one."""
         tls = self._engine_tls()
         *others, last = tls.attempts()
         for is_encrypted in others:
             try:
-                return await self._open_once(tls.context if is_encrypted else None, timeout_s, settings)
+                return await self._open_once(tls.context if is_encrypted else None, timeout_s, database, settings)
             except _OtherWay:
                 continue
         try:
-            return await self._open_once(tls.context if last else None, timeout_s, settings)
+            return await self._open_once(tls.context if last else None, timeout_s, database, settings)
         except _OtherWay as error:
             raise error.translated from error.__cause__
 
@@ -226,14 +238,16 @@ class PostgresEngine(Engine):
         except TlsProblem as problem:
             raise ConnectFailed(f"engine {self.name}: server_tls_{problem.key}: {problem.text}") from problem
 
-    async def _open_once(self, context: ssl.SSLContext | None, timeout_s: float, settings: dict[str, str]) -> Any:
+    async def _open_once(
+        self, context: ssl.SSLContext | None, timeout_s: float, database: str, settings: dict[str, str]
+    ) -> Any:
         try:
             return await asyncpg.connect(
                 host=self._host,
                 port=self._port,
                 user=self._user,
                 password=self._password,
-                database=self._database,
+                database=database or self._database,
                 timeout=timeout_s,
                 command_timeout=None,
                 ssl=context if context is not None else False,
@@ -432,6 +446,7 @@ class PostgresEngine(Engine):
     async def sessions_outside(self, own_backend_pids: Collection[int]) -> list[OutsideSession]:
         async with self._watch() as connection:
             rows = await connection.fetch(_CLIENTS, [*own_backend_pids, *self._admin_pids()])
+        rows = [row for row in rows if not self._is_proof(row)]
         return [
             OutsideSession(
                 pid=row["pid"],
@@ -459,6 +474,46 @@ class PostgresEngine(Engine):
     async def prepared_in_doubt(self) -> list[str]:
         async with self._watch() as connection:
             return [row["gid"] for row in await connection.fetch(_IN_DOUBT)]
+
+    async def transactions(self) -> list[OpenTransaction]:
+        async with self._watch() as connection:
+            rows = await connection.fetch(_TRANSACTIONS, TRANSACTIONS_MAX)
+        return [
+            OpenTransaction(
+                pid=row["pid"], user=row["usename"], database=row["datname"], age_s=row["age_s"], is_idle=row["is_idle"]
+            )
+            for row in rows
+        ]
+
+    async def inventory(self, databases: Collection[str], *, with_schema: bool, timeout_s: float) -> Inventory:
+        async with self._translated(timeout_s), self._comparing(self._database, timeout_s) as connection:
+            version_num = await connection.fetchval("select current_setting('server_version_num')::int")
+            found, inside = await postgres_inventory.of_server(connection, databases, version_num=version_num)
+            for database in inside:
+                async with self._comparing(database, timeout_s) as there:
+                    await postgres_inventory.of_database(there, database, found, with_schema=with_schema)
+        return found
+
+    async def explain(self, objects: Collection[str], timeout_s: float) -> dict[str, list[str]]:
+        wanted = {postgres_inventory.kind_and_place(label): label for label in objects}
+        found = {}
+        async with self._translated(timeout_s):
+            for database in sorted({database for _, database, _ in wanted}):
+                asked = [(kind, name) for kind, where, name in wanted if where == database]
+                async with self._comparing(database, timeout_s) as connection:
+                    for (kind, name), lines in (await postgres_inventory.definitions(connection, asked)).items():
+                        found[wanted[(kind, database, name)]] = lines
+        return found
+
+    @asynccontextmanager
+    async def _comparing(self, database: str, timeout_s: float) -> AsyncIterator[Any]:
+        """A connection for questions that may take long: the server gives up on them itself."""
+        limit = f"{int(timeout_s * 1000)}ms"
+        connection = await self._open(timeout_s, database, statement_timeout=limit, search_path="pg_catalog")
+        try:
+            yield connection
+        finally:
+            connection.terminate()
 
     # --- a switch ----------------------------------------------------------------------------------------------------
 
@@ -567,7 +622,7 @@ class PostgresEngine(Engine):
         )
 
     def _is_proof(self, row: Any) -> bool:
-        """It is the session of a newcomer of ours, which comes and goes."""
+        """It is a session of our own that comes and goes: a newcomer, or one that compares."""
         return bool(row["usename"] == self._user and row["app"] == "turnout" and not row["is_writing"])
 
     @staticmethod
@@ -603,11 +658,12 @@ class PostgresEngine(Engine):
                 await asyncio.sleep(_POLL_S)
         return True
 
-    async def promote(self, timeout_s: float = 10.0) -> None:
+    async def promote(self, timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
         async with self._act(timeout_s) as (first, second):
             if await first.fetchval(_IN_RECOVERY):
                 # Not pg_promote(true): it looks every 100 ms only.
-                await first.fetchval("select pg_promote(false)")
+                if not is_asked:
+                    await first.fetchval("select pg_promote(false)")
                 await _poll(second, False, _IN_RECOVERY)
             # The source's fence came by replication, or an older one in a base backup or by pg_rewind.
             await self._prove_writable(await self._take_fence_away(first, second))

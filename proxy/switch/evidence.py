@@ -34,6 +34,7 @@ import msgspec
 
 from proxy import ipc
 from proxy.engines.engine import FenceProof, Position
+from proxy.switch.hooks import HookResult
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.readiness import Check
 
@@ -100,6 +101,9 @@ class Evidence:
         self.proof: FenceProof | None = None
         self.source_position: Position | None = None
         self.target_position: Position | None = None
+        self.hooks: list[HookResult] = []
+        self.way_back = ""
+        """How the source follows the target afterwards; empty: it does not, and was not to."""
         self.waiting_for: list[str] = []
         """What the sessions that were not at a boundary waited for, as last heard."""
         self._sessions: dict[int, int] = {}
@@ -214,6 +218,8 @@ class Evidence:
                 "target": str(self.target_position) if self.target_position else None,
             },
             "fence": msgspec.to_builtins(self.proof) if self.proof else None,
+            "hooks": msgspec.to_builtins(self.hooks),
+            "way_back": self.way_back or None,
             "audit": None,
         }
 

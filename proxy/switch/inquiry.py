@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Collection
+from typing import Final
 
 from proxy import ipc
 from proxy.engines.engine import Engine
 from proxy.errors import EngineError
-from proxy.switch.readiness import Findings
+from proxy.switch import parity
+from proxy.switch.findings import Comparison, Findings, Kind
 
 PROBE_TIMEOUT_S = 3.0
+COMPARE_TIMEOUT_S: Final = 4.0
+"""For the inventory of each server, and again for the definitions that differ. With it the whole report stays below
+what a caller of the control port waits."""
 
 
 async def inquire(
@@ -20,31 +27,42 @@ async def inquire(
     figures: list[ipc.WorkerFigures],
     sessions: list[ipc.Session],
     workers_wanted: int,
-    moves_data: bool = True,
+    kind: Kind = "stream",
+    databases: Collection[str] = (),
+    known: Comparison | None = None,
 ) -> Findings:
-    """Everything `readiness.judge` wants to know; less where source and target are to be one server. Changes nothing; engines that are down are a finding, not an error.
+    """Everything `readiness.judge` wants to know; less where source and target are to be one server. Changes nothing;
+    engines that are down are a finding, not an error. `known` is a comparison of a moment ago, which is not made again.
 
     The engines' switch connections are used: not while a switch runs on them.
     """
     source_state, target_state = await asyncio.gather(source.probe(PROBE_TIMEOUT_S), target.probe(PROBE_TIMEOUT_S))
     findings = Findings(
+        kind=kind,
         source=source_state,
         target=target_state,
         source_address=source.address,
         workers=len(figures),
         workers_wanted=workers_wanted,
+        comparison=known,
     )
     own = [one for worker in figures for one in worker.services if one.service == service]
     findings.backends = sum(pool.idle + pool.in_use for one in own for pool in one.pools if pool.engine == source.name)
     for one in own:
         for pin, count in one.pinned.items():
             findings.pinned[pin] = findings.pinned.get(pin, 0) + count
+    for session in sessions:
+        findings.grades[session.portability] = findings.grades.get(session.portability, 0) + 1
+        findings.pending += session.in_transaction
     if source_state.is_reachable and target_state.is_reachable:
-        questions = [_ask_target(findings, target)]
-        if moves_data:
+        questions = [_ask_target(findings, target), _ask_drain(findings, source, sessions)]
+        if kind != "none":
             questions.append(_ask_source(findings, source, own, sessions))
         troubles = await asyncio.gather(*questions)
         findings.unanswered = "; ".join(filter(None, troubles))
+        if kind != "none":
+            # Afterwards: its connections are no clients that bypass Turnout.
+            await _compare(findings, source, target, databases)
     return findings
 
 
@@ -72,6 +90,15 @@ async def _ask_source(
     return ""
 
 
+async def _ask_drain(findings: Findings, source: Engine, sessions: list[ipc.Session]) -> str:
+    own = {one.backend_pid for one in sessions if one.engine == source.name}
+    try:
+        findings.transactions = [one for one in await source.transactions() if one.pid in own]
+    except EngineError as error:
+        return f"{source.name}: {error}"
+    return ""
+
+
 async def _ask_target(findings: Findings, target: Engine) -> str:
     try:
         findings.target_rights = await target.permissions()
@@ -79,3 +106,30 @@ async def _ask_target(findings: Findings, target: Engine) -> str:
     except EngineError as error:
         return f"{target.name}: {error}"
     return ""
+
+
+async def _compare(findings: Findings, source: Engine, target: Engine, databases: Collection[str]) -> None:
+    """Both inventories, and the definitions that are not alike; kept short where `known` is fresh."""
+    if findings.comparison is not None:
+        findings.comparison_age_s = (time.monotonic_ns() - findings.comparison.asked_ns) / 1e9
+        return
+    # A physical standby of PostgreSQL has its primary's catalogs, block by block.
+    with_schema = findings.kind == "logical" or findings.source.flavour != "postgresql"
+    try:
+        ours, theirs = await asyncio.gather(
+            *(
+                engine.inventory(databases, with_schema=with_schema, timeout_s=COMPARE_TIMEOUT_S)
+                for engine in (source, target)
+            )
+        )
+        lacking, extra = parity.compare(ours, theirs)
+        found = Comparison(source=ours, target=theirs, extra=extra, is_whole=with_schema, asked_ns=time.monotonic_ns())
+        explained = [label for label in lacking if label in theirs.objects][: parity.DIFFERENCES_EXPLAINED]
+        texts: list[dict[str, list[str]]] = [{}, {}]
+        if explained:
+            texts = await asyncio.gather(*(engine.explain(explained, COMPARE_TIMEOUT_S) for engine in (source, target)))
+        found.lacking = parity.differences(lacking, texts[0], texts[1], theirs)
+        found.lacking_more = len(lacking) - len(found.lacking)
+        findings.comparison = found
+    except EngineError as error:
+        findings.not_compared = str(error)

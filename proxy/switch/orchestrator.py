@@ -33,19 +33,22 @@ import structlog
 
 from proxy import ipc
 from proxy.clock import Clock
-from proxy.config import ServiceConfig
-from proxy.engines.engine import Engine, EngineState, Role
+from proxy.config import ServiceConfig, SwitchConfig, parse_address
+from proxy.engines.engine import Engine, EngineState, Leader, Role
 from proxy.errors import Conflict, EngineError, NotFound
+from proxy.switch import hooks
 from proxy.switch import run as core
 from proxy.switch.evidence import Evidence, Span
+from proxy.switch.findings import Comparison
 from proxy.switch.inquiry import inquire
 from proxy.switch.journal import Journal, Standing
-from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
+from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, limits_of, new_id
 from proxy.switch.readiness import Check, judge
 from proxy.switch.run import Act, SwitchRun, Timer, Verdict
 from proxy.switch.state import ENDED, Phase
 from proxy.switch.views import Event
 from proxy.tasks import cancel_and_wait, spawn
+from proxy.tls import library_tls
 
 _log = structlog.get_logger("turnout.switch")
 
@@ -63,6 +66,9 @@ NEAR_S: Final = 0.02
 """A target that reaches the source's position of just now within this time follows closely."""
 
 LOOK_TIMEOUT_S: Final = 1.0
+
+COMPARISON_FRESH_S: Final = 5.0
+"""A comparison of schemas that is not older is used again, so that `ready` and the switch after it ask once."""
 
 
 class Crew(Protocol):
@@ -121,6 +127,7 @@ class Orchestrator:
         self._workers_wanted = workers_wanted
         self._running: dict[str, _Running] = {}
         self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in services}
+        self._compared: dict[tuple[str, str, str], Comparison] = {}
         self._standings: dict[str, Standing] = {}
         # Workers that took part in a switch that `recover` resumed before they were configured.
         self._resumed: set[tuple[int, str]] = set()
@@ -175,8 +182,9 @@ class Orchestrator:
                 return running.record
         return self._journal.switch(switch_id)
 
-    async def examine(self, service: str, target: str) -> list[Check]:
-        """The readiness report. Raises NotFound; Conflict while a switch uses the engines."""
+    async def examine(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]:
+        """The readiness report, by the limits of `plan` if there is one. Raises NotFound; Conflict while a switch uses
+        the engines."""
         config, engines = self._services[service], self._engines[service]
         if target not in engines:
             raise NotFound(
@@ -192,16 +200,25 @@ class Orchestrator:
             ]  # fmt: skip
         if service in self._running:
             raise Conflict(f"switch {self._running[service].record.id} is under way", hint="wait for it, or cancel it")
-        return await self._examine(service, engines[active], engines[target], config)
+        limits = limits_of(plan, config.switch) if plan is not None else config.switch
+        return await self._examine(service, engines[active], engines[target], config, limits)
 
-    async def _examine(self, service: str, source: Engine, target: Engine, config: ServiceConfig) -> list[Check]:
+    async def _examine(
+        self, service: str, source: Engine, target: Engine, config: ServiceConfig, limits: SwitchConfig
+    ) -> list[Check]:
         async with self._asking[service]:
             figures, sessions = await asyncio.gather(self._crew.figures(), self._crew.sessions(service))
+            pair = (service, source.name, target.name)
+            known = self._compared.get(pair)
+            if known is not None and self._clock.now_ns() - known.asked_ns > COMPARISON_FRESH_S * 1e9:
+                known = None
             findings = await inquire(
                 service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted,
-                moves_data=config.replication != "none",
+                kind=config.replication, databases=config.databases, known=known,
             )  # fmt: skip
-        return judge(findings, config.switch, moves_data=config.replication != "none")
+            if findings.comparison is not None:
+                self._compared[pair] = findings.comparison
+        return judge(findings, limits)
 
     # --- a switch ----------------------------------------------------------------------------------------------------
 
@@ -245,6 +262,8 @@ class Orchestrator:
             promote_timeout_s=config.switch.promote_timeout_s,
             phase=record.phase,
             moves_data=config.replication != "none",
+            reverses=config.reverse_replication,
+            hooks={hook.at for hook in config.hook},
         )
         running = _Running(record, run, engines[record.source], engines[record.target], config)
         self._running[record.service] = running
@@ -558,13 +577,17 @@ class Orchestrator:
                 )
             case core.Promote(timeout_s):
                 evidence.promotion = Span(now_ns)
-                self._ask(running, Act.PROMOTE, partial(self._promoted, target, timeout_s, evidence))
+                self._ask(running, Act.PROMOTE, partial(self._promoted, running, timeout_s))
             case core.Look():
                 self._ask(running, None, partial(self._looked, source, target))
             case core.Unfence():
                 # What is being asked of the source must be over before the fence is taken away.
                 pending = list(running.calls)
                 self._ask(running, Act.UNFENCE, partial(self._unfenced, source, pending))
+            case core.RunHooks(stage):
+                self._ask(running, Act.HOOKS, partial(self._hooks_ran, running, stage))
+            case core.Follow():
+                self._ask(running, Act.FOLLOW, partial(self._followed, running))
             case _:
                 raise AssertionError(f"no such order: {order}")
 
@@ -592,7 +615,8 @@ class Orchestrator:
 
     async def _examined(self, running: _Running) -> core.Fact:
         try:
-            checks = await self._examine(running.record.service, running.source, running.target, running.config)
+            limits = limits_of(running.record.plan, running.config.switch)
+            checks = await self._examine(running.record.service, running.source, running.target, running.config, limits)
         except Exception as error:  # noqa: BLE001  (a check that cannot be made is a check that fails)
             _log.exception("the readiness checks failed", switch=running.record.id)
             checks = [Check(name="questions", verdict="fail", found=str(error), remedy="see the log")]
@@ -637,10 +661,35 @@ class Orchestrator:
             evidence.target_position = position
         return core.PositionAwaited(reached)
 
-    async def _promoted(self, target: Engine, timeout_s: float, evidence: Evidence) -> core.Fact:
-        await target.promote(timeout_s)
-        evidence.promotion.ended_ns = self._clock.now_ns()
+    async def _promoted(self, running: _Running, timeout_s: float) -> core.Fact:
+        by_hook = any(hook.at == "promote" for hook in running.config.hook)
+        if by_hook and (failed := await self._run_hooks(running, "promote")):
+            raise EngineError(f"a hook failed: {failed}")
+        await running.target.promote(timeout_s, is_asked=by_hook)
+        running.evidence.promotion.ended_ns = self._clock.now_ns()
         return core.Promoted()
+
+    async def _hooks_ran(self, running: _Running, stage: core.Stage) -> core.Fact:
+        return core.HooksRan(stage, await self._run_hooks(running, stage))
+
+    async def _run_hooks(self, running: _Running, at: str) -> str:
+        """Those of a moment, one after the other. What failed and may not be ignored; nothing runs after it."""
+        record, config = running.record, running.config
+        told = hooks.facts(
+            record.id, record.service,
+            (record.source, running.source.address), (record.target, running.target.address),
+        )  # fmt: skip
+        secrets = hooks.secrets_of(config)
+        for hook in config.hook:
+            if hook.at != at:
+                continue
+            result = await hooks.run_hook(hook, told, secrets)
+            running.evidence.hooks.append(result)
+            log = _log.info if result.is_good else _log.warning
+            log("hook ran", switch=record.id, at=at, what=result.what, outcome=result.outcome)
+            if not result.is_good and hook.on_failure == "abort":
+                return f"{result.what}: {result.outcome}"
+        return ""
 
     @staticmethod
     async def _looked(source: Engine, target: Engine) -> core.Fact:
@@ -652,6 +701,31 @@ class Orchestrator:
         await cancel_and_wait(*pending)
         await source.unfence(UNFENCE_TIMEOUT_S)
         return core.Unfenced()
+
+    async def _followed(self, running: _Running) -> core.Fact:
+        leader = _leader(running.record.target, running.config)
+        try:
+            running.evidence.way_back = await running.source.follow(leader, core.FOLLOW_TIMEOUT_S)
+        except EngineError as error:
+            running.evidence.way_back = f"failed: {error.text}"
+            raise
+        return core.Followed()
+
+
+def _leader(name: str, config: ServiceConfig) -> Leader:
+    """The engine `name` as another one replicates from it."""
+    login, engine = config.replication_login, config.engine[name]
+    assert login is not None, "the config was checked"
+    host, port = parse_address(engine.address)
+    password = login.password.value if login.password is not None else None
+    return Leader(
+        name=name,
+        host=host,
+        port=port,
+        user=login.user,
+        password=password or "",
+        is_encrypted=library_tls(engine, config.protocol).is_required,
+    )
 
 
 def _failed(act: Act | None, why: str) -> core.Fact:

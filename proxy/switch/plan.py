@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.config import ServiceConfig
+from proxy.config import ServiceConfig, SwitchConfig
 from proxy.errors import PlanRefused
 from proxy.switch.state import Phase
 
@@ -23,6 +23,9 @@ KNOWN_STRATEGIES: Final = ("graceful", "immediate", "rolling", "canary")
 """All names there are; those that are not in `STRATEGIES` are refused with a text that says so."""
 
 DRAIN_TIMEOUT_S_MAX: Final = 3_600.0
+
+DRAIN_RESERVE_S: Final = 0.5
+"""Part of `hold_ms_max` (at most a quarter of it) that the drain leaves to fence, catch-up and promotion."""
 
 
 class SwitchPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +40,8 @@ class SwitchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How long open transactions may go on, in seconds, 0 to 3600."""
     on_drain_expired: str | None = None
     """`abort`, `terminate` or `leave`."""
+    max_pending_transactions: int | None = None
+    """Do not begin with more sessions in a transaction than that; 0: no limit."""
     force: bool = False
     """Go on although a check that may be overridden failed. Never overrides what keeps data safe."""
     dry_run: bool = False
@@ -103,6 +108,10 @@ def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
         raise PlanRefused(
             f"drain_timeout of {drain_timeout_s} s is out of range", hint=f"0 to {DRAIN_TIMEOUT_S_MAX:.0f} seconds"
         )
+    if plan.max_pending_transactions is not None and plan.max_pending_transactions < 0:
+        raise PlanRefused(
+            f"max_pending_transactions cannot be {plan.max_pending_transactions}", hint="0 for no limit, or more"
+        )
     on_drain_expired = plan.on_drain_expired or service.switch.on_drain_expired
     if on_drain_expired not in ("abort", "terminate", "leave"):
         raise PlanRefused(f"on_drain_expired cannot be {on_drain_expired!r}", hint="abort, terminate or leave")
@@ -114,6 +123,22 @@ def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
     return msgspec.structs.replace(
         plan, source=active, drain_timeout_s=drain_timeout_s, on_drain_expired=on_drain_expired
     )
+
+
+def drain_in_force(drain_timeout_s: float, hold_ms_max: int) -> float:
+    """The drain deadline, in seconds: the one asked for, or what `hold_ms_max` leaves of it."""
+    hold_s = hold_ms_max / 1e3
+    return min(drain_timeout_s, hold_s - min(DRAIN_RESERVE_S, hold_s / 4))
+
+
+def limits_of(plan: SwitchPlan, limits: SwitchConfig) -> SwitchConfig:
+    """The service's limits as the plan narrows them; for the readiness checks."""
+    asked = {
+        name: value
+        for name in ("drain_timeout_s", "on_drain_expired", "max_pending_transactions")
+        if (value := getattr(plan, name)) is not None
+    }
+    return msgspec.structs.replace(limits, **asked)
 
 
 def new_id() -> str:

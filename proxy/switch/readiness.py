@@ -1,60 +1,23 @@
 """May this switch begin? Findings in, checks out; no I/O (`inquiry` collects the findings).
 
 Each check says what was found, what the limit is and what to do. A failed check refuses the switch. `force` overrides
-those that only cost time or clients (`is_overridable`), never those that keep data safe.
+those that only cost time or clients (`is_overridable`), never those that keep data safe. `CHECKS` is the list, in the order
+an operator reads it; a check is a small function that yields what it has to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Literal
-
-import msgspec
+from dataclasses import dataclass
+from typing import Final
 
 from proxy.config import SwitchConfig
-from proxy.engines.engine import Capacity, EngineState, MissingRight, OutsideSession, Role
+from proxy.engines.engine import EngineState, Role
+from proxy.switch import parity
+from proxy.switch.findings import Check, Findings, Kind, some
+from proxy.switch.parity import Question, about
+from proxy.switch.plan import drain_in_force
 
-NAMES_SHOWN_MAX: Final = 5
-"""A check names this many sessions or transactions, and counts the rest."""
-
-Verdict = Literal["pass", "warn", "fail"]
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a readiness report."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    limit: str = ""
-    """What would pass; empty where the name says it."""
-    remedy: str = ""
-    """How to mend it; empty if it passed."""
-    is_overridable: bool = False
-    """`force` lets the switch begin all the same."""
-
-
-class Findings(msgspec.Struct, kw_only=True):
-    """What was asked of both engines and of the workers. Lists are empty where an engine is not reachable."""
-
-    source: EngineState
-    target: EngineState
-    source_address: str
-    source_rights: list[MissingRight] = []
-    target_rights: list[MissingRight] = []
-    target_capacity: Capacity | None = None
-    """None: the target could not say."""
-    in_doubt: list[str] = []
-    outside: list[OutsideSession] = []
-    backends: int = 0
-    """Backends of the service on the source, of all workers: as many will be opened on the target."""
-    pinned: dict[str, int] = {}
-    """Sessions by pin."""
-    workers: int = 0
-    """Workers that answered."""
-    workers_wanted: int = 1
-    unanswered: str = ""
-    """Why a question could not be asked, in one line; empty: all were answered."""
+__all__ = ["CHECKS", "Check", "Findings", "failures", "judge"]
 
 
 def failures(checks: list[Check], *, force: bool) -> list[Check]:
@@ -62,25 +25,19 @@ def failures(checks: list[Check], *, force: bool) -> list[Check]:
     return [check for check in checks if check.verdict == "fail" and not (force and check.is_overridable)]
 
 
-def judge(findings: Findings, limits: SwitchConfig, *, moves_data: bool = True) -> list[Check]:
-    """The whole report, in the order an operator reads it. `moves_data` is false where source and target are to be
-    one server (`replication = "none"`)."""
-    asked = _worth_asking(findings, limits) if moves_data else _of_one_server(findings, limits)
-    return [*_reachable(findings), *asked, _workers(findings)]
+def judge(findings: Findings, limits: SwitchConfig) -> list[Check]:
+    """The whole report, in the order an operator reads it."""
+    are_up = findings.source.is_reachable and findings.target.is_reachable
+    return [
+        check
+        for row in CHECKS
+        if findings.kind in row.kinds
+        and (are_up or not row.needs_engines)
+        and (check := row.question(findings, limits)) is not None
+    ]
 
 
-def _of_one_server(findings: Findings, limits: SwitchConfig) -> Iterator[Check]:
-    if not findings.source.is_reachable or not findings.target.is_reachable:
-        return
-    yield _source_role(findings)
-    yield _same_server(findings)
-    yield _capacity(findings)
-    yield _pins(findings, stay=limits.on_drain_expired == "leave")
-    if findings.unanswered:
-        yield _questions(findings)
-
-
-def _same_server(findings: Findings) -> Check:
+def _same_server(findings: Findings, _: SwitchConfig) -> Check:
     """Two servers that both take writes and are not kept equal would lose what one of them accepts."""
     source, target = findings.source, findings.target
     limit = f"another address of {source.name}: replication is none"
@@ -95,24 +52,9 @@ def _same_server(findings: Findings) -> Check:
     )
 
 
-def _worth_asking(findings: Findings, limits: SwitchConfig) -> Iterator[Check]:
-    if not findings.source.is_reachable or not findings.target.is_reachable:
-        return
-    yield _source_role(findings)
-    yield _target_role(findings)
-    yield _version(findings)
-    if findings.target.role is Role.STANDBY:
-        yield _lag(findings, limits)
-    yield _rights(findings)
-    yield _capacity(findings)
-    yield _in_doubt(findings)
-    yield _outside(findings)
-    yield _pins(findings)
-    if findings.unanswered:
-        yield _questions(findings)
-
-
-def _questions(findings: Findings) -> Check:
+def _questions(findings: Findings, _: SwitchConfig) -> Check | None:
+    if not findings.unanswered:
+        return None
     return Check(
         name="questions",
         verdict="warn",
@@ -121,24 +63,27 @@ def _questions(findings: Findings) -> Check:
     )
 
 
-def _reachable(findings: Findings) -> Iterator[Check]:
-    for side, state in (("source", findings.source), ("target", findings.target)):
-        if state.is_reachable:
-            yield Check(
-                name=f"{side}_reachable",
-                verdict="pass",
-                found=f"{state.name}: {state.version}, {state.response_time_ms:.1f} ms",
-            )
-        else:
-            yield Check(
-                name=f"{side}_reachable",
-                verdict="fail",
-                found=f"{state.name}: {state.why or 'not reachable'}",
-                remedy=f"start {state.name}, or mend its address or the admin account in the config",
-            )
+def _source_reachable(findings: Findings, _: SwitchConfig) -> Check:
+    return _reachable("source", findings.source)
 
 
-def _source_role(findings: Findings) -> Check:
+def _target_reachable(findings: Findings, _: SwitchConfig) -> Check:
+    return _reachable("target", findings.target)
+
+
+def _reachable(side: str, state: EngineState) -> Check:
+    if state.is_reachable:
+        found = f"{state.name}: {state.version}, {state.response_time_ms:.1f} ms"
+        return Check(name=f"{side}_reachable", verdict="pass", found=found)
+    return Check(
+        name=f"{side}_reachable",
+        verdict="fail",
+        found=f"{state.name}: {state.why or 'not reachable'}",
+        remedy=f"start {state.name}, or mend its address or the admin account in the config",
+    )
+
+
+def _source_role(findings: Findings, _: SwitchConfig) -> Check:
     state = findings.source
     if state.role is Role.PRIMARY and state.is_writable:
         return Check(name="source_role", verdict="pass", found=f"{state.name} is a writable primary")
@@ -151,7 +96,7 @@ def _source_role(findings: Findings) -> Check:
     return Check(name="source_role", verdict="fail", found=found, limit="a writable primary", remedy=remedy)
 
 
-def _target_role(findings: Findings) -> Check:
+def _target_role(findings: Findings, _: SwitchConfig) -> Check:
     source, target = findings.source, findings.target
     limit = f"a standby of {source.name} whose replication runs"
     if target.role is not Role.STANDBY:
@@ -197,7 +142,7 @@ def _same_address(a: str, b: str) -> bool:
     return port_a == port_b and local.get(host_a, host_a) == local.get(host_b, host_b)
 
 
-def _version(findings: Findings) -> Check:
+def _version(findings: Findings, _: SwitchConfig) -> Check:
     source, target = findings.source, findings.target
     found = f"{source.version} to {target.version}"
     limit = f"{source.version} or later"
@@ -230,19 +175,26 @@ def _major(state: EngineState) -> int:
     return state.version_num // (10_000 if state.flavour == "postgresql" else 100)
 
 
-def _lag(findings: Findings, limits: SwitchConfig) -> Check:
+def _lag(findings: Findings, limits: SwitchConfig) -> Check | None:
     state = findings.target
-    if state.lag_bytes is not None and state.flavour == "postgresql":
-        limit_bytes, found = limits.lag_bytes_max, f"{state.lag_bytes} bytes"
-        too_far = state.lag_bytes > limit_bytes
-        limit = f"{limit_bytes} bytes"
-    elif state.lag_ms is not None:
-        found, limit = f"{state.lag_ms / 1e3:g} s", f"{limits.lag_s_max:g} s"
+    if state.role is not Role.STANDBY:
+        return None
+    told, wanted, too_far = [], [], False
+    if state.lag_bytes is not None:
+        told.append(f"{state.lag_bytes:,} bytes")
+        wanted.append(f"{limits.lag_bytes_max:,} bytes")
+        too_far = state.lag_bytes > limits.lag_bytes_max
+    if state.lag_ms is not None:
+        told.append(f"{state.lag_ms:,.0f} ms")
+    if state.lag_ms is not None and state.lag_bytes is None:
+        # PostgreSQL's time is that of the last transaction, which on a quiet server is long ago.
+        wanted.append(f"{limits.lag_s_max:g} s")
         too_far = state.lag_ms > limits.lag_s_max * 1e3
-    else:
+    if not told:
         return Check(
             name="lag", verdict="warn", found=f"{state.name} does not tell", remedy="the catch-up deadline decides"
         )
+    found, limit = ", ".join(told), ", ".join(wanted)
     if too_far:
         return Check(
             name="lag",
@@ -255,7 +207,7 @@ def _lag(findings: Findings, limits: SwitchConfig) -> Check:
     return Check(name="lag", verdict="pass", found=found, limit=limit)
 
 
-def _rights(findings: Findings) -> Check:
+def _rights(findings: Findings, _: SwitchConfig) -> Check:
     missing = [
         (side.name, right)
         for side, rights in ((findings.source, findings.source_rights), (findings.target, findings.target_rights))
@@ -272,7 +224,7 @@ def _rights(findings: Findings) -> Check:
     )
 
 
-def _capacity(findings: Findings) -> Check:
+def _capacity(findings: Findings, _: SwitchConfig) -> Check:
     capacity, needed = findings.target_capacity, findings.backends
     name = findings.target.name
     if capacity is None:
@@ -290,21 +242,21 @@ def _capacity(findings: Findings) -> Check:
     return Check(name="capacity", verdict="pass", found=found, limit=str(needed))
 
 
-def _in_doubt(findings: Findings) -> Check:
+def _in_doubt(findings: Findings, _: SwitchConfig) -> Check:
     doubt = findings.in_doubt
     if not doubt:
         return Check(name="prepared_transactions", verdict="pass", found="none in doubt")
     return Check(
         name="prepared_transactions",
         verdict="fail",
-        found=f"{len(doubt)} in doubt: {_some(doubt)}",
+        found=f"{len(doubt)} in doubt: {some(doubt)}",
         limit="none",
         remedy=f"commit or roll them back on {findings.source.name}: a fence does not bind them",
         is_overridable=True,
     )
 
 
-def _outside(findings: Findings) -> Check:
+def _outside(findings: Findings, _: SwitchConfig) -> Check:
     outside = findings.outside
     if not outside:
         return Check(name="clients_outside", verdict="pass", found="no client bypasses Turnout")
@@ -312,27 +264,67 @@ def _outside(findings: Findings) -> Check:
     return Check(
         name="clients_outside",
         verdict="warn",
-        found=f"{len(outside)} sessions on {findings.source.name} that did not come through Turnout: {_some(names)}",
+        found=f"{len(outside)} sessions on {findings.source.name} that did not come through Turnout: {some(names)}",
         limit="none",
         remedy="the fence ends them; let them connect through Turnout",
     )
 
 
-def _pins(findings: Findings, *, stay: bool = False) -> Check:
+def _pending(findings: Findings, limits: SwitchConfig) -> Check:
+    found = f"{findings.pending} sessions in a transaction"
+    most = limits.max_pending_transactions
+    if most and findings.pending > most:
+        return Check(
+            name="pending_transactions",
+            verdict="fail",
+            found=found,
+            limit=f"max_pending_transactions: {most}",
+            remedy="switch at a calmer time, or with a higher limit",
+            is_overridable=True,
+        )
+    return Check(name="pending_transactions", verdict="pass", found=found, limit=str(most) if most else "")
+
+
+def _drain(findings: Findings, limits: SwitchConfig) -> Check:
+    """A transaction that has been open for some time is expected to go on for as long again: of durations that vary
+    widely nothing better is known without knowing the work."""
+    limit_s = drain_in_force(limits.drain_timeout_s, limits.hold_ms_max)
+    limit = f"{limit_s:g} s, by drain_timeout_s and hold_ms_max"
+    if not findings.transactions:
+        return Check(name="drain", verdict="pass", found="no transaction is open: at once", limit=limit)
+    oldest = findings.transactions[0]
+    found = (
+        f"some {max(oldest.age_s, 0.001):.3g} s: the oldest of {len(findings.transactions)} open transactions "
+        f"({oldest.user}, process {oldest.pid}, {'waits for its client' if oldest.is_idle else 'working'}) is that old"
+    )
+    if oldest.age_s <= limit_s:
+        return Check(name="drain", verdict="pass", found=found, limit=limit)
+    return Check(
+        name="drain",
+        verdict="warn",
+        found=found,
+        limit=limit,
+        remedy="let it end first, or give more time; what is open at the deadline is dealt with by on_drain_expired",
+    )
+
+
+def _pins(findings: Findings, limits: SwitchConfig) -> Check:
+    grades = ", ".join(f"{count} {grade}" for grade, count in sorted(findings.grades.items()) if count)
     pinned = {pin: count for pin, count in findings.pinned.items() if count}
     if not pinned:
-        return Check(name="portability", verdict="pass", found="every session can be carried")
+        found = "every session can be carried" + (f": {grades}" if grades else "")
+        return Check(name="portability", verdict="pass", found=found)
     return Check(
         name="portability",
         verdict="warn",
         found="sessions that hold something that is not carried: "
         + ", ".join(f"{count} × {pin}" for pin, count in sorted(pinned.items())),
         remedy="they are waited for until the drain deadline; then "
-        + ("they keep the backend they have" if stay else "on_drain_expired decides"),
+        + ("they keep the backend they have" if limits.on_drain_expired == "leave" else "on_drain_expired decides"),
     )
 
 
-def _workers(findings: Findings) -> Check:
+def _workers(findings: Findings, _: SwitchConfig) -> Check:
     found = f"{findings.workers} of {findings.workers_wanted} workers answer"
     if findings.workers < findings.workers_wanted:
         return Check(
@@ -345,6 +337,49 @@ def _workers(findings: Findings) -> Check:
     return Check(name="workers", verdict="pass", found=found)
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMES_SHOWN_MAX
-    return ", ".join(names[:NAMES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    question: Question
+    kinds: frozenset[Kind]
+    """Kinds of replication with which it is asked."""
+    needs_engines: bool = True
+    """Not asked while one of them is down."""
+
+
+_ALWAYS: Final[frozenset[Kind]] = frozenset(("stream", "logical", "none"))
+_MOVES: Final[frozenset[Kind]] = frozenset(("stream", "logical"))
+_ONE: Final[frozenset[Kind]] = frozenset(("none",))
+
+CHECKS: Final = (
+    _Row(_source_reachable, _ALWAYS, needs_engines=False),
+    _Row(_target_reachable, _ALWAYS, needs_engines=False),
+    _Row(_source_role, _ALWAYS),
+    _Row(_same_server, _ONE),
+    _Row(_target_role, _MOVES),
+    _Row(_version, _MOVES),
+    _Row(_lag, _MOVES),
+    _Row(_rights, _MOVES),
+    _Row(_capacity, _ALWAYS),
+    _Row(about(parity.settings), _MOVES),
+    _Row(about(parity.collations), _MOVES),
+    _Row(about(parity.handshake), _MOVES),
+    _Row(about(parity.extensions), _MOVES),
+    _Row(about(parity.schema), _MOVES),
+    _Row(about(parity.types), _MOVES),
+    _Row(about(parity.accounts), _MOVES),
+    _Row(about(parity.sequences), _MOVES),
+    _Row(about(parity.followers), _MOVES),
+    _Row(about(parity.slots), _MOVES),
+    _Row(parity.not_compared, _MOVES),
+    _Row(_in_doubt, _MOVES),
+    _Row(_outside, _MOVES),
+    _Row(_pending, _ALWAYS),
+    _Row(_drain, _ALWAYS),
+    _Row(_pins, _ALWAYS),
+    _Row(_questions, _ALWAYS),
+    _Row(_workers, _ALWAYS, needs_engines=False),
+)
+"""Every check there is."""

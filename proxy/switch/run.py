@@ -30,7 +30,7 @@ from typing import Final
 
 from proxy import ipc
 from proxy.engines.engine import EngineState, FenceProof, Position, Role
-from proxy.switch.plan import SwitchPlan
+from proxy.switch.plan import SwitchPlan, drain_in_force
 from proxy.switch.readiness import Check, failures
 from proxy.switch.state import ABORTABLE, ENDED, Event, Phase, after
 
@@ -44,6 +44,10 @@ UNDO_TIMEOUT_S: Final = 5.0
 """The same for a release on the source."""
 VERIFY_TIMEOUT_S: Final = 1.0
 """How long the first answer from the target is waited for."""
+FOLLOW_TIMEOUT_S: Final = 20.0
+"""How long the source may take to become a replica of the target; clients work meanwhile."""
+AFTERWARDS_TIMEOUT_S: Final = 120.0
+"""All that is done after the release, hooks of the operator among it; then the switch ends without."""
 LOOK_AGAIN_S: Final = 0.1
 """Pause between two looks at a target that does not say whether it was promoted."""
 UNFENCE_AGAIN_S: Final = 0.1
@@ -53,8 +57,6 @@ UNFENCE_TRIES_HELD: Final = 5
 HOLD_RESERVE_S: Final = 0.25
 """A switch that is not promoting yet is undone this long before `hold_ms_max` (at most a tenth of it), so that nobody
 is refused."""
-DRAIN_RESERVE_S: Final = 0.5
-"""Part of `hold_ms_max` (at most a quarter of it) that the drain leaves to fence, catch-up and promotion."""
 
 
 # --- facts --------------------------------------------------------------------------------------------------------
@@ -71,6 +73,15 @@ class Act(enum.StrEnum):
     AWAIT_POSITION = "await_position"
     PROMOTE = "promote"
     UNFENCE = "unfence"
+    FOLLOW = "follow"
+    HOOKS = "hooks"
+
+
+class Stage(enum.StrEnum):
+    """Moments at which hooks of the operator run besides. (Those in place of the promotion are the shell's affair.)"""
+
+    BEFORE_FENCE = "before_fence"
+    AFTER_RELEASE = "after_release"
 
 
 class Timer(enum.StrEnum):
@@ -82,6 +93,7 @@ class Timer(enum.StrEnum):
     RETARGET = "retarget"
     RELEASE = "release"
     VERIFY = "verify"
+    AFTERWARDS = "afterwards"
     LOOK_AGAIN = "look_again"
     UNFENCE_AGAIN = "unfence_again"
 
@@ -160,6 +172,19 @@ class Unfenced:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """The source replicates from the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class HooksRan:
+    """`failed` says which one failed and may not be ignored; empty: all went well."""
+
+    stage: Stage
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ActFailed:
     act: Act
     why: str
@@ -204,6 +229,8 @@ Fact = (
     | PositionAwaited
     | Promoted
     | Unfenced
+    | Followed
+    | HooksRan
     | ActFailed
     | Looked
     | TimerRang
@@ -286,6 +313,18 @@ class Unfence:
 
 
 @dataclass(frozen=True, slots=True)
+class Follow:
+    """Make the source a replica of the target, while clients work there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunHooks:
+    """Those of the operator's that belong to this moment, one after the other."""
+
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
 class StartTimer:
     timer: Timer
     after_s: float
@@ -317,6 +356,8 @@ Order = (
     | Promote
     | Look
     | Unfence
+    | Follow
+    | RunHooks
     | StartTimer
     | StopTimer
     | ReplaceWorker
@@ -391,9 +432,11 @@ class SwitchRun:
         promote_timeout_s: float,
         phase: Phase = Phase.PENDING,
         moves_data: bool = True,
+        reverses: bool = False,
+        hooks: Collection[str] = (),
     ) -> None:
         """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers. `moves_data` is
-        false where source and target are one server."""
+        false where source and target are one server; with `reverses` the source follows the target afterwards. `hooks` are the stages that have some."""
         assert plan.drain_timeout_s is not None
         self.id = switch_id
         self.plan = plan
@@ -401,7 +444,7 @@ class SwitchRun:
         self.error = ""
         self.remedy = ""
         hold_s = hold_ms_max / 1e3
-        self.drain_s = min(plan.drain_timeout_s, hold_s - min(DRAIN_RESERVE_S, hold_s / 4))
+        self.drain_s = drain_in_force(plan.drain_timeout_s, hold_ms_max)
         """The drain deadline in force: the plan's, or what `hold_ms_max` leaves of it, in seconds."""
         self._hold_s = hold_s - min(HOLD_RESERVE_S, hold_s / 10)
         self._catchup_timeout_s = catchup_timeout_s
@@ -427,6 +470,11 @@ class SwitchRun:
         self._promotions_failed = 0
         self._someone_waited = False
         self._saw_first_row = False
+        # Stages whose hooks have not run.
+        self._hooks = {stage for stage in Stage if stage in hooks}
+        # What is left to do while the first answers are waited for.
+        self._must_follow = reverses and moves_data
+        self._verify_expired = False
         self._was_let_go = False
         self._may_stay = plan.on_drain_expired == "leave"
         # Workers were told to leave behind who does not come to a boundary. After a restart of the supervisor in
@@ -480,7 +528,7 @@ class SwitchRun:
                 # From `releasing` on every worker has retargeted.
                 if self.phase is Phase.RELEASING:
                     return [*self._release_all(), *self._when_all_released()]
-                return [*self._tell_release(), *self._when_verified()]
+                return [*self._tell_release(), *self._afterwards(), *self._when_verified()]
 
     def sees(self, fact: Fact) -> list[Order]:
         """What is to be done because of `fact`."""
@@ -520,6 +568,8 @@ class SwitchRun:
         if self._moves_data:
             orders.append(PrepareEngines())
         orders += [self._tell(worker, self._prepare()) for worker in sorted(self._crew)]
+        if Stage.BEFORE_FENCE in self._hooks:
+            orders.append(RunHooks(Stage.BEFORE_FENCE))
         return [*orders, StartTimer(Timer.PREPARE, PREPARE_TIMEOUT_S)]
 
     def _prepared(self, worker: int, said: ipc.Prepared) -> list[Order]:
@@ -536,7 +586,7 @@ class SwitchRun:
         return self._when_prepared()
 
     def _when_prepared(self) -> list[Order]:
-        if not self._engines_prepared or not self._crew <= self._answered:
+        if not self._engines_prepared or not self._crew <= self._answered or Stage.BEFORE_FENCE in self._hooks:
             return []
         if not self._approach_ordered:
             self._approach_ordered = True
@@ -642,6 +692,10 @@ class SwitchRun:
                 return self._when_all_held()
             case Unfenced() if self.phase is Phase.ABORTING:
                 return self._let_go()
+            case Followed() if self.phase is Phase.VERIFYING and self._must_follow:
+                return self._done_following()
+            case HooksRan(stage, failed):
+                return self._hooks_ran(stage, failed)
             case ActFailed(act, why):
                 return self._act_failed(act, why)
             case _:
@@ -665,6 +719,12 @@ class SwitchRun:
                 return [Look()] if self._promotions_failed == 1 else [StartTimer(Timer.LOOK_AGAIN, LOOK_AGAIN_S)]
             case Act.UNFENCE if self.phase is Phase.ABORTING:
                 return self._unfence_failed(why)
+            case Act.FOLLOW if self.phase is Phase.VERIFYING and self._must_follow:
+                return self._done_following(why)
+            case Act.HOOKS if self.phase is Phase.PREPARING:
+                return self._hooks_ran(Stage.BEFORE_FENCE, why)
+            case Act.HOOKS if self.phase is Phase.VERIFYING:
+                return self._hooks_ran(Stage.AFTER_RELEASE, why)
         return []
 
     def _looked(self, fact: Looked) -> list[Order]:
@@ -752,13 +812,49 @@ class SwitchRun:
             *self._enter(Event.RELEASED),
             StopTimer(Timer.RELEASE),
             StartTimer(Timer.VERIFY, VERIFY_TIMEOUT_S),
+            *self._afterwards(),
             *self._when_verified(),
         ]
 
+    def _afterwards(self) -> list[Order]:
+        """What is done behind the clients' backs. If it fails, the switch has gone well all the same."""
+        orders: list[Order] = [Follow()] if self._must_follow else []
+        if Stage.AFTER_RELEASE in self._hooks:
+            orders.append(RunHooks(Stage.AFTER_RELEASE))
+        return [*orders, StartTimer(Timer.AFTERWARDS, AFTERWARDS_TIMEOUT_S)] if orders else []
+
     def _when_verified(self) -> list[Order]:
-        if self._someone_waited and not self._saw_first_row and self._crew:
+        if self._must_follow or Stage.AFTER_RELEASE in self._hooks:
             return []
-        return [*self._enter(Event.VERIFIED), StopTimer(Timer.VERIFY)]
+        if self._someone_waited and not self._saw_first_row and self._crew and not self._verify_expired:
+            return []
+        return [*self._enter(Event.VERIFIED), StopTimer(Timer.VERIFY), StopTimer(Timer.AFTERWARDS)]
+
+    def _done_following(self, why: str = "") -> list[Order]:
+        self._must_follow = False
+        if why:
+            self._note(f"{self.plan.source} does not follow {self.plan.target} ({why}): make it a replica by hand")
+        return self._when_verified()
+
+    def _hooks_ran(self, stage: Stage, failed: str) -> list[Order]:
+        if stage not in self._hooks:
+            return []
+        self._hooks.discard(stage)
+        if stage is Stage.AFTER_RELEASE:
+            if failed:
+                self._note(f"a hook failed: {failed}: see the report, and do by hand what it should have done")
+            return self._when_verified() if self.phase is Phase.VERIFYING else []
+        if self.phase is not Phase.PREPARING:
+            return []
+        return (
+            self._trouble(f"a hook failed: {failed}", "see its output in the report")
+            if failed
+            else self._when_prepared()
+        )
+
+    def _note(self, what: str) -> None:
+        """Something is left to do although the switch has gone well."""
+        self.remedy = f"{self.remedy}; {what}" if self.remedy else what
 
     # --- undoing -----------------------------------------------------------------------------------------------------
 
@@ -847,7 +943,13 @@ class SwitchRun:
                 self._answered |= self._crew
                 return self._when_all_released()
             case Timer.VERIFY if self.phase is Phase.VERIFYING:
-                return self._enter(Event.VERIFIED)
+                self._verify_expired = True
+                return self._when_verified()
+            case Timer.AFTERWARDS if self.phase is Phase.VERIFYING:
+                self._hooks.clear()
+                self._note(f"what follows a release was not done within {AFTERWARDS_TIMEOUT_S:g} s: see the report")
+                self._must_follow = False
+                return self._when_verified()
             case Timer.LOOK_AGAIN if self.phase is Phase.PROMOTING:
                 return [Look()]
             case Timer.UNFENCE_AGAIN if self.phase is Phase.ABORTING:

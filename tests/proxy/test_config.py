@@ -244,6 +244,22 @@ REFUSED = {
     "broken TOML": (change('active = "blue"', "active = blue"), [
         "turnout.toml:14: not TOML: Invalid value (column 10)"
     ]),
+    "the way back without an account": (change('active = "blue"', 'active = "blue"\nreverse_replication = true'), [
+        'turnout.toml:15: service.shop.reverse_replication: needs "replication_login": the account that replicates',
+        ("turnout.toml:15: service.shop.reverse_replication: is for mysql only; a PostgreSQL server follows after "
+        "pg_rewind"),
+    ]),
+    "a hook that is nothing": (change('active = "blue"', 'active = "blue"\nhook = [{ at = "promote" }]'), [
+        'turnout.toml:15: service.shop.hook[0]: expected exactly one of "command" and "url"'
+    ]),
+    "a hook that may fail to promote": (
+        change('active = "blue"', 'active = "blue"\nhook = [{ at = "promote", command = ["x"], on_failure = "ignore" }]'),
+        ["turnout.toml:15: service.shop.hook[0].on_failure: what promotes the target cannot be ignored"],
+    ),
+    "a hook that calls nowhere": (
+        change('active = "blue"', 'active = "blue"\nhook = [{ at = "after_release", url = "10.0.0.1/x" }]'),
+        ["turnout.toml:15: service.shop.hook[0].url: expected an address that begins with http:// or https://"],
+    ),
     "TOML that ends too early": ("workers =", ["turnout.toml:1: not TOML: Invalid value"]),
 }  # fmt: skip
 

@@ -122,7 +122,7 @@ class ScriptedSupervisor:
             for i in range(3)
         ]  # fmt: skip
 
-    async def ready(self, service: str, target: str) -> list[Check]:
+    async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]:
         return self.checks
 
     async def start_switch(self, plan: SwitchPlan) -> SwitchRecord:

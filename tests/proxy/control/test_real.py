@@ -71,6 +71,25 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     assert code == 1
     assert "active" in err
 
+    code, out, err = await run("ready", "green", url=url)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    verdicts = {
+        line.split()[1]: line.split()[0] for line in out.splitlines() if line.startswith(("pass", "warn", "fail"))
+    }
+    assert set(verdicts.values()) == {"pass"}, out
+    assert {"settings", "collations", "extensions", "schema", "drain", "pending_transactions", "lag"} <= set(verdicts)
+    other = await log_in(turnout)
+    await other.execute("begin")
+    code, out, err = await run("switch", "green", "--max-pending-transactions", "1", "--dry-run", url=url)
+    assert code == 0
+    await client.execute("begin")
+    code, out, err = await run("switch", "green", "--max-pending-transactions", "1", url=url)
+    assert code == 1
+    assert "refused by check pending_transactions: 2 sessions in a transaction" in err
+    await client.execute("commit")
+    await other.close()
+
     code, out, err = await run("switch", "green", "--dry-run", url=url)
     assert (code, err) == (0, "")
     assert await client.fetchval("select inet_server_port()") == source
@@ -81,8 +100,9 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     assert await client.fetchval("select inet_server_port()") != source
 
     code, out, err = await run("history", "--json", url=url)
-    [record] = json.loads(out)
+    record, refused = json.loads(out)
     assert (record["phase"], record["plan"]["reason"]) == ("completed", "a test")
+    assert refused["phase"] == "aborted"
 
     code, out, err = await run("report", record["id"], url=url)
     assert (code, err) == (0, "")
@@ -91,6 +111,7 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     async with turnout.control() as control:
         text = (await control.get("/metrics")).text
     assert 'turnout_engine_active{engine="green",service="app"} 1.0' in text
+    assert 'turnout_switches_total{outcome="aborted",service="app"} 1.0' in text
     assert 'turnout_switches_total{outcome="completed",service="app"} 1.0' in text
     await client.close()
 

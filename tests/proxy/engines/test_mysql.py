@@ -14,6 +14,7 @@ from proxy.embedded.mysql import MySqlFamilyServer
 from proxy.engines import MySqlEngine, Position, Role
 from proxy.engines.mysql import _covers
 from proxy.errors import AuthRefused, EngineError
+from proxy.switch import parity
 
 pytestmark = pytest.mark.slow
 
@@ -240,3 +241,57 @@ def test_a_mariadb_position_covers_another_domain_by_domain() -> None:
     assert not _covers("0-1-42", "0-1-43")
     assert not _covers("0-1-42", "0-1-1,1-1-1")
     assert _covers("", "")
+
+
+async def test_an_inventory_tells_which_object_changed_and_how(pair: Pair, source: MySqlEngine) -> None:
+    """By an admin account that may read no row."""
+    await pair.primary.execute(
+        "create table app.orders (id int primary key auto_increment, total decimal(10,2) not null default 0,"
+        " name varchar(20), key by_name (name))",
+        "create table app.items (id int primary key, order_id int, foreign key (order_id) references app.orders (id))",
+        "create view app.shown as select id from app.orders",
+    )
+    try:
+        before = await source.inventory(["app"], with_schema=True, timeout_s=5.0)
+        assert before.blind == ""
+        assert {label.split(" app.")[0] for label in before.objects} >= {"table", "index", "foreign key", "view"}
+        assert before.settings["sql_mode"]
+        assert len(before.followers) == 1
+        await pair.primary.execute("alter table app.orders modify total int not null", "drop view app.shown")
+        after = await source.inventory(["app"], with_schema=True, timeout_s=5.0)
+        lacking, extra = parity.compare(before, after)
+        assert sorted(lacking) == ["table app.orders", "table app.shown", "view app.shown"]
+        assert extra == []
+        lines = (await source.explain(lacking, 5.0))["table app.orders"]
+        assert [line.partition(" ")[0] for line in lines] == ["id", "total", "name"]
+        assert lines[1].startswith("total int")
+    finally:
+        await pair.primary.execute("drop view if exists app.shown", "drop table app.items, app.orders")
+
+
+async def test_an_account_that_sees_no_schema_is_told_how_it_could(pair: Pair) -> None:
+    await pair.primary.execute("create user blind@'%' identified by 'secret'", "grant process on *.* to blind@'%'")
+    engine = engine_of(pair.primary, user="blind")
+    try:
+        found = await engine.inventory(["app"], with_schema=True, timeout_s=5.0)
+        assert "GRANT REFERENCES" in found.blind
+        assert "'blind'@'%'" in found.blind
+        await pair.primary.execute(found.blind.partition(": ")[2].partition(" (")[0])
+        await pair.primary.execute("create table app.seen (id int)")
+        assert "table app.seen" in (await engine.inventory(["app"], with_schema=True, timeout_s=5.0)).objects
+    finally:
+        await engine.close()
+        await pair.primary.execute("drop user blind@'%'", "drop table if exists app.seen")
+
+
+async def test_open_transactions_are_told(pair: Pair, source: MySqlEngine) -> None:
+    client = pair.primary.connect_blocking("app", "app")
+    client.cursor().execute("create table if not exists app.opened (i int)")
+    client.begin()
+    client.cursor().execute("insert into app.opened values (1)")
+    (found,) = await source.transactions()
+    assert (found.pid, found.user, found.database, found.is_idle) == (client.thread_id(), "app", "app", True)
+    assert 0 <= found.age_s < 60
+    client.rollback()
+    client.cursor().execute("drop table app.opened")
+    client.close()

@@ -12,6 +12,7 @@ import pytest_asyncio
 from proxy.embedded import PostgresPair, PostgresServer, free_port
 from proxy.engines import PostgresEngine, Role
 from proxy.errors import AuthRefused, ConnectFailed, EngineError
+from proxy.switch import parity
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
@@ -314,3 +315,103 @@ async def test_the_engine_is_found_again_after_a_restart(fresh_postgres_pair: Po
 
     await until(is_back, "the engine answers again")
     await engine.close()
+
+
+async def test_an_inventory_tells_which_object_changed_and_how(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    """One object of every kind. What an extension or the server brings is left out."""
+    primary = postgres_pair.primary
+    await primary.execute(
+        """
+        create schema stock;
+        create type stock.mood as enum ('good', 'bad');
+        create table stock.orders (id int primary key, total numeric(10,2) default 0, mood stock.mood);
+        create table stock."odd name" (id bigint generated always as identity);
+        create sequence stock.numbers increment 5;
+        create view stock.shown as select id from stock.orders;
+        create function stock.twice(n int) returns int language sql as 'select n * 2';
+        create trigger noted before update on stock.orders
+          for each row execute function suppress_redundant_updates_trigger();
+        """,
+        database="app",
+    )
+    try:
+        before = await source.inventory(["app"], with_schema=True, timeout_s=5.0)
+        # What the apps of other tests left in this database is theirs.
+        mine = [label for label in before.objects if " app.stock." in label]
+        assert {label.partition(" app.")[0] for label in mine} == {
+            "table", "sequence", "index", "constraint", "function", "trigger", "enum", "grants on",
+        }  # fmt: skip
+        assert "table app.stock.odd name" in mine
+        assert set(before.types) >= {"app.stock.mood"}
+        assert "app.stock.orders" not in before.types
+        assert before.settings["server_encoding"] == "UTF8"
+        assert before.extensions["app.plpgsql"]
+        assert before.unavailable == []
+        assert before.collations["app"].startswith("C.UTF-8")
+        assert [one.name for one in before.followers] == [postgres_pair.standby.name]
+        await primary.execute(
+            """
+            alter table stock.orders alter total type integer;
+            alter type stock.mood add value 'odd';
+            drop view stock.shown;
+            create or replace function stock.twice(n int) returns int language sql as 'select n + n';
+            """,
+            database="app",
+        )
+        after = await source.inventory(["app"], with_schema=True, timeout_s=5.0)
+        lacking, extra = parity.compare(before, after)
+        assert sorted(lacking) == [
+            "enum app.stock.mood", "function app.stock.twice(n integer)", "grants on app.stock.shown",
+            "table app.stock.orders", "table app.stock.shown",
+        ]  # fmt: skip
+        assert extra == []
+        assert await source.explain(lacking, 5.0) == {
+            "enum app.stock.mood": ["good", "bad", "odd"],
+            "function app.stock.twice(n integer)": ["integer", "select n + n"],
+            "table app.stock.orders": ["id integer not null", "total integer default 0", "mood stock.mood"],
+        }
+    finally:
+        await primary.execute("drop schema stock cascade", database="app")
+
+
+async def test_a_standby_has_the_inventory_of_its_primary(
+    postgres_pair: PostgresPair, source: PostgresEngine, target: PostgresEngine
+) -> None:
+    ours = await source.inventory([], with_schema=True, timeout_s=5.0)
+    await postgres_pair.standby.wait_streaming(postgres_pair.primary)
+    theirs = await target.inventory([], with_schema=True, timeout_s=5.0)
+    assert parity.compare(ours, theirs) == ([], [])
+    assert (ours.settings, ours.handshake, ours.collations) == (theirs.settings, theirs.handshake, theirs.collations)
+    assert (ours.types, ours.accounts, ours.extensions) == (theirs.types, theirs.accounts, theirs.extensions)
+    assert theirs.followers == []
+
+
+async def test_an_inventory_that_takes_too_long_is_given_up_by_the_server_too(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    locker = await postgres_pair.primary.connect("app")
+    async with locker.transaction():
+        await locker.execute("lock table pg_catalog.pg_extension in access exclusive mode")
+        with pytest.raises(EngineError):
+            await source.inventory(["app"], with_schema=False, timeout_s=0.2)
+    await locker.close()
+    gone = "select count(*) from pg_stat_activity where state = 'active' and query like '%pg_extension%' and pid <> pg_backend_pid()"
+
+    async def is_over() -> bool:
+        return bool(await postgres_pair.primary.fetchval(gone) == 0)
+
+    await until(is_over, "nobody waits for the catalog any more")
+
+
+async def test_open_transactions_are_told_the_oldest_first(postgres_pair: PostgresPair, source: PostgresEngine) -> None:
+    clients = [await postgres_pair.primary.connect("app", "app") for _ in range(2)]
+    for client in clients:
+        await client.execute("begin; select 1")
+    pids = [client.get_server_pid() for client in clients]
+    found = [one for one in await source.transactions() if one.pid in pids]
+    assert [one.pid for one in found] == pids
+    assert all(one.is_idle and one.age_s >= 0 and (one.user, one.database) == ("app", "app") for one in found)
+    for client in clients:
+        await client.close()

@@ -32,6 +32,8 @@ def a_run(
     phase: Phase = Phase.PENDING,
     hold_ms_max: int = 5_000,
     moves_data: bool = True,
+    reverses: bool = False,
+    hooks: tuple[str, ...] = (),
     **plan: Any,
 ) -> SwitchRun:
     """Epoch 7 before, 8 after the cutover."""
@@ -45,6 +47,8 @@ def a_run(
         promote_timeout_s=10.0,
         phase=phase,
         moves_data=moves_data,
+        reverses=reverses,
+        hooks=hooks,
     )
 
 

@@ -104,6 +104,6 @@ ONE = EngineState(
 def test_two_servers_are_not_taken_for_one(changes: dict[str, str], is_one: bool) -> None:
     """Not even with force: both would take writes, and nothing keeps them equal."""
     target = msgspec.structs.replace(ONE, name="two", **changes)
-    findings = Findings(source=ONE, target=target, source_address="a:1", workers=1)
-    checks = judge(findings, SwitchConfig(), moves_data=False)
+    findings = Findings(kind="none", source=ONE, target=target, source_address="a:1", workers=1)
+    checks = judge(findings, SwitchConfig())
     assert bool(failures(checks, force=True)) is not is_one

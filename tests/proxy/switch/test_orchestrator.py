@@ -3,100 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import pytest_asyncio
 
 from proxy import ipc
-from proxy.clock import SystemClock
-from proxy.config import AdminConfig, AuthConfig, EngineConfig, Secret, ServiceConfig, SwitchConfig
+from proxy.config import HookConfig, ServiceConfig
 from proxy.embedded import PostgresPair
-from proxy.engines import engine_for
-from proxy.engines.engine import Engine, Role
 from proxy.errors import Conflict, EngineError, NotFound, PlanRefused
-from proxy.switch.journal import Journal, Standing
-from proxy.switch.orchestrator import Orchestrator, _boot_id
-from proxy.switch.plan import SwitchPlan, SwitchRecord
+from proxy.switch.journal import Standing
+from proxy.switch.plan import SwitchPlan
 from proxy.switch.state import Phase
 from proxy.switch.views import Event
 from tests.kit.servers import NICENESS
-from tests.proxy.switch.scripted import ScriptedCrew
+from tests.proxy.switch.stage import END_S, Stage
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
-
-END_S = 20.0
-
-
-class Stage:
-    """An orchestrator on a pair; `again()` is a supervisor that comes after this one."""
-
-    def __init__(self, pair: PostgresPair, folder: Path, workers: int = 2, **switch: float) -> None:
-        self.pair = pair
-        self.folder = folder
-        self.events: list[Event] = []
-        self.config = ServiceConfig(
-            protocol="postgresql",
-            active=pair.primary.name,
-            admin=AdminConfig(user="postgres", password=Secret(value="secret")),
-            auth=AuthConfig(method="trust"),
-            engine={server.name: EngineConfig(address=server.address) for server in pair.servers()},
-            switch=SwitchConfig(**switch),  # type: ignore[arg-type]
-        )
-        self.crew = ScriptedCrew(workers)
-        self.engines: dict[str, Engine] = {
-            name: engine_for("postgresql", name, one, self.config.admin) for name, one in self.config.engine.items()
-        }
-        self.journal = Journal(folder / "state.sqlite")
-        self.orchestrator = Orchestrator(
-            {"app": self.config},
-            {"app": self.engines},
-            self.journal,
-            self.crew,
-            SystemClock(),
-            self.events.append,
-            workers,
-        )
-        self.crew.orchestrator = self.orchestrator
-
-    @property
-    def source(self) -> Engine:
-        return self.engines[self.pair.primary.name]
-
-    @property
-    def target(self) -> Engine:
-        return self.engines[self.pair.standby.name]
-
-    def plan(self, **changes: object) -> SwitchPlan:
-        return SwitchPlan(service="app", target=self.target.name, **changes)  # type: ignore[arg-type]
-
-    async def switch(self, **changes: object) -> SwitchRecord:
-        record = self.orchestrator.begin(self.plan(**changes))
-        return await self.orchestrator.wait(record.id, END_S)
-
-    def leave(self, phase: Phase) -> SwitchRecord:
-        """What a supervisor leaves in the journal when it is killed in `phase`."""
-        plan = self.plan(source=self.source.name, drain_timeout_s=1.0, on_drain_expired="abort")
-        record = SwitchRecord(
-            id="left", service="app", source=self.source.name, target=self.target.name, strategy="graceful", plan=plan,
-            phase=phase, boot=_boot_id(), began_at=1.0, began_ns=1, epoch=self.orchestrator.standing("app").epoch + 1,
-        )  # fmt: skip
-        self.journal.begin(record)
-        if phase in (Phase.CUTTING_OVER, Phase.RELEASING, Phase.VERIFYING):
-            self.journal.stand("app", Standing(record.target, record.epoch))
-            self.orchestrator._standings["app"] = Standing(record.target, record.epoch)
-        return record
-
-    async def writable(self) -> list[str]:
-        states = [await engine.probe() for engine in self.engines.values()]
-        return [state.name for state in states if state.role is Role.PRIMARY and state.is_writable]
-
-    async def close(self) -> None:
-        await self.orchestrator.stop()
-        for engine in self.engines.values():
-            await engine.close()
-        self.journal.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -257,6 +183,49 @@ async def test_a_worker_that_does_not_hold_is_given_up_at_the_drain_deadline(sta
     assert record.phase is Phase.ABORTED
     assert "0.05 s" in record.error
     assert await stage.writable() == [stage.source.name]
+
+
+# --- hooks --------------------------------------------------------------------------------------------------------
+
+PROMOTES = """
+import asyncio, asyncpg, os
+async def main():
+    host, _, port = os.environ["TURNOUT_TARGET_ADDRESS"].partition(":")
+    there = await asyncpg.connect(host=host, port=int(port), user="postgres", password="secret", database="postgres")
+    print(await there.fetchval("select pg_promote()"))
+asyncio.run(main())
+"""
+
+
+async def test_a_hook_may_promote_in_our_place(pair: PostgresPair, tmp_path: Path) -> None:
+    hook = HookConfig(at="promote", command=[sys.executable, "-c", PROMOTES])
+    stage = Stage(pair, tmp_path, service={"hook": [hook]})
+    try:
+        record = await stage.switch()
+        assert record.phase is Phase.COMPLETED, record.error
+        assert await stage.writable() == [stage.target.name]
+        (told,) = stage.journal.report(record.id)["hooks"]
+        assert (told["at"], told["outcome"], told["output"]) == ("promote", "exit code 0", "True")
+    finally:
+        await stage.close()
+        await pair.swap()
+
+
+@pytest.mark.parametrize(("at", "left_at"), [("before_fence", "preparing"), ("promote", "promoting")])
+async def test_a_hook_that_fails_gives_the_source_back_within_a_second(
+    pair: PostgresPair, tmp_path: Path, at: Literal["before_fence", "promote"], left_at: str
+) -> None:
+    stage = Stage(pair, tmp_path, service={"hook": [HookConfig(at=at, command=["sh", "-c", "echo no; exit 4"])]})
+    try:
+        record = await stage.switch()
+        assert record.phase is Phase.ABORTED
+        assert "a hook failed: sh: exit code 4" in record.error
+        assert left_at in record.stamps
+        assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
+        assert await stage.writable() == [stage.source.name]
+        assert stage.journal.report(record.id)["hooks"][0]["output"] == "no"
+    finally:
+        await stage.close()
 
 
 # --- after a restart ----------------------------------------------------------------------------------------------

@@ -8,8 +8,20 @@ import msgspec
 import pytest
 
 from proxy.config import SwitchConfig
-from proxy.engines.engine import Capacity, EngineState, MissingRight, OutsideSession, Role
-from proxy.switch.readiness import Check, Findings, failures, judge
+from proxy.engines.engine import (
+    Capacity,
+    EngineState,
+    Follower,
+    Inventory,
+    MissingRight,
+    OpenTransaction,
+    OutsideSession,
+    Role,
+    Slot,
+)
+from proxy.switch import parity
+from proxy.switch.findings import Comparison, Difference
+from proxy.switch.readiness import CHECKS, Check, Findings, failures, judge
 
 SOURCE = EngineState(
     name="blue", is_reachable=True, version="PostgreSQL 16.14", version_num=160014, server_id="77",
@@ -30,9 +42,38 @@ def _found(source: dict[str, Any] | None = None, target: dict[str, Any] | None =
         "backends": 20,
         "workers": 2,
         "workers_wanted": 2,
+        "comparison": _compared(),
         **changes,
     }
     return Findings(**given)
+
+
+HAS = {
+    "settings": {"standard_conforming_strings": "on", "lc_time": "C", "max_prepared_transactions": "10"},
+    "handshake": {"server_version": "16.14"},
+    "collations": {"app": "C.UTF-8 2.36"},
+    "extensions": {"app.plpgsql": "1.0"},
+    "objects": {"table app.public.orders": "d1"},
+    "types": {"app.public.mood": 16400},
+    "accounts": ["app"],
+    "followers": [Follower(name="green", client="10.0.0.12")],
+}
+
+
+def _compared(target: dict[str, Any] | None = None, source: dict[str, Any] | None = None, **changes: Any) -> Comparison:
+    """Both sides have the same, but for what is said."""
+    return Comparison(
+        source=Inventory(**{**HAS, **(source or {})}),
+        target=Inventory(**{**HAS, "followers": [], **(target or {})}),
+        **{"is_whole": True, **changes},
+    )
+
+
+def _unlike(name: str, **changes: str) -> Comparison:
+    return _compared({name: {**HAS[name], **changes}})  # type: ignore[dict-item]
+
+
+OLD = OpenTransaction(pid=7, user="app", database="app", age_s=60.0, is_idle=True)
 
 
 def _judged(findings: Findings) -> dict[str, Check]:
@@ -89,6 +130,60 @@ MYSQL = {"flavour": "mysql", "version": "MySQL 9.7.1", "version_num": 90701, "la
         ("portability", _found(pinned={"temp table": 2, "lock": 0}), "warn", False),
         ("workers", _found(workers=1), "fail", False),
         ("questions", _found(unanswered="blue: timeout"), "warn", False),
+        ("settings", _found(comparison=_unlike("settings", standard_conforming_strings="off")), "fail", True),
+        ("settings", _found(comparison=_unlike("settings", lc_time="de_DE")), "warn", False),
+        ("settings", _found(comparison=_unlike("settings", max_prepared_transactions="5")), "warn", False),
+        ("settings", _found(comparison=_unlike("settings", max_prepared_transactions="50")), "pass", False),
+        ("handshake", _found(comparison=_unlike("handshake", server_version="18.4")), "warn", False),
+        ("collations", _found(comparison=_unlike("collations", app="C.UTF-8 2.41")), "fail", True),
+        ("collations", _found(comparison=_unlike("collations", app="de 2.41"), kind="logical"), "warn", False),
+        ("extensions", _found(comparison=_compared({"extensions": {}})), "fail", True),
+        ("extensions", _found(comparison=_compared({"unavailable": ["app.plpgsql"]})), "fail", True),
+        ("extensions", _found(comparison=_unlike("extensions", **{"app.plpgsql": "1.1"})), "warn", False),
+        ("schema", _found(comparison=_compared(lacking=[Difference(label="table a", what="missing")])), "fail", True),
+        ("schema", _found(comparison=_compared(extra=["table b"])), "warn", False),
+        ("schema", _found(comparison=_compared({"blind": "too many"})), "warn", False),
+        ("schema", _found(comparison=_compared(is_whole=False)), "pass", False),
+        ("schema", _found(comparison=None, not_compared="blue: timeout"), "warn", False),
+        ("type_oids", _found(comparison=_compared({"types": {"app.public.mood": 16500}})), "fail", True),
+        ("accounts", _found(comparison=_compared({"accounts": []}), kind="logical"), "fail", True),
+        (
+            "followers",
+            _found(
+                comparison=_compared(
+                    source={
+                        "followers": [
+                            Follower(name="green", client="10.0.0.12"),
+                            Follower(name="grey", client="10.0.0.13"),
+                        ]
+                    }
+                )
+            ),
+            "warn",
+            False,
+        ),
+        (
+            "slots",
+            _found(
+                comparison=_compared(
+                    source={"slots": [Slot(name="cdc", is_logical=True, is_active=True, follows=False)]}
+                )
+            ),
+            "warn",
+            False,
+        ),
+        (
+            "slots",
+            _found(
+                comparison=_compared(
+                    source={"slots": [Slot(name="cdc", is_logical=True, is_active=True, follows=True)]}
+                )
+            ),
+            "pass",
+            False,
+        ),
+        ("drain", _found(transactions=[OLD]), "warn", False),
+        ("drain", _found(transactions=[msgspec.structs.replace(OLD, age_s=1.0)]), "pass", False),
     ],
 )
 def test_each_check_says_what_was_found_and_what_to_do(
@@ -115,6 +210,41 @@ def test_nothing_more_is_asked_of_engines_that_are_down() -> None:
 def test_names_are_listed_up_to_a_few() -> None:
     found = _judged(_found(in_doubt=[f"tx{n}" for n in range(9)]))["prepared_transactions"].found
     assert found == "9 in doubt: tx0, tx1, tx2, tx3, tx4 and 4 more"
+
+
+def test_no_more_open_transactions_than_the_limit_and_without_one_any_number() -> None:
+    for limit, verdict in ((0, "pass"), (3, "pass"), (2, "fail")):
+        checks = judge(_found(pending=3), SwitchConfig(max_pending_transactions=limit))
+        (check,) = [one for one in checks if one.name == "pending_transactions"]
+        assert check.verdict == verdict
+        assert check.is_overridable is (verdict == "fail")
+
+
+def test_the_lag_is_told_in_bytes_and_in_milliseconds() -> None:
+    assert _judged(_found(target={"lag_bytes": 1_048_576, "lag_ms": 12.0}))["lag"].found == "1,048,576 bytes, 12 ms"
+
+
+def test_a_check_says_how_old_what_it_found_is() -> None:
+    checks = _judged(_found(comparison_age_s=3.21))
+    assert (checks["schema"].age_s, checks["settings"].age_s, checks["lag"].age_s) == (3.2, 3.2, 0.0)
+
+
+def test_every_check_of_the_table_is_asked_with_some_kind_of_replication() -> None:
+    assert all(row.kinds for row in CHECKS)
+    assert len({row.question for row in CHECKS}) == len(CHECKS)
+
+
+def test_what_differs_in_a_definition_is_named() -> None:
+    blue = Inventory(objects={"table app.orders": "1", "table app.gone": "2", "index app.same": "3"})
+    green = Inventory(objects={"table app.orders": "9", "index app.same": "3", "view app.new": "4"})
+    lacking, extra = parity.compare(blue, green)
+    assert (lacking, extra) == (["table app.orders", "table app.gone"], ["view app.new"])
+    source = {"table app.orders": ["id integer", "total numeric(10,2)"]}
+    target = {"table app.orders": ["id integer", "total integer", "note text"]}
+    assert [(one.label, one.what) for one in parity.differences(lacking, source, target, green)] == [
+        ("table app.orders", 'lacks "total numeric(10,2)", has "total integer" and 1 more'),
+        ("table app.gone", "missing"),
+    ]
 
 
 def test_force_overrides_only_what_may_be_overridden() -> None:

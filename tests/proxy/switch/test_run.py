@@ -84,6 +84,50 @@ def test_a_verification_without_an_answer_ends_by_its_deadline() -> None:
     play_to(Phase.VERIFYING).sees(core.TimerRang(Timer.VERIFY)).does(core.Enter(Phase.COMPLETED))
 
 
+def test_the_old_source_is_made_to_follow_while_clients_work_and_the_end_waits_for_it() -> None:
+    play = play_to(Phase.RELEASING, reverses=True).sees(released(0), released(1))
+    play.does(core.Enter(Phase.VERIFYING), core.Follow()).starts(Timer.AFTERWARDS)
+    play.sees(core.TimerRang(Timer.VERIFY)).does_nothing()
+    play.sees(core.Followed()).does(core.Enter(Phase.COMPLETED))
+    assert play.run.remedy == ""
+
+
+@pytest.mark.parametrize(
+    "trouble", [core.ActFailed(Act.FOLLOW, "no"), core.TimerRang(Timer.AFTERWARDS)], ids=["failed", "late"]
+)
+def test_a_switch_is_complete_although_the_old_source_does_not_follow(trouble: core.Fact) -> None:
+    play = play_to(Phase.VERIFYING, reverses=True).sees(first_row(0)).does_nothing()
+    play.sees(trouble).does(core.Enter(Phase.COMPLETED))
+    assert play.run.remedy
+    assert play.run.error == ""
+
+
+def test_hooks_run_before_anybody_is_held_and_after_everybody_is_released() -> None:
+    play = Playbook(a_run(hooks=("before_fence", "after_release"))).begins()
+    play.sees(core.Examined([PASSED])).does(
+        core.Enter(Phase.PREPARING), core.PrepareEngines(), prepare(0), prepare(1),
+        core.RunHooks(core.Stage.BEFORE_FENCE),
+    )  # fmt: skip
+    play.sees(prepared(0), prepared(1), core.EnginesPrepared()).does_nothing()
+    play.sees(core.HooksRan(core.Stage.BEFORE_FENCE)).does(core.Enter(Phase.HOLDING), hold(0), hold(1))
+    for phase in (Phase.DRAINING, Phase.FENCING, Phase.CATCHING_UP, Phase.PROMOTING, Phase.CUTTING_OVER,
+                  Phase.RELEASING):  # fmt: skip
+        play.sees(*TO_PHASE[phase])
+    play.sees(released(0), released(1)).does(core.Enter(Phase.VERIFYING), core.RunHooks(core.Stage.AFTER_RELEASE))
+    play.sees(core.HooksRan(core.Stage.AFTER_RELEASE, "clean-up: exit code 1")).does(core.Enter(Phase.COMPLETED))
+    assert "clean-up: exit code 1" in play.run.remedy
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [core.HooksRan(core.Stage.BEFORE_FENCE, "pause-cron: exit code 1"), core.ActFailed(Act.HOOKS, "internal error")],
+)
+def test_a_hook_that_fails_before_the_fence_undoes_the_switch(trouble: core.Fact) -> None:
+    play = Playbook(a_run(hooks=("before_fence",))).begins().sees(core.Examined([PASSED]))
+    play.sees(trouble).does(core.Enter(Phase.ABORTING), release_on_source(0), release_on_source(1))
+    assert "a hook failed" in play.run.error
+
+
 # --- checks -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,104 @@
+"""What a readiness report is made of: findings (what was asked) and checks (what is thought of it)."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from proxy.engines.engine import (
+    Capacity,
+    EngineState,
+    Inventory,
+    MissingRight,
+    OpenTransaction,
+    OutsideSession,
+)
+
+NAMES_SHOWN_MAX: Final = 5
+"""A check names this many sessions, transactions or objects, and counts the rest."""
+
+Verdict = Literal["pass", "warn", "fail"]
+Kind = Literal["stream", "logical", "none"]
+"""What keeps the engines equal; see `replication` in the config."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a readiness report."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    limit: str = ""
+    """What would pass; empty where the name says it."""
+    remedy: str = ""
+    """How to mend it; empty if it passed."""
+    is_overridable: bool = False
+    """`force` lets the switch begin all the same."""
+    age_s: float = 0.0
+    """How long ago the engines were asked, in seconds: comparisons of whole schemas are kept for a few."""
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """An object that the engines do not have alike."""
+
+    label: str
+    """Kind and full name: `table shop.public.orders`."""
+    what: str
+    """In one line."""
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """What takes long to ask: both inventories, and where they differ."""
+
+    source: Inventory
+    target: Inventory
+    lacking: list[Difference] = []
+    """What the source has, and the target has not, or otherwise."""
+    lacking_more: int = 0
+    """How many more of these there are."""
+    extra: list[str] = []
+    """Labels of what the target alone has."""
+    is_whole: bool = False
+    """The schemas were compared. False: not asked, as a physical standby's cannot differ."""
+    asked_ns: int = 0
+
+
+class Findings(msgspec.Struct, kw_only=True):
+    """What was asked of both engines and of the workers. Lists are empty where an engine is not reachable."""
+
+    kind: Kind = "stream"
+    source: EngineState
+    target: EngineState
+    source_address: str
+    source_rights: list[MissingRight] = []
+    target_rights: list[MissingRight] = []
+    target_capacity: Capacity | None = None
+    """None: the target could not say."""
+    in_doubt: list[str] = []
+    outside: list[OutsideSession] = []
+    transactions: list[OpenTransaction] = []
+    """Open on the source, of Turnout's own clients."""
+    pending: int = 0
+    """Sessions in a transaction, as the workers say."""
+    backends: int = 0
+    """Backends of the service on the source, of all workers: as many will be opened on the target."""
+    pinned: dict[str, int] = {}
+    """Sessions by pin."""
+    grades: dict[str, int] = {}
+    """Sessions by portability."""
+    workers: int = 0
+    """Workers that answered."""
+    workers_wanted: int = 1
+    comparison: Comparison | None = None
+    """None: it could not be made; `not_compared` says why."""
+    not_compared: str = ""
+    comparison_age_s: float = 0.0
+    unanswered: str = ""
+    """Why a question could not be asked, in one line; empty: all were answered."""
+
+
+def some(names: list[str]) -> str:
+    """A few names, and how many more there are."""
+    more = len(names) - NAMES_SHOWN_MAX
+    return ", ".join(names[:NAMES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")

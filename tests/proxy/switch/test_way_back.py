@@ -1,0 +1,73 @@
+"""After a switch the engine that was left follows the new one: the way back is one command, with nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy.config import EngineLogin, HookConfig, Secret
+from proxy.embedded import MariaDBPair, MySQLPair
+from proxy.engines.engine import Role
+from proxy.switch.state import Phase
+from tests.proxy.switch.stage import Stage
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
+
+LOGIN = EngineLogin(user="repl", password=Secret(value="secret"))
+BACK = {"reverse_replication": True, "replication_login": LOGIN}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("mariadb_pair", marks=pytest.mark.mariadb, id="mariadb"),
+        pytest.param("mysql_pair", marks=pytest.mark.mysql, id="mysql"),
+    ]
+)
+def pair(request: pytest.FixtureRequest) -> MariaDBPair | MySQLPair:
+    """Shared: there and back again leaves the roles as they were."""
+    found: MariaDBPair | MySQLPair = request.getfixturevalue(request.param)
+    return found
+
+
+async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp_path: Path) -> None:
+    hook = HookConfig(at="after_release", command=["sh", "-c", "echo $TURNOUT_TARGET serves"])
+    stage = Stage(pair, tmp_path, service={**BACK, "hook": [hook]})
+    blue, green = pair.primary, pair.standby
+    try:
+        await blue.execute("create table app.turns (who varchar(9))")
+        there = await stage.switch(target="green")
+        assert (there.phase, there.error, there.remedy) == (Phase.COMPLETED, "", "")
+        report = stage.journal.report(there.id)
+        assert report["way_back"] == "replicates from green by GTID"
+        assert [(one["at"], one["output"]) for one in report["hooks"]] == [("after_release", "green serves")]
+        state = await stage.engines["blue"].probe()
+        assert (state.role, state.is_writable, state.upstream) == (Role.STANDBY, False, green.address)
+        await green.execute("insert into app.turns values ('green')")
+
+        back = await stage.switch(target="blue")
+        assert (back.phase, back.error, back.remedy) == (Phase.COMPLETED, "", "")
+        assert await stage.writable() == ["blue"]
+        assert await blue.fetch("select who from app.turns") == [{"who": "green"}]
+        checks = {check["name"]: check for check in stage.journal.report(back.id)["checks"]}
+        assert {name for name, check in checks.items() if check["verdict"] == "fail"} == set()
+        assert checks["schema"]["verdict"] == "pass", checks["schema"]
+        await blue.execute("drop table app.turns")
+        await green.wait_caught_up(blue)
+    finally:
+        await stage.close()
+
+
+async def test_a_wrong_replication_account_is_told_and_the_switch_holds(
+    fresh_mariadb_pair: MariaDBPair, tmp_path: Path
+) -> None:
+    login = EngineLogin(user="repl", password=Secret(value="wrong"))
+    stage = Stage(fresh_mariadb_pair, tmp_path, service={**BACK, "replication_login": login})
+    try:
+        record = await stage.switch()
+        assert (record.phase, record.error) == (Phase.COMPLETED, "")
+        assert "blue does not follow green" in record.remedy
+        assert "wrong" not in record.remedy
+        assert stage.journal.report(record.id)["way_back"].startswith("failed: engine blue does not follow green")
+    finally:
+        await stage.close()

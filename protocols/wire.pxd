@@ -27,7 +27,8 @@ cdef class Tracker:
     cdef:
         # Offset of the first byte the last scan's verdict does not let pass.
         readonly Py_ssize_t stop
-        # GATE_OPEN, GATE_DRAIN or GATE_CLOSED; set by the relay only.
+        # GATE_OPEN, GATE_DRAIN or GATE_CLOSED. Opened by the relay and its owner only; closed by them, and by the
+        # tracker itself before a message that the session has to decide on (MySQL's KILL).
         public int gate
         # Bytes are ready in take_invented() although no server message is due before them.
         readonly bint has_invented

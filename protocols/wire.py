@@ -62,6 +62,10 @@ CARRY_BYTES_MAX: Final = 64
 
 ProtocolName = Literal["postgresql", "mysql"]
 
+OWN_ID: Final = 1 << 30
+"""MySQL: set in every connection id that the proxy gives a client. No server comes there by counting, so that the two cannot
+be mistaken for each other. Bit 31 stays clear, because some drivers take the id for a signed number."""
+
 
 class Tracker:
     """Follows one session in both directions. Base class; see the module's theory of operation."""
@@ -148,6 +152,19 @@ class Tracker:
     def disturbed(self) -> None:
         """The proxy has asked something of its own on the linked backend (PostgreSQL: the unnamed statement is
         gone)."""
+
+    def take_change_user(self) -> bytes:
+        """MySQL: a COM_CHANGE_USER that the client has sent, complete, for the session to take; else nothing."""
+        return b""
+
+    def wants_kill(self) -> KillWanted | None:
+        """MySQL: what the client wants to be killed. It waits at the gate for `answer_kill`."""
+        return None
+
+    def answer_kill(self, payload: bytes | None) -> None:
+        """The session has dealt with what the client wants to be killed: what the client is answered (see
+        `Wire.answer_to_kill`), or None: the server shall have it as it is. The gate has to be opened then."""
+        raise AssertionError("only of a tracker that wants something killed")
 
 
 # --- facts --------------------------------------------------------------------------------------------------------
@@ -276,6 +293,19 @@ class CancelRequested:
 
     process_id: int
     secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KillWanted:
+    """MySQL: a client wants a connection, or only its statement, to end."""
+
+    connection_id: int
+    is_query: bool
+
+    @property
+    def is_own_id(self) -> bool:
+        """It can be no server's."""
+        return bool(self.connection_id & OWN_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -606,7 +636,8 @@ class Wire(Protocol):
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery).
-        `tracker` is the session's: in MySQL an error in the middle of an answer goes on with its sequence ids."""
+        `tracker` is the session's: in MySQL an error in the middle of an answer goes on with its sequence ids. Nothing where
+        half a message has gone out: what followed would be taken for its rest."""
 
     def user_inquiry(self, query: str, user: str) -> UserInquiry | None:
         """Ask an engine for `user` by PgBouncer's auth_query. Runs on a backend that was opened with
@@ -623,7 +654,7 @@ class Wire(Protocol):
         runs on. The second tells, once the exchange is complete, what the server refused. IllegalUse in PostgreSQL."""
 
     def answer_to_kill(self, error: ErrorReply | None) -> bytes:
-        """MySQL: what `MysqlTracker.answer_kill` takes: an OK, or the error. IllegalUse in PostgreSQL."""
+        """MySQL: what `Tracker.answer_kill` takes: an OK, or the error. IllegalUse in PostgreSQL."""
 
     def cancel_request(self, facts: BackendFacts) -> bytes:
         """PostgreSQL: the packet to send on a fresh connection. Empty in MySQL."""

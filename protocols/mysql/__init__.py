@@ -119,7 +119,9 @@ class MysqlWire:
         return check(startup, query)
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
-        return error_packet(error, tracker.next_sequence() if isinstance(tracker, MysqlTracker) else 1)
+        if not isinstance(tracker, MysqlTracker):
+            return error_packet(error, 1)
+        return b"" if tracker.is_within_packet() else error_packet(error, tracker.next_sequence())
 
     inquiry_parameters: tuple[tuple[str, str], ...] = ()
 

@@ -163,6 +163,15 @@ SERVER_STATUS_NO_BACKSLASH_ESCAPES: Final = 0x0200
 SERVER_STATUS_IN_TRANS_READONLY: Final = 0x2000
 SERVER_SESSION_STATE_CHANGED: Final = 0x4000
 
+# --- what comes behind an OK with SERVER_SESSION_STATE_CHANGED (`enum_session_state_type`) ------------------------------
+
+TRACK_SYSTEM_VARIABLES: Final = 0
+TRACK_SCHEMA: Final = 1
+TRACK_STATE_CHANGE: Final = 2
+TRACK_GTIDS: Final = 3
+TRACK_TRANSACTION_CHARACTERISTICS: Final = 4
+TRACK_TRANSACTION_STATE: Final = 5
+
 # --- commands -----------------------------------------------------------------------------------------------------
 
 COM_QUIT: Final = 0x01
@@ -251,8 +260,6 @@ ER_ACCESS_DENIED: Final = 1045
 ER_UNKNOWN_COM: Final = 1047
 CR_AUTH_PLUGIN_CANNOT_LOAD: Final = 2059
 ER_NO_SUCH_THREAD: Final = 1094
-ER_KILL_DENIED: Final = 1095
-ER_QUERY_INTERRUPTED: Final = 1317
 ER_BAD_DB: Final = 1049
 ER_NEED_REPREPARE: Final = 1615
 

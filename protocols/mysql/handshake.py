@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
-from protocols.mysql import auth, ed25519
+from protocols.mysql import auth, ed25519, tracking
 from protocols.mysql import constants as c
 from protocols.mysql.framing import PacketReader
 from protocols.mysql.messages import (
+    NO_ATTRIBUTES,
     Greeting,
     Response,
     build_auth_switch,
@@ -33,6 +34,7 @@ from protocols.mysql.messages import (
     build_ok,
     build_response,
     build_tls_request,
+    command,
     is_tls_request,
     packet,
     parse_auth_switch,
@@ -442,11 +444,15 @@ class ServerPhase(enum.Enum):
     PROOF = "awaiting the verdict on the proof"
     KEY = "awaiting the public key"
     VERDICT = "awaiting OK"
+    TRACKING = "awaiting OK for session tracking"
     ENDED = "ended"
 
 
 class MysqlServerLogin:
-    """The proxy's login at an engine, with exactly the capabilities of `startup` (and those of a login)."""
+    """The proxy's login at an engine, with exactly the capabilities of `startup` (and those of a login).
+
+    Besides, session tracking is asked for and turned on wherever the engine has it: see `tracking`.
+    """
 
     def __init__(self, startup: Startup, credential: Credential, *, wants_tls: bool = False) -> None:
         self._startup = startup
@@ -493,13 +499,16 @@ class MysqlServerLogin:
     def _packet(self, payload: bytes) -> list[LoginFact]:
         if not payload:
             raise ProtocolViolation("server", f"an empty packet while {self._phase.value}")
+        if self._phase is ServerPhase.TRACKING:
+            # An engine that does not know it (before MySQL 5.7.8, MariaDB 10.2) serves as well without.
+            return self._ready()
         if payload[0] == c.ERR:
             error = parse_err(payload, "server")
             return self._refused(str(error.code), error.sqlstate, error.message)
         if self._phase is ServerPhase.GREETING:
             return self._greet(parse_greeting(payload))
         if payload[0] == c.OK:
-            return self._ready()
+            return self._let_in()
         if self._phase is ServerPhase.PROOF and payload[0] == c.EOF:
             return self._switched(*parse_auth_switch(payload))
         if payload[0] == c.MORE_AUTH_DATA and self._plugin in (auth.SHA2, auth.SHA256):
@@ -532,7 +541,7 @@ class MysqlServerLogin:
     def _flags(self) -> int:
         assert self._greeting is not None
         flags = self._startup.capabilities & c.MATCHED_CAPABILITIES | c.CLIENT_LONG_PASSWORD
-        flags |= c.AUTH_CAPABILITIES & self._greeting.capabilities
+        flags |= (c.AUTH_CAPABILITIES | c.CLIENT_SESSION_TRACK) & self._greeting.capabilities
         if self._startup.database:
             flags |= c.CLIENT_CONNECT_WITH_DB
         if flags & c.MARIADB_CAPABILITIES:
@@ -615,9 +624,19 @@ class MysqlServerLogin:
             raise ProtocolViolation("server", f"authentication data that fit nothing, while {self._phase.value}")
         return []
 
-    def _ready(self) -> list[LoginFact]:
+    def _let_in(self) -> list[LoginFact]:
         if self._phase not in (ServerPhase.PROOF, ServerPhase.VERDICT):
             raise ProtocolViolation("server", f"OK while {self._phase.value}")
+        assert self._greeting is not None
+        if not self._greeting.capabilities & c.CLIENT_SESSION_TRACK:
+            return self._ready()
+        attributes = NO_ATTRIBUTES if self._flags() & c.CLIENT_QUERY_ATTRIBUTES else b""
+        self._out += command(c.COM_QUERY, attributes + tracking.turn_on(self._startup.capabilities))
+        self._packets.sequence = 1
+        self._phase = ServerPhase.TRACKING
+        return []
+
+    def _ready(self) -> list[LoginFact]:
         assert self._greeting is not None
         self._phase = ServerPhase.ENDED
         return [

@@ -1,23 +1,18 @@
 """KILL: which connection a client means, and the proxy's own KILL at an engine.
 
-Clients know the id of the greeting, which is the proxy's own: the same through every move. Ids of the proxy have bit 30
-set, where no server comes to by counting, so that the two cannot be mistaken for each other: a client may as well have
-learned a server's own id (CONNECTION_ID(), the process list). Bit 31 stays clear, because some drivers take the id for a
-signed number.
+Clients know the id of the greeting, which is the proxy's own (`wire.OWN_ID`): the same through every move. A client may as
+well have learned a server's own id (CONNECTION_ID(), the process list).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from protocols.mysql import constants as c
 from protocols.mysql.exchange import Exchange, Question
 from protocols.mysql.messages import command
-from protocols.wire import BackendRefused
-
-OWN_ID: Final = 1 << 30
+from protocols.wire import BackendRefused, KillWanted
 
 _SPACE: Final = rb"(?:\s|/\*[^!M].*?\*/|/\*\*/|--\s[^\n]*\n|#[^\n]*\n)"
 _KILL: Final = re.compile(
@@ -28,19 +23,6 @@ _KILL: Final = re.compile(
 
 KILL_TEXT_BYTES_MAX: Final = 1_024
 """No KILL that is read is longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class KillWanted:
-    """A client wants a connection, or only its statement, to end."""
-
-    connection_id: int
-    is_query: bool
-
-    @property
-    def is_own_id(self) -> bool:
-        """It can be no server's."""
-        return bool(self.connection_id & OWN_ID)
 
 
 def parse_kill(text: bytes | None) -> KillWanted | None:

@@ -22,14 +22,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from protocols.mysql import constants as c
+from protocols.mysql import tracking
 from protocols.mysql.exchange import Answer, Exchange, Question
 from protocols.mysql.messages import command, raw, text
 from protocols.mysql.state import TEXT_HOLDS, TEXT_NAMES, TEXT_SEVERAL
 from protocols.mysql.tracker import Statement
+from protocols.mysql.tracking import Told
 from protocols.wire import BackendFacts, Startup
 
 GAPS_MAX: Final = 256
 """Most statement ids that are used up on a fresh backend so that its ids become those of the client."""
+
+PIN_LOCKED_TABLES: Final = "locked tables"
 
 LOGIN_CHARSET_VARIABLES: Final = ("character_set_client", "character_set_connection", "character_set_results")
 
@@ -65,6 +69,7 @@ _HANDLER = re.compile(
 _XA = re.compile(rb"(?:^|;)" + _SPACE + rb"XA\s+(START|BEGIN|END|PREPARE|COMMIT|ROLLBACK)\b", _FLAGS)
 _PREPARE = re.compile(rb"(?:^|;)" + _SPACE + rb"PREPARE\s+" + _NAME + rb"\s+FROM\s*(['\"])?", _FLAGS)
 _DEALLOCATE = re.compile(rb"^" + _SPACE + rb"(?:DEALLOCATE|DROP)\s+PREPARE\s+" + _NAME, _FLAGS)
+_TRACKING = re.compile(rb"\bsession_track_\w+(?=\s*:?=)", _FLAGS)
 _USER_VARIABLE = re.compile(rb"(?<!@)@(`(?:[^`]|``)+`|'[^'\\]+'|\"[^\"\\]+\"|[\w.$\x80-\xff]+)")
 _CREATES = re.compile(rb"\bCREATE\b", _FLAGS)
 
@@ -168,6 +173,8 @@ class MysqlLedger:
         self.option: int | None = None
         """Last COM_SET_OPTION; None if there was none."""
         self._held = _Held()
+        self.own_tracking: set[str] = set()
+        """Variables of session tracking that the client has set itself."""
         self._told: list[str] = []
         """Pins the last inspection found."""
         self._is_mariadb = False
@@ -207,8 +214,25 @@ class MysqlLedger:
         self.variables = {}
         self.user_variables = {}
         self.option = None
+        self.own_tracking = set()
         self.is_dirty = True
         self.version += 1
+
+    def note_told(self, told: Told) -> bool:
+        """What the server has told of changes. True if the ledger did not have it so."""
+        pins = self._held.pins
+        is_news = told.is_changed or told.database is not None
+        if told.database is not None:
+            self.note_database(told.database)
+        if told.is_changed:
+            self.is_dirty = True
+        if told.has_locked_tables is not None and told.has_locked_tables != (PIN_LOCKED_TABLES in pins):
+            is_news = True
+            if told.has_locked_tables:
+                pins.add(PIN_LOCKED_TABLES)
+            else:
+                pins.discard(PIN_LOCKED_TABLES)
+        return is_news
 
     def note_text(self, found: int, sql: bytes | None, is_error: bool) -> bool:
         """A statement is done whose text has `found` (TEXT_… bits); `sql` is None where it was too long to keep.
@@ -223,6 +247,9 @@ class MysqlLedger:
             self._held.user_variables.update(_bare(name) for name in _USER_VARIABLE.findall(sql))
         if is_error and not is_several:
             return False
+        self.own_tracking.update(
+            name for name in map(text, map(bytes.lower, _TRACKING.findall(sql))) if tracking.is_ours(name)
+        )
         if (match := _USE.match(sql)) is not None:
             name = match[1]
             self.note_database(name[1:-1].replace(b"``", b"`") if name[:1] == b"`" else name)
@@ -240,7 +267,7 @@ class MysqlLedger:
         if _CREATES.search(sql):
             self._note_temporary(sql)
         if _LOCK.search(sql):
-            held.pins.add("locked tables")
+            held.pins.add(PIN_LOCKED_TABLES)
         for match in _HANDLER.finditer(sql):
             if match[2].upper() == b"OPEN":
                 held.handlers.add(_bare(match[3] or match[1].rpartition(b".")[2].strip()))
@@ -260,7 +287,7 @@ class MysqlLedger:
             return
         # What gives something back is believed only where it is the whole text.
         if _UNLOCK.match(sql):
-            held.pins.discard("locked tables")
+            held.pins.discard(PIN_LOCKED_TABLES)
         if _RELEASE_ALL.search(sql):
             held.unknown.discard("user lock")
         if (deallocated := _DEALLOCATE.match(sql)) is not None:
@@ -350,6 +377,9 @@ class MysqlLedger:
         questions += [_query(b"SHOW CREATE TABLE " + table, "temporary table", is_optional=True) for table in tables]
         if not self._is_mariadb:
             questions.append(_query(_MYSQL_USER_LOCKS, "user locks", is_optional=True))
+        if (tracked := tracking.turn_on(self.startup.capabilities, self.own_tracking)) != b"":
+            # A COM_RESET_CONNECTION has turned it off.
+            questions.append(_query(tracked, "session tracking", is_optional=True))
         # With autocommit off the questions have begun a transaction, whose snapshot would be the client's next one.
         questions.append(_query(b"ROLLBACK AND NO CHAIN NO RELEASE", "end of the inspection"))
         return Exchange(
@@ -419,6 +449,8 @@ class MysqlLedger:
                 now_modes, fresh_modes = set(now.split(b",")), set((fresh[name] or b"").split(b","))
                 if now_modes == (fresh_modes | {b"IGNORE_SPACE"}) - {b""}:
                     continue
+            if tracking.is_ours(name) and name not in self.own_tracking:
+                continue
             if now != fresh[name] and name not in NOT_CARRIED and not name.startswith("wsrep_"):
                 variables[name] = now
         if variables.get("character_set_client") is not None or "collation_connection" in variables:
@@ -608,6 +640,7 @@ def reset(startup: Startup) -> Exchange:
         questions.append(_query(b"SET SESSION wait_timeout = @@GLOBAL.interactive_timeout", "wait_timeout"))
     if startup.database:
         questions.append(Question(command(c.COM_INIT_DB, raw(startup.database)), "database"))
+    questions.append(_query(tracking.turn_on(startup.capabilities), "session tracking", is_optional=True))
     return Exchange(questions, capabilities=startup.capabilities)
 
 

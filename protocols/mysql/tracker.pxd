@@ -2,7 +2,7 @@
 
 cimport cython
 from protocols.wire cimport (
-    FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, SWALLOW, Tracker,
+    FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, LEDGER_AS_SEEN, LEDGER_TOUCHED, SWALLOW, Tracker,
 )
 
 cdef enum:
@@ -17,6 +17,7 @@ cdef enum:
 
 cdef enum:
     CLIENT_LOCAL_FILES = 0x80
+    CLIENT_SESSION_TRACK = 0x800000
     CLIENT_DEPRECATE_EOF = 0x1000000
     CLIENT_QUERY_ATTRIBUTES = 0x8000000
 
@@ -188,9 +189,11 @@ cdef class MysqlTracker(Tracker):
         # The session's ledger (ledger.MysqlLedger).
         readonly object ledger
         # COM_CHANGE_USER as the client sent it, header included, for the session to take; empty otherwise.
-        public bytes change_user_wanted
-        # A KILL (kill.KillWanted) that waits at the gate for the session's `answer_kill`; None otherwise.
-        readonly object kill_wanted
+        bytes _change_user
+        # A KILL (wire.KillWanted) that waits at the gate for the session's `answer_kill`; None otherwise.
+        object _kill_wanted
+        # It does not wait in the relay: it was fetched.
+        bint _is_kill_taken
         # The session has answered it, with a payload for the client, or with None: the server shall decide.
         bint _is_kill_answered
         object _kill_answer
@@ -285,6 +288,24 @@ cdef class MysqlTracker(Tracker):
         # The last answer was an OK that counted nothing and warned of nothing.
         bint _is_quiet
 
+        # --- session tracking ---
+        # Version of the server that was linked last.
+        str _server_version
+        # The client has set session_track_transaction_info itself.
+        bint _is_info_own
+        # The present backend may tell of changes behind an OK.
+        bint _is_tracked
+        # It does, of transactions too: their characteristics are known from it and not from the text.
+        bint _is_told_of
+        # Such an OK was announced as a FETCH, and has not been given to take_server yet.
+        bint _has_told
+        # It is being judged: what it tells has been noted.
+        bint _is_told
+        # The client asked for tracking itself.
+        bint _is_shown
+        # Where the info of the OK read last stands, from its packet's beginning.
+        Py_ssize_t _info_at
+
         # --- transaction mode ---
         bint _shares
         # Warnings that the last OK or EOF counted.
@@ -328,6 +349,14 @@ cdef class MysqlTracker(Tracker):
     cdef int _ok_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _tell_warnings(self) except -1
     cdef int _query_flags(self, int found) noexcept
+    cdef bint _wants_told(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end
+    ) noexcept
+    @cython.locals(at=Py_ssize_t, last=Py_ssize_t)
+    cdef bint _is_small_talk(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end
+    ) noexcept
+    cdef int _fetch_told(self, Py_ssize_t position, Py_ssize_t size, int sequence) except -1
     cdef bint _head_is_large(self) noexcept
     cdef bint _client_is_on_its_way(self) noexcept
     cdef int _end_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1

@@ -30,7 +30,7 @@ In transaction mode a session whose last statement left warnings keeps its backe
 can show them. A session with open prepared statements keeps its backend: its ledger is not empty. Renaming them by
 text as for PostgreSQL would need the id of a fresh COM_STMT_PREPARE before the client's own execute can be sent.
 
-COM_CHANGE_USER is not relayed: `change_user_wanted` has it, and the session logs the client in again. Commands that
+COM_CHANGE_USER is not relayed: `take_change_user` has it, and the session logs the client in again. Commands that
 Turnout does not know are dropped and answered here with error 1047, in order.
 
 COM_STMT_BULK_EXECUTE (MariaDB) is an execute whose types stand before its rows, in the same memory.
@@ -40,9 +40,9 @@ semi-synchronous replication the replica says meanwhile how far it is, which no 
 sessions wait for it; after each such word the numbers of the dump's packets begin anew.
 
 KILL, in text, prepared or as COM_PROCESS_KILL, with a number: clients know the proxy's ids, so the session has to say which
-connection of which server that is. The gate closes before it, `kill_wanted` has it, and `answer_kill` tells what the client
-is answered, or that the server may have it as it is; then the gate opens and it is judged again. Earlier commands go on
-meanwhile, later ones wait.
+connection of which server that is. The gate closes before it, `wants_kill` has it, and `answer_kill` tells what the client
+is answered, or that the server may have it as it is; then the gate opens and it is judged again. One that came in pieces and
+is too long to wait before the gate waits behind it. Earlier commands go on meanwhile, later ones wait.
 
 With CLIENT_QUERY_ATTRIBUTES parameters stand before the text of a COM_QUERY; most have none, which two bytes say. With
 parameters the text is looked for, up to TEXT_FETCH_BYTES_MAX; where it is not found, the statement may have changed
@@ -58,7 +58,7 @@ import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
-from protocols.mysql.kill import KillWanted, parse_kill
+from protocols.mysql.kill import parse_kill
 from protocols.mysql.messages import packet, text_of_query
 from protocols.mysql.replies import (
     error_packet,
@@ -66,14 +66,27 @@ from protocols.mysql.replies import (
     unknown_command_packet,
     unknown_thread_payload,
 )
+from protocols.mysql.tracking import TRANSACTION_INFO, put_together, read, shown, take_apart
+from protocols.wire import KillWanted
 
 if not cython.compiled:
-    from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, SWALLOW
+    from protocols.codes import (
+        FETCH,
+        FORWARD,
+        GATE,
+        GATE_CLOSED,
+        GATE_DRAIN,
+        GATE_OPEN,
+        INVENT,
+        LEDGER_TOUCHED,
+        SWALLOW,
+    )
     from protocols.mysql.constants import (
         BULK_TYPES,
         CLIENT_DEPRECATE_EOF,
         CLIENT_LOCAL_FILES,
         CLIENT_QUERY_ATTRIBUTES,
+        CLIENT_SESSION_TRACK,
         COM_BINLOG_DUMP,
         COM_BINLOG_DUMP_GTID,
         COM_CHANGE_USER,
@@ -434,8 +447,10 @@ class MysqlTracker(Tracker):
     def __init__(self, ledger: MysqlLedger, *, shares_backends: bool) -> None:
         Tracker.__init__(self)
         self.ledger = ledger
-        self.change_user_wanted = b""
-        self.kill_wanted: KillWanted | None = None
+        self.ledger_news = LEDGER_TOUCHED
+        self._change_user = b""
+        self._kill_wanted: KillWanted | None = None
+        self._is_kill_taken = False
         self._is_kill_answered = False
         self._kill_answer: bytes | None = None
         self._own_answers: deque[bytes] = deque()
@@ -485,6 +500,14 @@ class MysqlTracker(Tracker):
         self._untold: ErrorReply | None = None
         self._has_untold = False
         self._is_quiet = True
+        self._server_version = ""
+        self._is_tracked = False
+        self._is_told_of = False
+        self._is_info_own = False
+        self._is_shown = self._capabilities & CLIENT_SESSION_TRACK != 0
+        self._info_at = 0
+        self._has_told = False
+        self._is_told = False
         self._shares = shares_backends
         self._warnings = 0
         self._has_warnings = False
@@ -715,6 +738,7 @@ class MysqlTracker(Tracker):
             ):
                 if command == COM_REGISTER_SLAVE or command == COM_BINLOG_DUMP or command == COM_BINLOG_DUMP_GTID:
                     self.ledger.note_dump()
+                    self.ledger_news = LEDGER_TOUCHED
                 self._enqueue(command, 0, ENTRY_COMMITS if command < COM_STATISTICS else 0)
                 self._begin_client(size)
                 verdict = T_TAKEN
@@ -743,25 +767,41 @@ class MysqlTracker(Tracker):
         if wanted is None:
             return T_TAKEN
         if not self._is_kill_answered:
-            self.kill_wanted = wanted
+            self._kill_wanted = wanted
             self.gate = GATE_CLOSED
             return T_GATE
         self._is_kill_answered = False
         if self._kill_answer is None:
             return T_TAKEN
-        self._own_answers.append(self._kill_answer)
-        self._enqueue(COM_INVENTED, 0, ENTRY_ANSWER)
-        self._find_invented()
+        self._answer_itself(self._kill_answer)
         return T_ANSWERED
 
+    def _answer_itself(self, payload: bytes) -> None:
+        """The command that begins now, or was taken, is answered by the proxy."""
+        self._own_answers.append(payload)
+        self._enqueue(COM_INVENTED, 0, ENTRY_ANSWER)
+        self._find_invented()
+
+    def wants_kill(self) -> KillWanted | None:
+        return self._kill_wanted
+
     def answer_kill(self, payload: bytes | None) -> None:
-        """The session has dealt with `kill_wanted`: what the client is answered; None: the server shall have it as it is.
-        The gate has to be opened then."""
-        if self.kill_wanted is None:
+        """See `wire.Tracker`. Answers may be due then (`has_invented`)."""
+        wanted = self._kill_wanted
+        if wanted is None:
             raise IllegalUse("nobody wants anything killed")
-        self.kill_wanted = None
+        self._kill_wanted = None
+        if self._is_kill_taken:
+            # Its id can be no server's.
+            self._is_kill_taken = False
+            self._answer_itself(unknown_thread_payload(wanted.connection_id) if payload is None else payload)
+            return
         self._is_kill_answered = True
         self._kill_answer = payload
+
+    def take_change_user(self) -> bytes:
+        message, self._change_user = self._change_user, b""
+        return message
 
     def _find_text(self, body: bytes) -> int:
         """Where the text begins behind the attributes of a COM_QUERY; -1 where that cannot be told."""
@@ -945,6 +985,7 @@ class MysqlTracker(Tracker):
         if self._statements.pop(identifier, None) is None:
             return 0
         self.ledger.version += 1
+        self.ledger_news = LEDGER_TOUCHED
         self._recent = None
         self._server_ids.pop(identifier, None)
         self._types_due.discard(identifier)
@@ -964,7 +1005,7 @@ class MysqlTracker(Tracker):
             self.client_left = True
             return b""
         if command == COM_CHANGE_USER:
-            self.change_user_wanted = message
+            self._change_user = message
             return b""
         if command == COM_QUERY:
             begin: int | None = 5
@@ -993,10 +1034,9 @@ class MysqlTracker(Tracker):
             found = self._text.finish()
             wanted = parse_kill(message[begin:]) if found & TEXT_KILL else None
             if wanted is not None and wanted.is_own_id:
-                # It came in pieces and is too long to wait as a whole: more comment than statement.
-                self._own_answers.append(unknown_thread_payload(wanted.connection_id))
-                self._enqueue(COM_INVENTED, 0, ENTRY_ANSWER)
-                self._find_invented()
+                self._kill_wanted = wanted
+                self._is_kill_taken = True
+                self.gate = GATE_CLOSED
                 return b""
             self._enqueue(COM_QUERY, 0, self._query_flags(found))
             if found:
@@ -1153,6 +1193,7 @@ class MysqlTracker(Tracker):
         if not self._client_is_tail:
             # It was refused before its text was complete.
             self.ledger.note_text(found, text, True)
+            self.ledger_news = LEDGER_TOUCHED
             return
         entry = 8 * ((self._head + self._count - 1) % self._capacity) + 2
         self._ring[entry] |= ENTRY_NOTED | (ENTRY_OPAQUE if found & TEXT_OPAQUE else 0)
@@ -1171,8 +1212,10 @@ class MysqlTracker(Tracker):
     def _set_status(self, status: int) -> int:
         self._status = status
         self._is_transaction_unknown = False
-        if status & SERVER_SESSION_STATE_CHANGED:
+        if status & SERVER_SESSION_STATE_CHANGED and not (self._is_tracked or status & SERVER_STATUS_IN_TRANS):
+            # Only a server that was not asked to track would say so and not what it was.
             self.ledger.is_dirty = True
+            self.ledger_news = LEDGER_TOUCHED
         return 0
 
     def _finish(self, is_error: bool) -> int:
@@ -1181,9 +1224,16 @@ class MysqlTracker(Tracker):
         command = self._ring[entry]
         if self._ring[entry + 2] & ENTRY_NOTED:
             found, text = self._noted.popleft()
-            self._is_one_shot = self.ledger.note_text(found, text, is_error)
-        elif self._is_one_shot and (
-            command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE
+            is_one_shot = self.ledger.note_text(found, text, is_error)
+            self.ledger_news = LEDGER_TOUCHED
+            if self.ledger.own_tracking:
+                self._note_own_tracking()
+            if not self._is_told_of:
+                self._is_one_shot = is_one_shot
+        elif (
+            self._is_one_shot
+            and (not self._is_told_of or (self._phase == P_ROWS and not self._deprecates_eof))
+            and (command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE)
         ):
             self._is_one_shot = False
         if command == COM_STMT_EXECUTE or command == COM_STMT_FETCH or command == COM_STMT_RESET:
@@ -1199,10 +1249,17 @@ class MysqlTracker(Tracker):
             database = self._selecting.popleft()
             if not is_error:
                 self.ledger.note_database(database)
+                self.ledger_news = LEDGER_TOUCHED
         elif command == COM_RESET_CONNECTION and not is_error:
             self._forget_statements()
             self.ledger.note_reset()
+            self.ledger_news = LEDGER_TOUCHED
+            # Until the ledger asks, which turns tracking on again.
+            self._is_told_of = False
+            self._is_info_own = False
+            self._is_one_shot = False
         elif command == COM_SET_OPTION and not is_error:
+            self.ledger_news = LEDGER_TOUCHED
             self.ledger.note_option(self._ring[entry + 4] | self._ring[entry + 5] << 8)
         elif command == COM_STMT_PREPARE and is_error and self._phase == P_PREPARED:
             self._preparing.popleft()
@@ -1219,6 +1276,7 @@ class MysqlTracker(Tracker):
         self._has_warnings = self._warnings != 0
         if self._shares:
             self.ledger.has_warnings = self._has_warnings
+            self.ledger_news = LEDGER_TOUCHED
         return 0
 
     def _fail(self) -> int:
@@ -1362,6 +1420,8 @@ class MysqlTracker(Tracker):
             elif phase == P_ROWS:
                 if is_end:
                     status = self._end_status(data, position, size)
+                    if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
+                        return self._fetch_told(position, size, sequence)
                     self._set_status(status)
                     if status & SERVER_MORE_RESULTS_EXISTS:
                         self._phase = P_RESULT
@@ -1377,6 +1437,8 @@ class MysqlTracker(Tracker):
             elif phase == P_RESULT or phase == P_FILE_END:
                 if first == OK:
                     status = self._ok_status(data, position, size)
+                    if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
+                        return self._fetch_told(position, size, sequence)
                     self._set_status(status)
                     self._is_quiet = (
                         size >= 7
@@ -1396,16 +1458,23 @@ class MysqlTracker(Tracker):
                     self._is_quiet = False
             elif phase == P_SIMPLE:
                 if first == OK:
-                    self._set_status(self._ok_status(data, position, size))
+                    status = self._ok_status(data, position, size)
+                    if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
+                        return self._fetch_told(position, size, sequence)
                 elif is_end:
-                    self._set_status(self._end_status(data, position, size))
+                    status = self._end_status(data, position, size)
+                    if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
+                        return self._fetch_told(position, size, sequence)
                 else:
                     raise ProtocolViolation("server", "neither OK nor ERR")
+                self._set_status(status)
                 self._finish(False)
             elif phase == P_COLUMNS_END or phase == P_PARAMETERS_END or phase == P_FIELDS_END:
                 if not is_end:
                     raise ProtocolViolation("server", "no EOF after the column definitions")
                 status = self._eof_status(data, position, size)
+                if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
+                    return self._fetch_told(position, size, sequence)
                 self._set_status(status)
                 if phase == P_COLUMNS_END and not (status & SERVER_STATUS_CURSOR_EXISTS):
                     self._phase = P_ROWS
@@ -1416,7 +1485,10 @@ class MysqlTracker(Tracker):
                     self._finish(False)
             elif phase == P_LIST:
                 if is_end:
-                    self._set_status(self._end_status(data, position, size))
+                    status = self._end_status(data, position, size)
+                    if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
+                        return self._fetch_told(position, size, sequence)
+                    self._set_status(status)
                     self._finish(False)
                 elif first == OK or first == LOCAL_INFILE or first == EOF:
                     raise ProtocolViolation("server", "not a list of fields")
@@ -1435,6 +1507,72 @@ class MysqlTracker(Tracker):
             else:
                 raise ProtocolViolation("server", "speaks while the client sends a file")
             position += 4
+
+    def _wants_told(self, data: bytes, position: int, size: int, end: int) -> bool:
+        """The OK or EOF that was just read tells of changes that have not been taken from it yet. Not so, for a client
+        that is shown them, of those that are of no use to the ledger."""
+        if not self._is_tracked or self._is_told:
+            return False
+        if not self._is_shown:
+            return True
+        if not self._deprecates_eof and data[position + 4] == EOF:
+            return False
+        return not self._is_small_talk(data, position, size, end)
+
+    def _is_small_talk(self, data: bytes, position: int, size: int, end: int) -> bool:
+        """An OK that tells of one variable only, `statement_id` (MySQL) or `last_gtid` (MariaDB), which change by
+        themselves, and stands in `data` as a whole. Every length in it is of one byte, or it is not taken for that."""
+        at = position + self._info_at
+        last = position + 4 + size
+        if last > end or at + 4 > last or data[at] >= 0xFB:
+            return False
+        at += 1 + data[at]
+        # Length of all, kind, length of the entry, length of the name.
+        if at + 5 > last or at + 1 + data[at] != last or data[at + 1] != 0 or at + 3 + data[at + 2] != last:
+            return False
+        if data[at + 3] == 12:
+            return data[at + 4] == 115 and data[at + 5] == 116 and data[at + 14] == 105  # statement_id
+        return data[at + 3] == 9 and data[at + 4] == 108 and data[at + 9] == 103  # last_gtid
+
+    def _fetch_told(self, position: int, size: int, sequence: int) -> int:
+        """Take the packet's judgement back: it is fetched first."""
+        self._server_left = 0
+        self._server_sequence = sequence
+        self._has_told = True
+        self.stop = position
+        self.message_size = 4 + size
+        return FETCH
+
+    def _take_told(self, message: bytes) -> bytes:
+        """An OK that tells of changes, or an EOF that says that there are some: note them, judge it, and return it as the
+        client shall see it."""
+        self._has_told = False
+        if message[4] == EOF and not self._deprecates_eof:
+            status = message[7] | message[8] << 8
+            if not status & SERVER_STATUS_IN_TRANS:
+                # In a transaction the next OK tells in time.
+                self.ledger.is_dirty = True
+                self.ledger_news = LEDGER_TOUCHED
+            message = message[:7] + (status & ~SERVER_SESSION_STATE_CHANGED).to_bytes(2, "little")
+        else:
+            head, info, entries = take_apart(message[4:])
+            told = read(entries)
+            if self.ledger.note_told(told):
+                self.ledger_news = LEDGER_TOUCHED
+            if self._is_told_of and told.characteristics is not None:
+                self._is_one_shot = told.characteristics != b""
+            entries = shown(entries, self.ledger.own_tracking) if self._is_shown else []
+            message = packet(put_together(head, info, entries), message[3])
+        self._is_told = True
+        self.scan_server(message, 0, len(message))
+        self._is_told = False
+        return message
+
+    def _note_own_tracking(self) -> None:
+        """The client has set some of the variables of session tracking itself."""
+        self._is_info_own = TRANSACTION_INFO in self.ledger.own_tracking
+        if self._is_info_own:
+            self._is_told_of = False
 
     def _head_is_large(self) -> bool:
         """The command that is being answered has more than one packet, or is not complete."""
@@ -1476,6 +1614,7 @@ class MysqlTracker(Tracker):
         if at + 2 > last:
             raise ProtocolViolation("server", "an OK without status flags")
         self._warnings = data[at + 2] | data[at + 3] << 8 if at + 4 <= last else 0
+        self._info_at = at + 4 - position
         return data[at] | data[at + 1] << 8
 
     def _column_count(self, data: bytes, position: int, size: int) -> int:
@@ -1532,6 +1671,8 @@ class MysqlTracker(Tracker):
             self._last_words = message
             self.has_last_words = True
             return b""
+        if self._has_told:
+            return self._take_told(message)
         if self._phase != P_PREPARED or len(message) < 16:
             raise IllegalUse("a message was fetched that the tracker did not ask for")
         server_id = int.from_bytes(message[5:9], "little")
@@ -1558,6 +1699,7 @@ class MysqlTracker(Tracker):
         self._newest = statement
         self._recent = None
         self.ledger.note_statement(statement)
+        self.ledger_news = LEDGER_TOUCHED
         self._server_sequence = (message[3] + 1) & 0xFF
         self._fields_after = columns
         if parameters:
@@ -1626,6 +1768,10 @@ class MysqlTracker(Tracker):
         self.has_invented = False
         return answers
 
+    def is_within_packet(self) -> bool:
+        """Half a packet has gone to the client."""
+        return self._server_left != 0 or self._server_continued
+
     def next_sequence(self) -> int:
         """Sequence id that the next packet to the client must have: of the answer in flight, or 1."""
         return self._server_sequence if self._count else 1
@@ -1634,7 +1780,11 @@ class MysqlTracker(Tracker):
         """`notes`: `statement_ids` (client id -> this backend's id) and `types_due` (client ids), kept up to date here."""
         if not self.is_idle():
             raise IllegalUse("a backend was linked in the middle of a request")
-        self.ledger.note_backend(backend)
+        if backend.server_version != self._server_version:
+            self._server_version = backend.server_version
+            self.ledger.note_backend(backend)
+        self._is_tracked = backend.capabilities & CLIENT_SESSION_TRACK != 0
+        self._is_told_of = self._is_tracked and not self._is_info_own
         self._server_ids = notes.setdefault("statement_ids", {})
         self._types_due = notes.setdefault("types_due", set())
         self._has_types_due = bool(self._types_due)
@@ -1660,6 +1810,7 @@ class MysqlTracker(Tracker):
         self._server_left = 0
         self._server_continued = False
         self._is_ending = False
+        self._has_told = False
         self._client_is_tail = False
         self._preparing.clear()
         self._own_answers.clear()
@@ -1676,6 +1827,10 @@ class MysqlTracker(Tracker):
         self._status &= ~SERVER_STATUS_IN_TRANS
         self._is_transaction_unknown = False
         return 0
+
+    def disturbed(self) -> None:
+        """An inspection has turned tracking on."""
+        self._is_told_of = self._is_tracked and not self._is_info_own
 
     def take_last_words(self) -> bytes:
         words, self._last_words = self._last_words, b""

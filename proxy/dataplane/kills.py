@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from protocols.mysql import constants as c
-from protocols.mysql.kill import KillWanted
-from protocols.wire import ErrorReply, Startup
+from protocols.wire import ErrorReply, KillWanted, Startup
 from proxy import ipc
 from proxy.errors import EngineRefused, KillRefused, ProxyError
 
@@ -28,6 +26,12 @@ _log = structlog.get_logger("turnout.kills")
 
 KILL_TIMEOUT_S: Final = 5.0
 """Longest time an engine may take to let us in and to take a KILL."""
+
+
+# MySQL's numbers; PostgreSQL has no KILL.
+_NO_SUCH_THREAD: Final = 1094
+_DENIED: Final = 1095
+_INTERRUPTED: Final = 1317
 
 
 class NobodyHasIt(Exception):
@@ -50,7 +54,7 @@ class Kills:
         if wanted.connection_id == asker.connection_id:
             if not wanted.is_query:
                 asker.is_killed = True
-            return KillRefused("Query execution was interrupted", c.ER_QUERY_INTERRUPTED, "70100").reply()
+            return KillRefused("Query execution was interrupted", _INTERRUPTED, "70100").reply()
         service, user = asker.runtime.name, asker.startup.user
         found = self._session_called(service, wanted.connection_id)
         if found is not None:
@@ -60,7 +64,7 @@ class Kills:
             return KillRefused(done.text, done.code, done.sqlstate).reply() if done.code else None
         if not wanted.is_own_id:
             raise NobodyHasIt
-        return KillRefused(f"Unknown thread id: {wanted.connection_id}", c.ER_NO_SUCH_THREAD).reply()
+        return KillRefused(f"Unknown thread id: {wanted.connection_id}", _NO_SUCH_THREAD).reply()
 
     async def kill_for_another(self, order: ipc.KillSession) -> None:
         """The same for a client of another worker."""
@@ -126,7 +130,7 @@ class Kills:
         engine = backend.engine if backend is not None else runtime.active
         is_other = user != target.startup.user
         if is_other and (backend is None or runtime.config.engine[engine].login is not None):
-            return KillRefused(f"You are not owner of thread {wanted.connection_id}", c.ER_KILL_DENIED).reply()
+            return KillRefused(f"You are not owner of thread {wanted.connection_id}", _DENIED).reply()
         tracker = target.tracker
         runs_nothing = backend is None or target.is_asking or tracker is None or tracker.is_idle()
         if runs_nothing and wanted.is_query:

@@ -16,16 +16,16 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN, LEDGER_TOUCHED
 from protocols.errors import ProtocolViolation
-from protocols.mysql.kill import OWN_ID, KillWanted
 from protocols.proxy_header import ProxyHeaderReader
 from protocols.wire import (
     CLEAR,
+    OWN_ID,
     BackendFacts,
     CancelRequested,
     Channel,
@@ -34,6 +34,7 @@ from protocols.wire import (
     ErrorReply,
     Exchange,
     Grade,
+    KillWanted,
     Ledger,
     LoginFact,
     LoginProven,
@@ -65,7 +66,6 @@ from proxy.tasks import spawn
 from proxy.tls import NO_LISTENER_TLS, ListenerTls
 
 if TYPE_CHECKING:
-    from protocols.mysql.tracker import MysqlTracker
     from proxy.dataplane.moving import Move
     from proxy.dataplane.pool import Pool, Shelf, Waiter
     from proxy.dataplane.runtime import Runtime
@@ -786,7 +786,7 @@ class Session(Owner):
     # --- the relay's callbacks ---
 
     def on_gate(self) -> None:
-        kill = cast("KillWanted | None", getattr(self.tracker, "kill_wanted", None))
+        kill = self.tracker.wants_kill() if self.tracker is not None else None
         if kill is not None and self.backend is not None:
             if not self._is_killing:
                 self._is_killing = True
@@ -809,7 +809,9 @@ class Session(Owner):
             self._is_killing = False
         if self.has_ended or tracker is None or self.tracker is not tracker:
             return
-        cast("MysqlTracker", tracker).answer_kill(answer)
+        tracker.answer_kill(answer)
+        if tracker.has_invented:
+            self.link.send(tracker.take_invented())
         if self.backend is None:
             self.on_gate()
             return
@@ -845,9 +847,12 @@ class Session(Owner):
             runtime.move.paused(self)
 
     def on_fetched(self) -> None:
-        packet = cast("bytes | None", getattr(self.tracker, "change_user_wanted", None))
-        if packet:
-            self._change_user(packet)
+        assert self.tracker is not None
+        message = self.tracker.take_change_user()
+        if message:
+            self._change_user(message)
+        elif self.tracker.wants_kill() is not None:
+            self.on_gate()
 
     def _change_user(self, message: bytes) -> None:
         """COM_CHANGE_USER: a second login on the same socket. The old backend goes, the session arrives anew."""

@@ -7,6 +7,7 @@ not there. Beside it stand builders of the packets that tests speak with.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
@@ -23,8 +24,12 @@ MORE = c.SERVER_MORE_RESULTS_EXISTS
 CURSOR = c.SERVER_STATUS_CURSOR_EXISTS
 LAST_ROW = c.SERVER_STATUS_LAST_ROW_SENT
 
-FACTS = BackendFacts("8.0.40", process_id=7, capabilities=c.OFFERED_CAPABILITIES, character_set=45)
-MARIADB_FACTS = BackendFacts("5.5.5-10.11.6-MariaDB", process_id=7, capabilities=c.OFFERED_CAPABILITIES)
+FACTS = BackendFacts(
+    "8.0.40", process_id=7, capabilities=c.OFFERED_CAPABILITIES & ~c.CLIENT_SESSION_TRACK, character_set=45
+)
+TRACKING_FACTS = replace(FACTS, capabilities=c.OFFERED_CAPABILITIES)
+"""Of a server that tells of changes behind an OK."""
+MARIADB_FACTS = replace(FACTS, server_version="5.5.5-10.11.6-MariaDB")
 
 
 def startup(*, deprecates_eof: bool = False, more: int = 0) -> Startup:
@@ -78,6 +83,14 @@ def numbered(payloads: list[bytes], first: int = 1) -> bytes:
 
 def ok_payload(status: int = AUTOCOMMIT, *, header: int = c.OK, affected: int = 0, info: bytes = b"") -> bytes:
     return bytes([header]) + lenenc(affected) + lenenc(0) + status.to_bytes(2, "little") + b"\0\0" + info
+
+
+def told_payload(*entries: tuple[int, bytes], status: int = AUTOCOMMIT, header: int = c.OK, info: bytes = b"") -> bytes:
+    """An OK that tells of changes: kind and body of each."""
+    told = b"".join(bytes([kind]) + lenenc_bytes(body) for kind, body in entries)
+    return ok_payload(
+        status | c.SERVER_SESSION_STATE_CHANGED, header=header, info=lenenc_bytes(info) + lenenc_bytes(told)
+    )
 
 
 def eof_payload(status: int = AUTOCOMMIT) -> bytes:

@@ -155,7 +155,7 @@ def test_a_text_that_is_not_found_may_have_changed_anything(before: bytes) -> No
 def test_a_kill_and_a_rollback_are_found_behind_attributes() -> None:
     relay = with_attributes()
     assert relay.client(asked(b"kill query 7")) == b""
-    assert relay.tracker.kill_wanted is not None
+    assert relay.tracker.wants_kill() is not None
     relay = with_attributes()
     relay.ask(asked(b"begin"), [ok_payload(3)])
     aborted = ErrorReply("lost", "40001", 1213, "40001")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import IllegalUse, ProtocolViolation
-from protocols.mysql import WIRE, auth
+from protocols.mysql import WIRE, auth, tracking
 from protocols.mysql import constants as c
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
 from protocols.mysql.messages import (
@@ -38,7 +38,7 @@ from protocols.wire import (
     LoginRefused,
     Startup,
 )
-from tests.protocols.mysql.relay import FACTS, MARIADB_FACTS, split
+from tests.protocols.mysql.relay import FACTS, MARIADB_FACTS, TRACKING_FACTS, split
 
 SCRAMBLE = b"abcdefghijklmnopqrst"
 SECRET = b"secret"
@@ -225,7 +225,7 @@ def test_a_refusal_has_the_right_sequence_id_in_each_phase() -> None:
 
 
 def test_only_flags_that_shape_the_stream_are_matched() -> None:
-    client = Client("trust")
+    client = Client("trust", facts=TRACKING_FACTS)
     client.respond(
         auth.NATIVE,
         b"",
@@ -327,17 +327,20 @@ STARTUP = Startup("app", "shop", capabilities=FLAGS, character_set=45)
 
 
 @METHODS
-def test_an_engine_gets_exactly_the_clients_flags(method: str) -> None:
+@pytest.mark.parametrize("tracked", [build_ok(2), build_err(1193, "HY000", "Unknown system variable")])
+def test_an_engine_gets_exactly_the_clients_flags_and_is_asked_to_track(method: str, tracked: bytes) -> None:
     login = MysqlServerLogin(STARTUP, "secret")
     assert login.receive(greeting_of(method)) == []
     (answer,) = split(login.take_output())
     flags = int.from_bytes(answer[4:8], "little")
-    assert flags & c.MATCHED_CAPABILITIES == FLAGS
+    assert flags & c.MATCHED_CAPABILITIES == FLAGS | c.CLIENT_SESSION_TRACK
     assert not flags & (c.CLIENT_SSL | c.CLIENT_COMPRESS)
     assert answer[12] == 45
     assert auth.proof(method, SECRET, SCRAMBLE) in answer
     assert b"shop\0" in answer
-    (ready,) = login.receive(packet(build_ok(2), 2))
+    assert login.receive(packet(build_ok(2), 2)) == []
+    assert login.take_output() == command(c.COM_QUERY, tracking.turn_on(FLAGS))
+    (ready,) = login.receive(packet(tracked, 1))
     assert ready == BackendReady(
         BackendFacts(
             "8.0.40",
@@ -380,7 +383,8 @@ def test_an_engine_may_want_sha256_password() -> None:
     login.receive(packet(b"\1" + auth.own_public_key(), 4))
     (answer,) = split(login.take_output())
     assert auth.decrypt_password(answer[4:], SCRAMBLE[::-1]) == SECRET
-    assert isinstance(login.receive(packet(build_ok(2), 6))[0], BackendReady)
+    assert login.receive(packet(build_ok(2), 6)) == []
+    assert isinstance(login.receive(packet(build_ok(2), 1))[0], BackendReady)
 
 
 def test_a_plugin_turnout_does_not_speak_is_named() -> None:
@@ -434,6 +438,7 @@ def test_both_logins_understand_each_other_in_any_cut(cuts: list[int], method: s
                 facts.append(fact)
         if facts and isinstance(facts[-1], LoginProven):
             facts += theirs.receive(ours.accept(FACTS))
+            facts += theirs.receive(packet(build_ok(2), 1))
             break
     assert facts[0] == LoginProven(dataclasses.replace(STARTUP, parameters=(("_proxy_name", "turnout"),)))
     assert isinstance(facts[1], BackendReady)

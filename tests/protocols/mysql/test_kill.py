@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from protocols.codes import FORWARD, GATE, GATE_CLOSED, GATE_OPEN, SWALLOW
 from protocols.mysql import constants as c
-from protocols.mysql.kill import OWN_ID, KillWanted, parse_kill
+from protocols.mysql.kill import parse_kill
 from protocols.mysql.messages import build_ok, command, packet
+from protocols.wire import OWN_ID, KillWanted
 from tests.protocols.mysql.relay import Relay, execute, ok_payload, prepare, prepared_payload, query
 
 ID = OWN_ID | 5
@@ -66,7 +67,7 @@ def test_a_kill_waits_for_the_session_and_is_answered_in_its_place(form: str) ->
         assert tracker.stop == 0
     assert tracker.scan_client(request, 0, len(request)) == GATE
     assert (tracker.stop, tracker.gate) == (0, GATE_CLOSED)
-    assert tracker.kill_wanted == KillWanted(ID, is_query)
+    assert tracker.wants_kill() == KillWanted(ID, is_query)
     tracker.answer_kill(build_ok(2))
     tracker.gate = GATE_OPEN
     assert tracker.scan_client(request, 0, len(request)) == SWALLOW
@@ -105,3 +106,19 @@ def test_a_kill_behind_other_commands_is_answered_behind_them() -> None:
     answer = packet(ok_payload(), 1)
     tracker.scan_server(answer, 0, len(answer))
     assert tracker.has_invented
+
+
+def test_a_kill_that_is_too_long_to_wait_before_the_gate_waits_behind_it() -> None:
+    relay = Relay()
+    tracker = relay.tracker
+    request = query(f"/* {'x' * 80} */ KILL {ID}") + query("select 1")
+    for at in range(len(request)):
+        assert relay.client(request[at : at + 1]) == b""
+    assert tracker.wants_kill() == KillWanted(ID, False)
+    assert tracker.gate == GATE_CLOSED
+    assert not tracker.has_invented
+    tracker.answer_kill(build_ok(2))
+    assert tracker.take_invented() == packet(build_ok(2), 1)
+    assert tracker.wants_kill() is None
+    tracker.gate = GATE_OPEN
+    assert relay.go_on() == query("select 1")

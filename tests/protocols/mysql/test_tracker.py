@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from protocols import IS_READABLE
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.mysql import WIRE
 from protocols.mysql import constants as c
-from protocols.mysql.messages import command, lenenc, packet, parse_err
+from protocols.mysql.messages import command, lenenc, lenenc_bytes, packet, parse_err
 from protocols.mysql.replies import error_packet
 from protocols.wire import ErrorReply
 from tests.protocols.mysql.relay import (
@@ -23,6 +25,7 @@ from tests.protocols.mysql.relay import (
     PING,
     QUIT,
     RESET,
+    TRACKING_FACTS,
     Relay,
     column_payload,
     eof_payload,
@@ -36,8 +39,10 @@ from tests.protocols.mysql.relay import (
     query,
     row_payload,
     split,
+    told_payload,
 )
 
+NEWS = c.SERVER_SESSION_STATE_CHANGED
 BOTH = pytest.mark.parametrize("deprecates_eof", [False, True], ids=["eof", "no-eof"])
 
 
@@ -280,11 +285,23 @@ def test_quit_ends_the_session_and_not_the_backend() -> None:
     assert relay.tracker.client_left
 
 
+def test_nothing_is_said_into_a_half_packet() -> None:
+    relay = Relay()
+    error = ErrorReply("gone", "08006", 2013, "HY000")
+    answer = numbered(relay.speech.result())
+    ends = {0, *itertools.accumulate(len(one) for one in split(answer))}
+    relay.client(query("select 1"))
+    for at in range(len(answer)):
+        assert bool(WIRE.error(error, relay.tracker)) == (len(relay.to_client) in ends)
+        relay.server(answer[at : at + 1])
+    assert WIRE.error(error, relay.tracker)
+
+
 def test_change_user_is_handed_to_the_session() -> None:
     relay = Relay()
     packet_of_client = command(c.COM_CHANGE_USER, b"bob\0\0db\0\x2d\0mysql_native_password\0")
     assert relay.client(packet_of_client) == b""
-    assert relay.tracker.change_user_wanted == packet_of_client
+    assert relay.tracker.take_change_user() == packet_of_client
 
 
 def test_change_user_may_not_be_pipelined() -> None:
@@ -722,11 +739,136 @@ def test_a_long_text_in_pieces_is_read_in_passing() -> None:
     assert relay.ledger.pins == ["statement too long to read"]
 
 
-def test_a_changed_session_state_marks_the_ledger() -> None:
+# --- session tracking -----------------------------------------------------------------------------------------------
+
+CHANGED = (c.TRACK_STATE_CHANGE, b"1")
+SCHEMA = (c.TRACK_SCHEMA, lenenc_bytes(b"other"))
+CHANGED_INSIDE = (c.TRACK_STATE_CHANGE, b"\x011")
+
+
+def characteristics(text: bytes) -> tuple[int, bytes]:
+    return (c.TRACK_TRANSACTION_CHARACTERISTICS, lenenc_bytes(text))
+
+
+def state(text: bytes) -> tuple[int, bytes]:
+    return (c.TRACK_TRANSACTION_STATE, lenenc_bytes(text))
+
+
+def variable(name: bytes, value: bytes) -> tuple[int, bytes]:
+    return (c.TRACK_SYSTEM_VARIABLES, lenenc_bytes(name) + lenenc_bytes(value))
+
+
+def told(relay: Relay, payload: bytes, shown: bytes) -> None:
+    """The server says `payload` to a query, and the client sees `shown`, in any cut."""
+    for size in (1, 7, 1000):
+        relay.client(query("select f()"))
+        before = len(relay.to_client)
+        answer = packet(payload, 1)
+        for at in range(0, len(answer), size):
+            relay.server(answer[at : at + size])
+        assert relay.to_client[before:] == packet(shown, 1)
+        assert relay.tracker.is_idle()
+
+
+@pytest.mark.parametrize("info", [b"", b"Rows matched: 1"])
+@pytest.mark.parametrize("header", [c.OK, c.EOF])
+@pytest.mark.parametrize("entry", [CHANGED, CHANGED_INSIDE])
+def test_what_a_server_tells_of_changes_is_for_the_proxy(info: bytes, header: int, entry: tuple[int, bytes]) -> None:
     """field-notes: Session tracking"""
-    relay = Relay(more=c.CLIENT_SESSION_TRACK)
-    relay.ask(query("select f()"), [ok_payload(AUTOCOMMIT | c.SERVER_SESSION_STATE_CHANGED)])
+    relay = Relay(deprecates_eof=True, facts=TRACKING_FACTS)
+    payload = told_payload(entry, header=header, info=info)
+    shown = ok_payload(header=header, info=lenenc_bytes(info) if info else b"")
+    if header == c.OK:
+        told(relay, payload, shown)
+    else:
+        relay.client(query("select f()"))
+        answer = [lenenc(1), column_payload(), row_payload(b"x")]
+        assert relay.answer([*answer, payload]) == numbered([*answer, shown])
     assert relay.ledger.is_dirty
+
+
+def test_the_database_is_known_from_the_server() -> None:
+    relay = Relay(facts=TRACKING_FACTS)
+    told(relay, told_payload(SCHEMA), ok_payload())
+    assert relay.ledger.database == b"other"
+
+
+def test_a_client_that_asked_for_tracking_is_shown_what_it_would_be_told() -> None:
+    """field-notes: Session tracking"""
+    relay = Relay(facts=TRACKING_FACTS, more=c.CLIENT_SESSION_TRACK)
+    mode, unknown = variable(b"sql_mode", b"ANSI"), (99, b"what is this")
+    entries = [mode, SCHEMA, CHANGED, state(b"________"), characteristics(b""), unknown]
+    told(relay, told_payload(*entries), told_payload(mode, SCHEMA, unknown))
+    told(relay, told_payload(CHANGED), ok_payload())
+    relay.ask(query("set session_track_state_change = on, session_track_transaction_info = 'STATE'"), [ok_payload()])
+    told(relay, told_payload(*entries), told_payload(*entries))
+
+
+@pytest.mark.parametrize("entry", [variable(b"statement_id", b"7"), variable(b"last_gtid", b"0-1-77")])
+def test_variables_that_change_by_themselves_cost_nothing(entry: tuple[int, bytes]) -> None:
+    relay = Relay(facts=TRACKING_FACTS, more=c.CLIENT_SESSION_TRACK)
+    relay.ask(query("select f()"), [told_payload(entry)])
+    assert (relay.fetches, relay.ledger.is_dirty) == (0, False)
+    relay.ask(query("select f()"), [told_payload(variable(b"time_zone", b"x"))])
+    assert relay.fetches == 1
+
+
+def test_the_server_says_how_long_set_transaction_is_in_force() -> None:
+    """field-notes: SESSION_TRACK_TRANSACTION_STATE / CHARACTERISTICS"""
+    relay = Relay(facts=TRACKING_FACTS, deprecates_eof=True)
+    once = characteristics(b"SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;")
+    told(relay, told_payload(once), ok_payload())
+    assert not relay.tracker.at_boundary()
+    relay.ask(query("select 1"), relay.speech.result())
+    assert not relay.tracker.at_boundary(), "a statement without a table begins no transaction"
+    told(relay, told_payload(characteristics(b"")), ok_payload())
+    assert relay.tracker.at_boundary()
+    assert not relay.ledger.is_dirty
+
+
+def test_locked_tables_are_known_from_the_server() -> None:
+    """field-notes: SESSION_TRACK_TRANSACTION_STATE / CHARACTERISTICS"""
+    relay = Relay(facts=TRACKING_FACTS)
+    told(relay, told_payload(state(b"_______L")), ok_payload())
+    assert relay.ledger.pins == ["locked tables"]
+    told(relay, told_payload(state(b"________")), ok_payload())
+    assert relay.ledger.pins == []
+
+
+def test_a_classic_eof_does_not_show_that_there_is_news() -> None:
+    relay = Relay(facts=TRACKING_FACTS)
+    relay.client(query("select f()"))
+    rows = [lenenc(1), column_payload(), eof_payload(), row_payload(b"x"), eof_payload()]
+    news = [
+        lenenc(1),
+        column_payload(),
+        eof_payload(AUTOCOMMIT | NEWS),
+        row_payload(b"x"),
+        eof_payload(AUTOCOMMIT | NEWS),
+    ]
+    assert relay.answer(news) == numbered(rows)
+    assert relay.ledger.is_dirty
+
+
+def test_news_within_a_transaction_do_not_mark_the_ledger() -> None:
+    relay = Relay(facts=TRACKING_FACTS)
+    begun(relay)
+    relay.client(query("select a from t"))
+    relay.answer([lenenc(1), column_payload(), eof_payload(IN_TRANS | NEWS), eof_payload(IN_TRANS | NEWS)])
+    told(relay, told_payload(state(b"T_R_____"), status=IN_TRANS), ok_payload(IN_TRANS))
+    assert not relay.ledger.is_dirty
+
+
+@pytest.mark.parametrize("payload", [
+    ok_payload(AUTOCOMMIT | c.SERVER_SESSION_STATE_CHANGED, info=b"\xfc"),
+    ok_payload(AUTOCOMMIT | c.SERVER_SESSION_STATE_CHANGED, info=b"\0\5\0\\9"),
+    ok_payload(AUTOCOMMIT | c.SERVER_SESSION_STATE_CHANGED, info=b"\0\4\1\2\\9x"),
+])  # fmt: skip
+def test_news_that_cannot_be_read_are_the_server_s_violation(payload: bytes) -> None:
+    relay = Relay(facts=TRACKING_FACTS)
+    relay.client(query("select f()"))
+    with pytest.raises(ProtocolViolation, match="server"):
+        relay.answer([payload])
 
 
 def test_init_db_changes_the_database_if_the_server_agrees() -> None:

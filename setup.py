@@ -13,6 +13,11 @@ IS_DEBUG = os.environ.get("TURNOUT_DEBUG", "") == "1"
 
 PURE = [
     "protocols/wire.py",
+    "protocols/postgres/auth.py",
+    "protocols/postgres/framing.py",
+    "protocols/postgres/handshake.py",
+    "protocols/postgres/messages.py",
+    "protocols/postgres/proof.py",
     "protocols/postgres/text.py",
     "protocols/postgres/statements.py",
     "protocols/postgres/tracker.py",

@@ -60,3 +60,44 @@ cdef class Tracker:
     cpdef bint is_idle(self) noexcept
     cpdef bytes link(self, object backend, dict notes)
     cpdef int unlink(self) except -1
+
+
+cdef class BackendFacts:
+    cdef:
+        readonly str server_version
+        readonly long long process_id
+        readonly bytes secret
+        readonly object parameters
+        readonly unsigned long long capabilities
+        readonly int character_set
+        readonly str auth_plugin
+
+
+cdef class Startup:
+    cdef:
+        readonly str user
+        readonly str database
+        readonly tuple parameters
+        readonly unsigned long long capabilities
+        readonly int character_set
+
+
+cdef class ScramKeys:
+    cdef:
+        readonly bytes client_key
+        readonly bytes server_key
+        readonly bytes salt
+        readonly long iterations
+
+
+cdef class CredentialWanted:
+    cdef:
+        readonly str user
+        readonly str database
+        readonly bint is_replication
+
+
+cdef class LoginProven:
+    cdef:
+        readonly Startup startup
+        readonly object credential

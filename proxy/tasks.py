@@ -15,7 +15,7 @@ _running: set[asyncio.Task[Any]] = set()
 
 in_haste: Final[set[object]] = set()
 """What takes many turns of the event loop and shall not wait between them: tasks, but for those that stay, and moves of
-sessions. While it is empty the relay may keep the loop waiting for a millisecond or two."""
+sessions. While it is empty the relay may keep the loop waiting for up to 20 milliseconds."""
 
 
 def spawn(work: Coroutine[Any, Any, T], *, name: str, stays: bool = False) -> asyncio.Task[T]:

@@ -291,7 +291,8 @@ class Worker:
         link = Link(asyncio.get_running_loop(), fd)
         session = Session(self, wire, self._number, link, client, self._tls[key])
         self.sessions[session.id] = self.strangers[session.id] = session
-        if any(ipaddress.ip_address(client.rpartition(":")[0].strip("[]")) in one for one in self._balancers[key]):
+        balancers = self._balancers[key]
+        if balancers and any(ipaddress.ip_address(client.rpartition(":")[0].strip("[]")) in one for one in balancers):
             session.await_header(partial(self._welcome, session))
         else:
             self._welcome(session, b"")

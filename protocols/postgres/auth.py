@@ -1,3 +1,4 @@
+# cython: wraparound=True
 """Proofs of identity, both sides: SCRAM-SHA-256 and -PLUS (RFC 5802, 5929, 7677), md5, clear text, certificate names.
 
 What is kept of a user, a *secret*, has one of three forms: plain text, `md5` and 32 hexadecimal digits of
@@ -17,21 +18,23 @@ Channel binding is `tls-server-end-point` (RFC 5929): the hash of the certificat
 client's flag says `p` (it binds), `y` (it could, and thinks that the server cannot) or `n` (it cannot). `y` towards a
 server that offered it means that somebody in between took the offer away: refused.
 
-Each SCRAM object lives for one attempt.
+Each SCRAM object lives for one attempt. Compiled (auth.pxd) for the many logins of clients that come and go.
 """
 
 from __future__ import annotations
 
-import binascii
 import functools
-import hashlib
 import hmac
 import re
-import secrets
 import stringprep
 import unicodedata
+from binascii import Error as NotBase64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import md5, pbkdf2_hmac, sha256
+from hmac import compare_digest
+from os import urandom
 from typing import Any, Final
 
 from protocols.errors import Peer, ProtocolViolation
@@ -57,7 +60,7 @@ _OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
 
 _VERIFIER: Final = re.compile(r"SCRAM-SHA-256\$([0-9]{1,7}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 _MD5: Final = re.compile(r"md5[0-9a-f]{32}")
-_SERVER_FIRST: Final = re.compile(r"r=([^,]+),s=([^,]+),i=([0-9]{1,9})(?:,.*)?", re.DOTALL)
+_SERVER_FIRST: Final = re.compile(rb"r=([^,]+),s=([^,]+),i=([0-9]{1,9})(?:,.*)?", re.DOTALL)
 
 
 class _Salts:
@@ -66,7 +69,7 @@ class _Salts:
     workers need the same `key`, or a user would be known by having one salt everywhere.
     """
 
-    key = secrets.token_bytes(32)
+    key = urandom(32)
 
 
 def set_salt_key(key: bytes) -> None:
@@ -91,8 +94,8 @@ class KeyedHash:
         """`key` has at most 64 bytes, a block of SHA-256."""
         assert len(key) <= BLOCK_BYTES
         block = key.ljust(BLOCK_BYTES, b"\0")
-        self._inner = hashlib.sha256(block.translate(_INNER))
-        self._outer = hashlib.sha256(block.translate(_OUTER))
+        self._inner = sha256(block.translate(_INNER))
+        self._outer = sha256(block.translate(_OUTER))
 
     def __call__(self, data: bytes) -> bytes:
         inner = self._inner.copy()
@@ -112,11 +115,14 @@ class Verifier:
     server_key: bytes = field(repr=False)
     by_stored_key: KeyedHash = field(init=False, repr=False, compare=False)
     by_server_key: KeyedHash = field(init=False, repr=False, compare=False)
+    shown: bytes = field(init=False, repr=False, compare=False)
+    """Salt and iterations, as the server's first message ends with them."""
 
     def __post_init__(self) -> None:
         # Made once for all logins: those who need a verifier again and again keep it (`verifier_of`).
         object.__setattr__(self, "by_stored_key", KeyedHash(self.stored_key))
         object.__setattr__(self, "by_server_key", KeyedHash(self.server_key))
+        object.__setattr__(self, "shown", b",s=%b,i=%d" % (_b64(self.salt), self.iterations))
 
 
 def is_verifier(password: str) -> bool:
@@ -150,11 +156,11 @@ def parse_verifier(text: str) -> Verifier:
     try:
         verifier = Verifier(
             max(1, int(iterations)),
-            binascii.a2b_base64(salt, strict_mode=True),
-            binascii.a2b_base64(stored_key, strict_mode=True),
-            binascii.a2b_base64(server_key, strict_mode=True),
+            a2b_base64(salt, strict_mode=True),
+            a2b_base64(stored_key, strict_mode=True),
+            a2b_base64(server_key, strict_mode=True),
         )
-    except binascii.Error as error:
+    except NotBase64 as error:
         raise ValueError("not a SCRAM-SHA-256 verifier") from error
     if len(verifier.stored_key) != KEY_BYTES or len(verifier.server_key) != KEY_BYTES:
         raise ValueError("not a SCRAM-SHA-256 verifier")
@@ -163,9 +169,9 @@ def parse_verifier(text: str) -> Verifier:
 
 def build_verifier(password: str, salt: bytes | None = None, iterations: int = ITERATIONS) -> Verifier:
     """What a server keeps of `password`; a new salt if none is given."""
-    salt = secrets.token_bytes(SALT_BYTES) if salt is None else salt
+    salt = urandom(SALT_BYTES) if salt is None else salt
     salted = _salted(_bytes(saslprep(password)), salt, iterations)
-    return Verifier(iterations, salt, hashlib.sha256(_mac(salted, b"Client Key")).digest(), _mac(salted, b"Server Key"))
+    return Verifier(iterations, salt, sha256(_mac(salted, b"Client Key")).digest(), _mac(salted, b"Server Key"))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -173,7 +179,7 @@ def mock_verifier(user: str) -> Verifier:
     """For a user that does not exist: no password matches it. Kept like those of users that do, so that it takes the same
     time."""
     salt = _mac(_Salts.key, b"user " + _bytes(user))[:SALT_BYTES]
-    return Verifier(ITERATIONS, salt, secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES))
+    return Verifier(ITERATIONS, salt, urandom(KEY_BYTES), urandom(KEY_BYTES))
 
 
 def verifier_of(user: str, secret: str | None) -> Verifier:
@@ -190,18 +196,18 @@ def verifier_of(user: str, secret: str | None) -> Verifier:
 def _known_verifier(user: str, password: str) -> Verifier:
     """The same salt at each attempt, as if a verifier were kept, and one that changes with the password. Anybody may
     see it, so that it must tell nothing of the password: hence the secret key."""
-    digest = hashlib.sha256(_bytes(password)).digest()
+    digest = sha256(_bytes(password)).digest()
     return build_verifier(password, _mac(_Salts.key, b"password " + digest + _bytes(user))[:SALT_BYTES])
 
 
 def md5_secret(user: str, secret: str) -> str:
     """The md5 form of a plain password; an md5 secret as it is."""
-    return secret if is_md5(secret) else "md5" + hashlib.md5(_bytes(secret) + _bytes(user)).hexdigest()
+    return secret if is_md5(secret) else "md5" + md5(_bytes(secret) + _bytes(user)).hexdigest()
 
 
 def md5_response(user: str, secret: str, salt: bytes) -> bytes:
     """Answer to AuthenticationMD5Password. `secret` is plain or md5."""
-    return b"md5" + hashlib.md5(md5_secret(user, secret)[3:].encode() + salt).hexdigest().encode()
+    return b"md5" + md5(md5_secret(user, secret)[3:].encode() + salt).hexdigest().encode()
 
 
 def is_password(user: str, secret: str | None, given: str) -> bool:
@@ -216,10 +222,10 @@ def is_password(user: str, secret: str | None, given: str) -> bool:
         if verifier.iterations > ITERATIONS_MAX:
             return False
         of_given = build_verifier(given, verifier.salt, verifier.iterations)
-        return hmac.compare_digest(of_given.stored_key, verifier.stored_key)
+        return compare_digest(of_given.stored_key, verifier.stored_key)
     if is_md5(secret):
-        return hmac.compare_digest(md5_secret(user, given) if not is_md5(given) else "", secret)
-    return hmac.compare_digest(_bytes(given), _bytes(secret))
+        return compare_digest(md5_secret(user, given) if not is_md5(given) else "", secret)
+    return compare_digest(_bytes(given), _bytes(secret))
 
 
 def common_name(certificate: Mapping[str, Any] | None) -> str:
@@ -239,70 +245,73 @@ class ScramServer:
     def __init__(self, verifier: Verifier, binding: bytes = b"") -> None:
         self._verifier = verifier
         self._binding = binding
-        self._first_bare = ""
-        self._server_first = ""
+        self._first_bare = b""
+        self._server_first = b""
         self._channel = b""
-        self._nonce = ""
+        """What the client has to repeat, in base64."""
+        self._nonce = b""
+        self.mechanisms: tuple[str, ...] = _BOUND if binding else _UNBOUND
+        """What is offered, the best first."""
         self.keys: ScramKeys | None = None
         """Won when the proof was right."""
-
-    @property
-    def mechanisms(self) -> list[str]:
-        """What is offered, the best first."""
-        return [MECHANISM_PLUS, MECHANISM] if self._binding else [MECHANISM]
 
     def respond_first(self, data: bytes, mechanism: str = MECHANISM) -> bytes:
         """SASLInitialResponse's data to SASLContinue's."""
         if mechanism not in self.mechanisms:
             raise ProtocolViolation("client", "a SASL mechanism that was not offered")
-        text = _utf8("client", data)
-        flag, _, rest = text.partition(",")
-        if flag.startswith("p="):
+        _check_utf8("client", data)
+        flag, _, rest = data.partition(b",")
+        if flag.startswith(b"p="):
             if mechanism != MECHANISM_PLUS:
                 raise ProtocolViolation("client", "SCRAM: binds a channel with a mechanism that does not")
-            if flag[2:] != BINDING_TYPE:
+            if flag[2:] != BINDING_TYPE.encode():
                 raise ProtocolViolation("client", "SCRAM: a type of channel binding that was not offered")
-        elif flag not in ("n", "y"):
+        elif flag not in (b"n", b"y"):
             raise ProtocolViolation("client", "SCRAM: malformed first message")
         elif mechanism == MECHANISM_PLUS:
             raise ProtocolViolation("client", "SCRAM: chose channel binding and did not bind")
-        elif flag == "y" and self._binding:
+        elif flag == b"y" and self._binding:
             # It did not see our offer: somebody in between removed it (RFC 5802, section 6).
             raise ProtocolViolation("client", "SCRAM: thinks that channel binding was not offered, but it was")
-        authzid, comma, bare = rest.partition(",")
+        authzid, comma, bare = rest.partition(b",")
         if not comma or authzid:
             raise ProtocolViolation("client", "SCRAM: an authorization identity is not supported")
-        self._channel = f"{flag},{authzid},".encode() + (self._binding if mechanism == MECHANISM_PLUS else b"")
-        attributes = bare.split(",")
-        if len(attributes) < 2 or attributes[0][:2] != "n=" or attributes[1][:2] != "r=" or len(attributes[1]) < 3:
+        self._channel = _b64(flag + b",," + (self._binding if mechanism == MECHANISM_PLUS else b""))
+        attributes = bare.split(b",")
+        if len(attributes) < 2 or attributes[0][:2] != b"n=" or attributes[1][:2] != b"r=" or len(attributes[1]) < 3:
             raise ProtocolViolation("client", "SCRAM: malformed first message")
         # The user's name is that of the startup packet; the one here is ignored, as the manual says.
         self._first_bare = bare
-        self._nonce = attributes[1][2:] + _b64(secrets.token_bytes(NONCE_BYTES))
-        self._server_first = f"r={self._nonce},s={_b64(self._verifier.salt)},i={self._verifier.iterations}"
-        return self._server_first.encode()
+        self._nonce = attributes[1][2:] + _b64(urandom(NONCE_BYTES))
+        self._server_first = b"r=" + self._nonce + self._verifier.shown
+        return self._server_first
 
     def respond_last(self, data: bytes) -> bytes:
         """SASLResponse's data to SASLFinal's. Raises WrongPassword."""
-        text = _utf8("client", data)
-        without_proof, comma, proof_text = text.rpartition(",p=")
-        attributes = without_proof.split(",")
-        if not comma or len(attributes) < 2 or attributes[0][:2] != "c=" or attributes[1][:2] != "r=":
+        _check_utf8("client", data)
+        without_proof, comma, proof_text = data.rpartition(b",p=")
+        attributes = without_proof.split(b",")
+        if not comma or len(attributes) < 2 or attributes[0][:2] != b"c=" or attributes[1][:2] != b"r=":
             raise ProtocolViolation("client", "SCRAM: malformed last message")
-        if not hmac.compare_digest(attributes[0][2:].encode(), _b64(self._channel).encode()):
+        if not compare_digest(attributes[0][2:], self._channel):
             raise ProtocolViolation("client", "SCRAM: channel binding does not match")
-        if not hmac.compare_digest(attributes[1][2:].encode(), self._nonce.encode()):
+        if not compare_digest(attributes[1][2:], self._nonce):
             raise ProtocolViolation("client", "SCRAM: nonce does not match")
         proof = _unb64("client", proof_text)
-        message = f"{self._first_bare},{self._server_first},{without_proof}".encode()
-        signature = self._verifier.by_stored_key(message)
+        verifier = self._verifier
+        message = self._first_bare + b"," + self._server_first + b"," + without_proof
+        signature = verifier.by_stored_key(message)
         if len(proof) != len(signature):
             raise ProtocolViolation("client", "SCRAM: malformed proof")
         client_key = _xor(proof, signature)
-        if not hmac.compare_digest(hashlib.sha256(client_key).digest(), self._verifier.stored_key):
+        if not compare_digest(sha256(client_key).digest(), verifier.stored_key):
             raise WrongPassword
-        self.keys = ScramKeys(client_key, self._verifier.server_key, self._verifier.salt, self._verifier.iterations)
-        return b"v=" + _b64(self._verifier.by_server_key(message)).encode()
+        self.keys = ScramKeys(client_key, verifier.server_key, verifier.salt, verifier.iterations)
+        return b"v=" + _b64(verifier.by_server_key(message))
+
+
+_UNBOUND: Final = (MECHANISM,)
+_BOUND: Final = (MECHANISM_PLUS, MECHANISM)
 
 
 class OtherVerifier(Exception):
@@ -318,25 +327,25 @@ class ScramClient:
 
     def __init__(self, secret: str | ScramKeys, offered: tuple[str, ...] = (MECHANISM,), binding: bytes = b"") -> None:
         self._secret = secret
-        self._nonce = _b64(secrets.token_bytes(NONCE_BYTES))
-        self._first_bare = f"n=,r={self._nonce}"
+        self._nonce = _b64(urandom(NONCE_BYTES))
+        self._first_bare = b"n=,r=" + self._nonce
         self._server_signature = b""
         if binding and MECHANISM_PLUS in offered:
             self.mechanism = MECHANISM_PLUS
-            self._gs2_header = f"p={BINDING_TYPE},,"
-            self._channel = self._gs2_header.encode() + binding
+            self._gs2_header = b"p=%b,," % BINDING_TYPE.encode()
+            self._channel = self._gs2_header + binding
         else:
             self.mechanism = MECHANISM
-            self._gs2_header = "y,," if binding else "n,,"
-            self._channel = self._gs2_header.encode()
+            self._gs2_header = b"y,," if binding else b"n,,"
+            self._channel = self._gs2_header
 
     def first(self) -> bytes:
-        return f"{self._gs2_header}{self._first_bare}".encode()
+        return self._gs2_header + self._first_bare
 
     def last(self, data: bytes) -> bytes:
         """SASLContinue's data to SASLResponse's. Raises OtherVerifier if the keys do not fit."""
-        text = _utf8("server", data)
-        match = _SERVER_FIRST.fullmatch(text)
+        _check_utf8("server", data)
+        match = _SERVER_FIRST.fullmatch(data)
         if match is None:
             raise ProtocolViolation("server", "SCRAM: malformed first message")
         nonce, salt, iterations = match[1], _unb64("server", match[2]), int(match[3])
@@ -345,11 +354,11 @@ class ScramClient:
         if not 1 <= iterations <= ITERATIONS_MAX:
             raise ProtocolViolation("server", "SCRAM: iteration count out of range")
         client_key, server_key = self._keys(salt, iterations)
-        without_proof = f"c={_b64(self._channel)},r={nonce}"
-        message = f"{self._first_bare},{text},{without_proof}".encode()
-        signature = _mac(hashlib.sha256(client_key).digest(), message)
+        without_proof = b"c=%b,r=%b" % (_b64(self._channel), nonce)
+        message = b"%b,%b,%b" % (self._first_bare, data, without_proof)
+        signature = _mac(sha256(client_key).digest(), message)
         self._server_signature = _mac(server_key, message)
-        return f"{without_proof},p={_b64(_xor(client_key, signature))}".encode()
+        return b"%b,p=%b" % (without_proof, _b64(_xor(client_key, signature)))
 
     def _keys(self, salt: bytes, iterations: int) -> tuple[bytes, bytes]:
         """ClientKey and ServerKey."""
@@ -362,17 +371,17 @@ class ScramClient:
 
     def check(self, data: bytes) -> None:
         """SASLFinal's data: the server knows the password too. Raises ProtocolViolation."""
-        text = _utf8("server", data)
-        if not text.startswith("v="):
+        _check_utf8("server", data)
+        if not data.startswith(b"v="):
             raise ProtocolViolation("server", "SCRAM: malformed final message")
-        if not self._server_signature or not hmac.compare_digest(_unb64("server", text[2:]), self._server_signature):
+        if not self._server_signature or not compare_digest(_unb64("server", data[2:]), self._server_signature):
             raise ProtocolViolation("server", "SCRAM: the server does not know the password")
 
 
 @functools.lru_cache(maxsize=1024)
 def _salted(password: bytes, salt: bytes, iterations: int) -> bytes:
     """Milliseconds of processor time each, and the same for all backends of a user: the salt is the server's."""
-    return hashlib.pbkdf2_hmac("sha256", password, salt, iterations)
+    return pbkdf2_hmac("sha256", password, salt, iterations)
 
 
 def saslprep(password: str) -> str:
@@ -420,20 +429,22 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _b64(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).decode()
+def _b64(data: bytes) -> bytes:
+    return b2a_base64(data, newline=False)
 
 
-def _unb64(peer: Peer, text: str) -> bytes:
+def _unb64(peer: Peer, text: bytes) -> bytes:
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        return a2b_base64(text, strict_mode=True)
     except ValueError:
         raise ProtocolViolation(peer, "SCRAM: malformed base64") from None
 
 
-def _utf8(peer: Peer, data: bytes) -> str:
+def _check_utf8(peer: Peer, data: bytes) -> int:
     """User names and nonces may hold any UTF-8; what does not decode is malformed."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ProtocolViolation(peer, "SCRAM: message is not UTF-8") from None
+    if not data.isascii():
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ProtocolViolation(peer, "SCRAM: message is not UTF-8") from None
+    return 0

@@ -1,3 +1,4 @@
+# cython: wraparound=True
 """Logins: the server's part, spoken to clients, and the client's part, spoken to engines.
 
 Protocol versions: 3.0 to 3.2 are spoken to clients. One that asks for a newer 3.x (the grease 3.9999 of libpq 19) or with
@@ -11,12 +12,17 @@ without waiting for the answer would be taken from the plain connection into the
 violation whatever the answer is. The same holds for bytes behind an engine's answer (CVE-2021-23222). A connection that
 begins with a TLS handshake (direct TLS) needs no request, and must agree on `postgresql` by ALPN: otherwise the bytes of
 another protocol's client could be led here.
+
+A proxy's clients come and go, and many of them with the same first packet: what one says is kept (`_read_first_packet`), and
+the client's login is compiled (handshake.pxd).
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
@@ -98,6 +104,10 @@ class Phase(enum.Enum):
     """Accepted, refused, or a cancel request."""
 
 
+_START, _CREDENTIAL, _PROOF, _PROVEN, _ENDED = Phase
+# A member looked up by its name takes a tenth of a microsecond.
+
+
 class PostgresClientLogin:
     """See `wire.ClientLogin`."""
 
@@ -106,11 +116,11 @@ class PostgresClientLogin:
             raise IllegalUse(f"PostgreSQL clients cannot log in by {method}")
         self._method = method
         self._framer = Framer("client", AUTH_MESSAGE_BYTES_MAX)
-        self._output = bytearray()
-        self._phase = Phase.START
+        self._output = b""
+        self._phase = _START
         self._offers_tls = offers_tls
         self._is_begun = False
-        self._answered_requests: set[int] = set()
+        self._answered_requests: frozenset[int] = frozenset()
         self._minor = 0
         self._startup: Startup | None = None
         self._proof: ClientProof | None = None
@@ -120,17 +130,17 @@ class PostgresClientLogin:
         if data and not self._is_begun:
             self._is_begun = True
             if data[0] == TLS_HANDSHAKE and self._offers_tls:
-                self._answered_requests |= {SSL_REQUEST_CODE, GSSENC_REQUEST_CODE}
+                self._answered_requests = frozenset({SSL_REQUEST_CODE, GSSENC_REQUEST_CODE})
                 return [TlsWanted(received=data, alpn=ALPN)]
         self._framer.receive(data)
         facts: list[LoginFact] = []
         while True:
-            if self._phase is Phase.START:
+            if self._phase is _START:
                 packet = self._framer.next_packet(STARTUP_BYTES_MAX)
                 if packet is None:
                     break
                 facts += self._take_packet(packet)
-            elif self._phase is Phase.PROOF:
+            elif self._phase is _PROOF:
                 more = self._next_proof()
                 if more is None:
                     break
@@ -142,8 +152,7 @@ class PostgresClientLogin:
 
     def take_output(self) -> bytes:
         """Bytes for the client, each only once."""
-        output = bytes(self._output)
-        self._output.clear()
+        output, self._output = self._output, b""
         return output
 
     def take_unread(self) -> bytes:
@@ -154,7 +163,7 @@ class PostgresClientLogin:
         self, password: str | None, secret: str | None = None, *, method: str = "", channel: Channel = CLEAR
     ) -> Sequence[LoginFact]:
         """See `wire.ClientLogin`. `secret` is the password's other name and is used if `password` is None."""
-        if self._phase is not Phase.CREDENTIAL or self._startup is None:
+        if self._phase is not _CREDENTIAL or self._startup is None:
             raise IllegalUse("give_credential without CredentialWanted")
         known = password if password is not None else secret
         self._proof = ClientProof(self._startup.user, method or self._method, known, channel)
@@ -164,7 +173,7 @@ class PostgresClientLogin:
             return self._refuse("FATAL", refused.sqlstate, refused.text)
         if self._proof.is_complete:
             return self._proven()
-        self._phase = Phase.PROOF
+        self._phase = _PROOF
         # A client that did not wait for the question has nothing to prove with.
         return self.receive(b"")
 
@@ -175,18 +184,18 @@ class PostgresClientLogin:
 
     def accept(self, backend: BackendFacts) -> bytes:
         """See `wire.ClientLogin`."""
-        if self._phase is not Phase.PROVEN:
+        if self._phase is not _PROVEN:
             raise IllegalUse("accept without LoginProven")
         if len(backend.secret) != self.secret_bytes:
             raise IllegalUse(f"this client's cancel key has {self.secret_bytes} bytes")
-        self._phase = Phase.ENDED
+        self._phase = _ENDED
         parameters = _parameter_statuses(backend.parameters)
         key = build_backend_key(backend.process_id, backend.secret)
         return self.take_output() + _AUTHENTICATION_OK + parameters + key + _READY
 
     def refuse(self, error: ErrorReply) -> bytes:
         """The bytes that end the login with an error, in whatever phase it is."""
-        self._phase = Phase.ENDED
+        self._phase = _ENDED
         refusal = build_error(severity="FATAL", sqlstate=error.sqlstate, message=error.message, hint=error.hint)
         return self.take_output() + refusal
 
@@ -201,47 +210,34 @@ class PostgresClientLogin:
                 raise ProtocolViolation("client", "bytes behind a request for encryption, before its answer")
             if code in self._answered_requests:
                 raise ProtocolViolation("client", "a request for encryption after its answer")
-            self._answered_requests.add(code)
+            self._answered_requests |= {code}
             if code == SSL_REQUEST_CODE and self._offers_tls:
                 # Within TLS there is nothing more to ask for.
-                self._answered_requests.add(GSSENC_REQUEST_CODE)
+                self._answered_requests |= {GSSENC_REQUEST_CODE}
                 self._output += b"S"
                 return [TlsWanted()]
             self._output += b"N"
             return []
         if code == CANCEL_REQUEST_CODE:
-            self._phase = Phase.ENDED
+            self._phase = _ENDED
             return [CancelRequested(*parse_cancel_request(body))]
         if code >> 16 != PROTOCOL_3_0 >> 16:
             text = (
                 f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: server supports 3.0 to 3.{NEWEST_MINOR}"
             )
             return self._refuse("FATAL", SQLSTATE_FEATURE_NOT_SUPPORTED, text)
-        return self._take_startup(code & 0xFFFF, parse_startup_parameters(body))
+        first = _known_first_packet(body) if len(body) <= FIRST_PACKET_BYTES_KEPT else _read_first_packet(body)
+        return self._take_startup(code & 0xFFFF, first)
 
-    def _take_startup(self, minor: int, parameters: dict[str, str]) -> Sequence[LoginFact]:
-        unknown = [name for name in parameters if name.startswith("_pq_.")]
-        for name in unknown:
-            del parameters[name]
+    def _take_startup(self, minor: int, first: _FirstPacket) -> Sequence[LoginFact]:
         self._minor = min(minor, NEWEST_MINOR)
-        if minor > NEWEST_MINOR or unknown:
-            self._output += build_negotiate_protocol_version(PROTOCOL_3_0 | self._minor, unknown)
-        user = parameters.pop("user", "")
-        database = parameters.pop("database", "") or user
-        if not user:
-            text = "no PostgreSQL user name specified in startup packet"
-            return self._refuse("FATAL", SQLSTATE_INVALID_AUTHORIZATION, text)
-        replication = parameters.pop("replication", "off")
-        if replication == "database" or replication.lower() in _ON:
-            parameters["replication"] = replication
-        elif replication.lower() not in _OFF:
-            text = f'invalid value for parameter "replication": "{replication}"'
-            return self._refuse("FATAL", SQLSTATE_INVALID_PARAMETER_VALUE, text)
-        # Physical replication is of the whole server: the name, if there is one, only tells which service is meant.
-        own = "" if "replication" in parameters and replication != "database" else database
-        self._startup = Startup(user, own, tuple(sorted(parameters.items())))
-        self._phase = Phase.CREDENTIAL
-        return [CredentialWanted(user, database, is_replication=not own)]
+        if minor > NEWEST_MINOR or first.unknown:
+            self._output += build_negotiate_protocol_version(PROTOCOL_3_0 | self._minor, first.unknown)
+        if first.wanted is None:
+            return self._refuse("FATAL", first.sqlstate, first.refusal)
+        self._startup = first.startup
+        self._phase = _CREDENTIAL
+        return [first.wanted]
 
     # --- proofs ---------------------------------------------------------------------------------------------------
 
@@ -262,14 +258,55 @@ class PostgresClientLogin:
     def _proven(self) -> Sequence[LoginFact]:
         assert self._startup is not None
         assert self._proof is not None
-        self._phase = Phase.PROVEN
+        self._phase = _PROVEN
         return [LoginProven(self._startup, self._proof.credential)]
 
     def _refuse(self, severity: str, sqlstate: str, text: str) -> Sequence[LoginFact]:
-        self._phase = Phase.ENDED
+        self._phase = _ENDED
         self._output += build_error(severity=severity, sqlstate=sqlstate, message=text)
         return [LoginRefused(text)]
 
+
+@dataclass(frozen=True, slots=True)
+class _FirstPacket:
+    """What a StartupMessage says, its version aside."""
+
+    unknown: tuple[str, ...]
+    """Protocol options; we know none."""
+    startup: Startup | None = None
+    wanted: CredentialWanted | None = None
+    """None: refused."""
+    sqlstate: str = ""
+    refusal: str = ""
+
+
+def _read_first_packet(body: bytes) -> _FirstPacket:
+    """`body` comes behind the version. Raises ProtocolViolation."""
+    parameters = parse_startup_parameters(body)
+    unknown = tuple(name for name in parameters if name.startswith("_pq_."))
+    for name in unknown:
+        del parameters[name]
+    user = parameters.pop("user", "")
+    database = parameters.pop("database", "") or user
+    if not user:
+        text = "no PostgreSQL user name specified in startup packet"
+        return _FirstPacket(unknown, sqlstate=SQLSTATE_INVALID_AUTHORIZATION, refusal=text)
+    replication = parameters.pop("replication", "off")
+    if replication == "database" or replication.lower() in _ON:
+        parameters["replication"] = replication
+    elif replication.lower() not in _OFF:
+        text = f'invalid value for parameter "replication": "{replication}"'
+        return _FirstPacket(unknown, sqlstate=SQLSTATE_INVALID_PARAMETER_VALUE, refusal=text)
+    # Physical replication is of the whole server: the name, if there is one, only tells which service is meant.
+    own = "" if "replication" in parameters and replication != "database" else database
+    startup = Startup(user, own, tuple(sorted(parameters.items())))
+    return _FirstPacket(unknown, startup, CredentialWanted(user, database, is_replication=not own))
+
+
+FIRST_PACKET_BYTES_KEPT: Final = 512
+"""Longest first packet whose meaning is kept; the clients that come and go have far shorter ones."""
+
+_known_first_packet: Final = functools.lru_cache(maxsize=1024)(_read_first_packet)
 
 _AUTHENTICATION_OK: Final = build_authentication(AUTH_OK)
 _READY: Final = build_ready()

@@ -100,8 +100,37 @@ _LOCK_NAME: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,10}),([12])")
 _PREPARE: Final = re.compile(rb'prepare\s+(?:"((?:[^"]|"")+)"|([^\s("]+))', re.IGNORECASE)
 
 
+_NOTHING: Final[dict[bytes, bytes]] = {}
+_NO_CHANNELS: Final[list[bytes]] = []
+# In the place of what a session does not have, as most have next to nothing: one for all, so nothing may write to it.
+
+
 class PostgresLedger:
     """See `wire.Ledger`."""
+
+    __slots__ = (
+        "_creations",
+        "_custom_names",
+        "_found_pins",
+        "_lasting_pins",
+        "_lock_counts",
+        "_locks",
+        "_replayed",
+        "_shares",
+        "_startup",
+        "_statement_bytes",
+        "_temp",
+        "_worn",
+        "absent",
+        "channels",
+        "is_dirty",
+        "prepared",
+        "role",
+        "session_user",
+        "settings",
+        "statements",
+        "version",
+    )
 
     has_warnings: bool = False
     """PostgreSQL sends them along."""
@@ -109,15 +138,15 @@ class PostgresLedger:
     def __init__(self, startup: Startup, *, shares_backends: bool = False) -> None:
         self.version = 0
         self.is_dirty = False
-        self.settings: dict[bytes, bytes] = {}
+        self.settings: dict[bytes, bytes] = _NOTHING
         """Made by the session, custom ones included."""
         self.role: bytes | None = None
         self.session_user: bytes | None = None
         """Set if SET SESSION AUTHORIZATION made it another than the login's."""
-        self.prepared: dict[bytes, bytes] = {}
+        self.prepared: dict[bytes, bytes] = _NOTHING
         """Texts of SQL's PREPARE by name."""
-        self.channels: list[bytes] = []
-        self.statements: dict[bytes, bytes] = {}
+        self.channels: list[bytes] = _NO_CHANNELS
+        self.statements: dict[bytes, bytes] = _NOTHING
         """Whole Parse messages by name (session mode)."""
         self.absent: set[bytes] | None = None
         """Those of them that the session's backend refused when they were replayed: their table did not exist at that
@@ -125,7 +154,7 @@ class PostgresLedger:
         self._startup = startup
         self._shares = shares_backends
         """Transaction mode: settings move from backend to backend (`wanted`) and do not tie the session to one."""
-        self._worn: dict[bytes, bytes] = {}
+        self._worn: dict[bytes, bytes] = _NOTHING
         """Settings its backend had when it was asked last (transaction mode)."""
         self._statement_bytes = 0
         # Tuples and a frozenset: empty in most sessions, and then the same objects in all of them.
@@ -252,6 +281,8 @@ class PostgresLedger:
         if self._statement_bytes + len(message) > STATEMENT_BYTES_MAX:
             self._pin(PIN_MANY_STATEMENTS)
             return
+        if self.statements is _NOTHING:
+            self.statements = {}
         self.statements[name] = message
         self._statement_bytes += len(message)
         self.version += 1
@@ -418,6 +449,8 @@ class PostgresLedger:
                     self.settings[encode(startup_name)] = encode(startup_value)
         if self._found() != before:
             self.version += 1
+        self.settings, self.prepared = self.settings or _NOTHING, self.prepared or _NOTHING
+        self.channels = self.channels or _NO_CHANNELS
         for name in [name for name in self.statements if name not in parsed and name not in (self.absent or ())]:
             # SQL's DEALLOCATE knows these names too.
             self.forget_statement(name)

@@ -1,4 +1,6 @@
-"""Messages of the PostgreSQL protocol, one by one: `build_<message>` and `parse_<message>` mirror each other.
+# cython: wraparound=True
+"""Messages of the PostgreSQL protocol, one by one: `build_<message>` and `parse_<message>` mirror each other. Compiled, with
+messages.pxd.
 
 A parser is given a whole message with its header and trusts nothing in it; `peer` says who is blamed.
 """
@@ -51,10 +53,14 @@ class Reader:
         return taken
 
     def int16(self) -> int:
-        return int.from_bytes(self.take(2), "big", signed=True)
+        word = self.take(2)
+        number = (word[0] << 8) | word[1]
+        return number - 0x1_0000 if number > 0x7FFF else number
 
     def int32(self) -> int:
-        return int.from_bytes(self.take(4), "big", signed=True)
+        word = self.take(4)
+        high = (word[0] << 8) | word[1]
+        return ((high - 0x1_0000 if high > 0x7FFF else high) << 16) | (word[2] << 8) | word[3]
 
     def text(self) -> bytes:
         """A zero-terminated text."""
@@ -73,8 +79,9 @@ class Reader:
         return len(self._body) - self._position
 
     def finish(self) -> None:
-        if self.left:
-            raise self.fail(f"{self.left} bytes too long")
+        left = len(self._body) - self._position
+        if left:
+            raise self.fail(f"{left} bytes too long")
 
 
 def decode(text: bytes) -> str:
@@ -201,7 +208,7 @@ def parse_parameter_status(message: bytes) -> tuple[str, str]:
 
 def build_backend_key(process_id: int, secret: bytes) -> bytes:
     """BackendKeyData."""
-    return build(b"K", struct.pack(">I", process_id & 0xFFFF_FFFF) + secret)
+    return build(b"K", (process_id & 0xFFFF_FFFF).to_bytes(4, "big") + secret)
 
 
 def parse_backend_key(message: bytes) -> tuple[int, bytes]:

@@ -11,12 +11,12 @@ import structlog
 
 from proxy.dataplane.accept import accept_client
 from proxy.dataplane.backend import split_address
-from proxy.dataplane.relay import leave_for
+from proxy.dataplane.relay import Port
 
 _log = structlog.get_logger("turnout.listener")
 
 ACCEPTS_AT_ONCE: Final = 64
-"""Clients taken before the loop looks at running sessions again."""
+"""Clients taken before running sessions are looked at again."""
 
 BACKLOG: Final = 4096
 
@@ -28,7 +28,7 @@ class Listener:
     def __init__(self, address: str, accepted: Callable[[int, str], None]) -> None:
         self.address = address
         self._accepted = accepted
-        self._sock: socket.socket | None = None
+        self._port: Port | None = None
 
     def open(self) -> None:
         """Raises OSError with a text that says what to do."""
@@ -49,16 +49,12 @@ class Listener:
                 f"cannot listen on {self.address}: {error.strerror}; "
                 "stop what uses it, or change `listen` of this [[listener]]"
             ) from error
-        self._sock = sock
-        loop = asyncio.get_running_loop()
-        loop.add_reader(sock.fileno(), self._on_readable)
-        leave_for(loop, sock.fileno())
+        self._port = Port(asyncio.get_running_loop(), sock.detach())
+        self._port.accept = self._accept
 
-    def _on_readable(self) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        listening = sock.fileno()
+    def _accept(self) -> None:
+        assert self._port is not None, "a port that is closed is not watched"
+        listening = self._port.fd
         for _ in range(ACCEPTS_AT_ONCE):
             try:
                 client = accept_client(listening)
@@ -72,7 +68,6 @@ class Listener:
 
     def close(self) -> None:
         """Accept nobody any more. Idempotent."""
-        if self._sock is not None:
-            asyncio.get_running_loop().remove_reader(self._sock.fileno())
-            self._sock.close()
-            self._sock = None
+        if self._port is not None:
+            self._port.close()
+            self._port = None

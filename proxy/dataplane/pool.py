@@ -178,12 +178,19 @@ class Pool:
 
     def take_from(self, shelf: Shelf) -> Backend | None:
         """An idle backend of that shelf of this pool, or None."""
+        backend = self.look_at(shelf)
+        if backend is not None:
+            shelf.idle.pop()
+            self._lent.add(backend)
+        return backend
+
+    def look_at(self, shelf: Shelf) -> Backend | None:
+        """The one that `take_from` would take; it stays where it is."""
         while shelf.idle:
-            backend = shelf.idle.pop()
+            backend = shelf.idle[-1]
             if backend.is_fresh:
-                self._lent.add(backend)
                 return backend
-            backend.close()
+            shelf.idle.pop().close()
         return None
 
     # --- seats ---

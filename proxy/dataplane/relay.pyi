@@ -35,6 +35,7 @@ class Meter:
 class Link:
     fd: int
     sink: Callable[[bytes], None] | None
+    is_quiet: bool
     lost: str
     bytes_in: int
     bytes_out: int
@@ -67,6 +68,9 @@ class Link:
     def peek_end(self) -> bool: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
+
+class Port(Link):
+    accept: Callable[[], None]
 
 class Lendable:
     link: Link

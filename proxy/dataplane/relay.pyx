@@ -244,7 +244,8 @@ cdef class Reactor:
         costs one call of the kernel; going back to the loop costs that call, another one on the set inside the loop's,
         and the loop's own work, some 15 microseconds of it with cold caches. The loop gets its turn after STAY_NS, when
         nothing has come for WAIT_MS, and at once when Python code was called that may have given it something to do,
-        when one of the descriptors of `leave_for` has become readable, and while something is in haste.
+        when one of the descriptors of `leave_for` has become readable, and while something is in haste. New clients and
+        their logins are served here as well.
         """
         cdef:
             epoll_event events[EVENTS_AT_ONCE]
@@ -478,6 +479,8 @@ cdef class Link:
         Reactor _reactor
         # What the reactor watches for: EPOLLIN, EPOLLOUT, both, or 0 (not registered at all).
         uint32_t _interest
+        # The sink gives the loop nothing to do but tasks, which are in haste by themselves: the reactor stays.
+        public bint is_quiet
         # Called with bytes while the link is part of no relay.
         public object sink
         # Why the connection was lost; empty while it is not, and after an orderly end.
@@ -608,7 +611,8 @@ cdef class Link:
     cdef int _give(self, bytes data) except -1:
         if self.sink is None:
             return 0
-        self._reactor._is_due = True
+        if not self.is_quiet:
+            self._reactor._is_due = True
         try:
             self.sink(data)
         except Exception as error:
@@ -929,15 +933,36 @@ cdef class Link:
             return
         self._paused |= PAUSED_BY_OWNER
         self._is_writing = False
-        self._watch()
         if self._tls is not None and not self._is_closing:
             self._end_tls()
+        # Nobody else has the descriptor: closing takes it out of the epoll set.
+        self._interest = 0
         self.fd = -1
         self._relay = None
         self.sink = None
         c_close(fd)
         if self._reactor._is_walking:
             self._reactor._closed.append(self)
+
+
+cdef class Port(Link):
+    """A listening socket. `accept()` is called while clients wait there, and need not take them all at once. Quiet, as
+    `Link.is_quiet` tells."""
+
+    cdef public object accept
+
+    cdef int _register(self, int act) except -1:
+        """Level-triggered: who was not taken is told of again."""
+        cdef epoll_event event
+        event.events = self._interest
+        event.data.ptr = <void*> self
+        if epoll_ctl(self._reactor._epoll, act, self.fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        return 0
+
+    cdef int _readable(self) except -1:
+        self.accept()
+        return 0
 
 
 cdef class Lendable:
@@ -1428,7 +1453,8 @@ cdef class Relay:
         if self.tracker.has_invented:
             self.client.send(self.tracker.take_invented())
         if self.tracker.client_left:
-            self._told().on_client_left()
+            # Quietly: what is to be done with its backend is a task, and in haste.
+            self.owner.on_client_left()
             return True
         self._told().on_fetched()
         return self.owner is None

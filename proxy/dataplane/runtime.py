@@ -15,7 +15,7 @@ from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
 from proxy.config import ServiceConfig
 from proxy.dataplane.backend import Backend, open_backend
 from proxy.dataplane.lookups import Lookups
-from proxy.dataplane.pool import STARTING_UP, Pool, PoolRules, Waiter
+from proxy.dataplane.pool import STARTING_UP, Pool, PoolRules, Shelf, Waiter
 from proxy.dataplane.registry import Registry, Standing
 from proxy.dataplane.relay import Meter
 from proxy.dataplane.seats import Seats
@@ -310,11 +310,20 @@ class Runtime:
     def take_idle(self, startup: Startup) -> Backend | None:
         """An idle backend of the active engine, at once and without a place in the queue; None: there is none, or the
         service is held."""
+        found = self._idle_of(startup)
+        return None if found is None else found[0].take_from(found[1])
+
+    def look_at_idle(self, startup: Startup) -> Backend | None:
+        """The same, but it stays idle: for what it said at its login."""
+        found = self._idle_of(startup)
+        return None if found is None else found[0].look_at(found[1])
+
+    def _idle_of(self, startup: Startup) -> tuple[Pool, Shelf] | None:
         if self.is_holding:
             return None
         own = self.login_of(self.active, startup)
         pool = self._pools.get((self.active, own.database, own.user))
-        return None if pool is None else pool.take_from(pool.shelf(own))
+        return None if pool is None else (pool, pool.shelf(own))
 
     def give_back(self, backend: Backend) -> None:
         """Return a backend to its pool; one of an engine that is not active any more is closed there."""

@@ -224,6 +224,7 @@ class Session(Owner):
             offers_tls=self.tls.context is not None,
         )
         self.link.sink = self._login_received
+        self.link.is_quiet = True
         self.link.send(self._login.take_output())
         if unread:
             self._login_received(unread)
@@ -382,7 +383,7 @@ class Session(Owner):
         self.worker.strangers.pop(self.id, None)
         if self.standing is Standing.ENDED:
             runtime.registry.add(self)
-        backend = runtime.take_idle(able)
+        backend = runtime.take_idle(able) if self._keeps_backend else runtime.look_at_idle(able)
         if backend is not None:
             self._welcome(backend)
             return
@@ -410,10 +411,19 @@ class Session(Owner):
             self.runtime.give_back(backend)
             return
         self._welcome(backend)
+        if not self._keeps_backend:
+            self.runtime.give_back(backend)
         self.link.resume()
 
+    @property
+    def _keeps_backend(self) -> bool:
+        """Its login ends with a backend of its own. Else one is only looked at, for what it said at its own login."""
+        assert self.runtime is not None
+        assert self.startup is not None
+        return not self.runtime.shares_backends or self.startup.is_replication
+
     def _welcome(self, backend: Backend) -> None:
-        """End the login: the session begins, with `backend` as its first."""
+        """End the login: the session begins, with `backend` as its first if it keeps one."""
         runtime, startup, login = self.runtime, self.startup, self._login
         assert runtime is not None
         assert startup is not None
@@ -434,16 +444,19 @@ class Session(Owner):
         self._login = None
         self.link.send(accepted)
         self.relay = Relay(self, self.link, self.tracker, runtime.meter)
-        self._lend(backend)
-        if self.has_ended:
-            # What the backend had said unasked broke the protocol.
-            return
-        runtime.registry.move(self, Standing.SERVING)
         self.relay.notifies = shares
-        if shares and self.ledger.is_empty:
-            self._return_backend()
-        else:
+        if self._keeps_backend:
+            self._lend(backend)
+            if self.has_ended:
+                # What the backend had said unasked broke the protocol.
+                return
+            runtime.registry.move(self, Standing.SERVING)
             self.relay.set_gate(GATE_OPEN)
+        else:
+            self.link.send(self.tracker.link(backend.facts, backend.notes))
+            self.tracker.unlink()
+            self.tracker.gate = GATE_CLOSED
+            runtime.registry.move(self, Standing.SERVING)
         if unread:
             self.relay.feed_client(unread)
 

@@ -6,8 +6,8 @@ hash, or its SCRAM keys; in MySQL the password or its SHA1. Nothing of that is e
 
 A password that is changed takes effect without a restart:
 
-- the file is looked at (one stat) before each use and read when it is another one than before. A file that cannot be
-  read leaves the users as they were, with a warning;
+- the file is looked at (one stat) before it is used, but not again within `LOOK_S`, and read when it is another one than
+  before. A file that cannot be read leaves the users as they were, with a warning;
 - the engine is asked at each login. An answer is for those who had come when it was asked, however many they are, and for
   nobody later: a SCRAM login that began with an old verifier cannot be taught a new one;
 - what a client's login left is replaced by its next login, and dropped when an engine refuses it.
@@ -18,6 +18,7 @@ Sessions that are there stay, whatever happens to their passwords, as they do at
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,9 @@ from proxy.errors import LoginRejected
 from proxy.hba import Rule, decide, parse_hba
 
 _log = structlog.get_logger("turnout.users")
+
+LOOK_S: Final = 0.005
+"""Between two looks at the users file, at least: many clients may log in meanwhile."""
 
 IN_CLEAR: Final = frozenset({"password", "mysql_clear_password"})
 """Methods by which whoever listens learns the password, unless there is TLS."""
@@ -52,6 +56,7 @@ class Users:
         self._known: dict[str, str] = {}
         self._path: Path | None = None
         self._stamp: Stamp | None = None
+        self._looked_ns = 0
         self.reconfigure(config)
 
     def reconfigure(self, config: ServiceConfig) -> None:
@@ -64,6 +69,7 @@ class Users:
         self._path = Path(auth.users.file) if auth.users is not None and auth.users.file is not None else None
         # Unknown: it may be newer than what the config had when it was read, which may be long ago.
         self._stamp = None
+        self._looked_ns = 0
 
     # --- how a client has to prove itself ---
 
@@ -154,6 +160,10 @@ class Users:
     def _look_at_file(self) -> None:
         if self._path is None:
             return
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns < LOOK_S * 1e9:
+            return
+        self._looked_ns = now_ns
         try:
             found = os.stat(self._path)
         except OSError as error:

@@ -67,12 +67,12 @@ def test_a_known_exchange_of_rfc_7677() -> None:
     """Section 3: user `user`, password `pencil`; our nonces are random, so the keys are compared."""
     verifier = build_verifier("pencil", SALT, 4096)
     server = ScramServer(verifier)
-    server._first_bare = "n=user,r=rOprNGfwEbeRWgbNEkqO"
-    server._channel = b"n,,"
-    server._nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
-    server._server_first = f"r={server._nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
-    last = f"c=biws,r={server._nonce},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
-    assert server.respond_last(last.encode()) == b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    server._first_bare = b"n=user,r=rOprNGfwEbeRWgbNEkqO"
+    server._channel = b"biws"
+    server._nonce = b"rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    server._server_first = b"r=%b,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096" % server._nonce
+    last = b"c=biws,r=%b,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=" % server._nonce
+    assert server.respond_last(last) == b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
 
 
 def test_a_client_that_could_bind_the_channel_is_accepted_without() -> None:

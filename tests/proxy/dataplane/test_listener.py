@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from proxy.dataplane.accept import accept_client
-from proxy.dataplane.listener import Listener
+from proxy.dataplane.listener import ACCEPTS_AT_ONCE, Listener
+from tests.kit.waiting import until
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
@@ -31,6 +32,24 @@ async def test_a_client_is_handed_over_as_its_relay_needs_it(host: str) -> None:
                 assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     finally:
         listener.close()
+
+
+async def test_clients_that_were_not_taken_at_once_are_taken_next() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    came: list[int] = []
+    listener = Listener(f"127.0.0.1:{port}", lambda fd, client: came.append(fd))
+    listener.open()
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(ACCEPTS_AT_ONCE + 1)]
+    try:
+        await until(lambda: len(came) == len(clients), "len(came) == len(clients)")
+    finally:
+        listener.close()
+        for fd in came:
+            os.close(fd)
+        for client in clients:
+            client.close()
 
 
 def test_nobody_waiting_is_no_error() -> None:

@@ -96,6 +96,19 @@ async def test_a_backend_that_was_given_back_is_lent_again(engine: Engine) -> No
     assert (pool.idle, pool.in_use, pool.waiting) == (0, 1, 0)
 
 
+async def test_a_backend_that_is_looked_at_stays_idle_unless_the_server_has_closed_it(engine: Engine) -> None:
+    pool = pool_of(engine)
+    backend = await Asked(pool).answer()
+    pool.give_back(backend)
+    shelf = pool.shelf(ALICE)
+    assert pool.look_at(shelf) is backend
+    assert (pool.idle, pool.in_use) == (1, 0)
+    engine.opened[0][1].close()
+    await until(lambda: backend.is_lost, "backend.is_lost")
+    assert pool.look_at(shelf) is None
+    assert pool.size == 0
+
+
 async def test_no_more_than_size_max_are_opened_and_waiters_are_served_in_order(engine: Engine) -> None:
     pool = pool_of(engine, size_max=2)
     first, second = await Asked(pool).answer(), await Asked(pool).answer()

@@ -240,6 +240,8 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     """A switch does not begin while more sessions than that are in a transaction; 0: no limit."""
     catchup_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 4.0
     """How long the target may take to reach the fenced position, in seconds; then the switch is undone."""
+    sequence_margin: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 1_000
+    """Steps by which the sequences of a target go on ahead of the source's, with `replication` logical."""
     promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0
     """How long the promotion of the target may take, in seconds."""
     temp_tables_bytes_max: Annotated[int, Meta(ge=0, le=1024**3, extra=RELOADABLE)] = 1024 * 1024
@@ -293,15 +295,17 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     """How its clients log in."""
     engine: dict[str, EngineConfig]
     """Its engines by name."""
-    replication: Literal["stream", "none"] = "stream"
-    """What keeps its engines equal. `stream`: a target replicates from the source. `none`: all engines are addresses of
+    replication: Literal["stream", "logical", "none"] = "stream"
+    """What keeps its engines equal. `stream`: a target is a physical standby of the source (PostgreSQL) or its replica by
+    GTID. `logical`: PostgreSQL's subscriptions, also between major versions; schemas are yours to keep alike. `none`: all engines are addresses of
     one and the same server (another host name, a network path, a pooler in between), so that a switch fences
     nobody, waits for nothing and promotes nobody; whether it is one server is checked before each switch."""
     replication_login: EngineLogin | None = None
     """Account with which one engine replicates from another; needed for `reverse_replication`."""
     reverse_replication: bool = False
     """After a switch the engine that was left is made to replicate from the new one, so that the way back is one
-    command: MySQL and MariaDB by GTID. It needs `replication_login`."""
+    command: MySQL and MariaDB by GTID, PostgreSQL (16 and newer) with `replication` logical. It needs
+    `replication_login`."""
     switch: SwitchConfig = SwitchConfig()
     """Limits of its switches."""
     hook: list[HookConfig] = []
@@ -769,8 +773,11 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
                 problems.add((*at, "hook", index, "at"), 'nobody is promoted with replication = "none"')
         if service.reverse_replication and service.replication_login is None:
             problems.add((*at, "reverse_replication"), 'needs "replication_login": the account that replicates')
-        if service.reverse_replication and service.protocol == "postgresql":
-            problems.add((*at, "reverse_replication"), "is for mysql only; a PostgreSQL server follows after pg_rewind")
+        if service.reverse_replication and service.protocol == "postgresql" and service.replication != "logical":
+            text = 'needs replication = "logical"; a physical standby is made by pg_rewind or a base backup'
+            problems.add((*at, "reverse_replication"), text)
+        if service.replication == "logical" and service.protocol == "mysql":
+            problems.add((*at, "replication"), '"logical" is for postgresql; MySQL replicates by "stream"')
 
 
 def _check_databases(

@@ -62,10 +62,7 @@ class Supervisor:
         self._state_file = base / config.state_file
         self._runtime_dir = base / config.runtime_dir
         self._engines: dict[str, dict[str, Engine]] = {
-            name: {
-                engine: engine_for(service.protocol, engine, service.engine[engine], service.admin)
-                for engine in service.engine
-            }
+            name: {engine: engine_for(service, engine) for engine in service.engine}
             for name, service in config.service.items()
         }
         self._probed: dict[tuple[str, str], tuple[EngineState, float]] = {}

@@ -20,7 +20,7 @@ async def reach_all(config: Config) -> list[dict[str, Any]]:
 
 
 async def _reach(service_name: str, service: ServiceConfig, name: str) -> dict[str, Any]:
-    engine = engine_for(service.protocol, name, service.engine[name], service.admin)
+    engine = engine_for(service, name)
     missing: list[MissingRight] = []
     problems: list[str] = []
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from protocols.wire import ProtocolName
-from proxy.config import AdminConfig, EngineConfig
+from typing import Any
+
+from proxy.config import ServiceConfig
 from proxy.engines.engine import (
     Capacity,
     Engine,
@@ -17,6 +18,7 @@ from proxy.engines.engine import (
 )
 from proxy.engines.mysql import MySqlEngine
 from proxy.engines.postgres import PostgresEngine
+from proxy.engines.postgres_logical import LogicalPostgresEngine
 from proxy.tls import library_tls
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "EngineFigures",
     "EngineState",
     "FenceProof",
+    "LogicalPostgresEngine",
     "MissingRight",
     "MySqlEngine",
     "OutsideSession",
@@ -35,23 +38,24 @@ __all__ = [
 ]
 
 
-def engine_for(protocol: ProtocolName, name: str, engine: EngineConfig, admin: AdminConfig) -> Engine:
+def engine_for(service: ServiceConfig, name: str) -> Engine:
     """The engine `name` of a service, not connected. Secrets must be resolved."""
-    password = admin.password.value if admin.password is not None else None
-    if protocol == "mysql":
-        return MySqlEngine(
+    admin, engine = service.admin, service.engine[name]
+    given: dict[str, Any] = {
+        "user": admin.user,
+        "password": admin.password.value if admin.password is not None else None,
+        "database": admin.database,
+        "tls": lambda: library_tls(engine, service.protocol),
+    }
+    if service.protocol == "mysql":
+        return MySqlEngine(name, engine.address, **given)
+    if service.replication == "logical":
+        return LogicalPostgresEngine(
             name,
             engine.address,
-            user=admin.user,
-            password=password,
-            database=admin.database,
-            tls=lambda: library_tls(engine, protocol),
+            databases=service.databases,
+            sequence_margin=service.switch.sequence_margin,
+            keeps_way_back=service.reverse_replication,
+            **given,
         )
-    return PostgresEngine(
-        name,
-        engine.address,
-        user=admin.user,
-        password=password,
-        database=admin.database,
-        tls=lambda: library_tls(engine, protocol),
-    )
+    return PostgresEngine(name, engine.address, **given)

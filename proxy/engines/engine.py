@@ -50,6 +50,9 @@ class Position(msgspec.Struct, frozen=True):
     kind: Literal["lsn", "mysql-gtid", "mariadb-gtid"]
     text: str
 
+    sequences: dict[str, dict[str, int]] = {}
+    """Logical replication, which leaves them out: by database and name the value to go on from."""
+
     def __str__(self) -> str:
         return self.text
 
@@ -208,6 +211,18 @@ class Inventory(msgspec.Struct, kw_only=True):
     types: dict[str, int] = {}
     """PostgreSQL: number (OID) of each type that is not built in."""
     sequences: int = 0
+    unlogged: list[str] = []
+    """PostgreSQL: tables whose rows are in no WAL."""
+    subscriptions: dict[str, str] = {}
+    """Logical replication: enabled subscriptions with their slots on the other side."""
+    subscribed: dict[str, str] = {}
+    """State by table (`r`: ready), of those subscriptions."""
+    tables: dict[str, str] = {}
+    """Tables that have to be replicated, with the partitioned table they belong to, or nothing."""
+    keyless: list[str] = []
+    """Of these, the ones whose UPDATE and DELETE cannot be replicated: no primary key, no replica identity."""
+    large_objects: list[str] = []
+    """Databases that have some."""
     slots: list[Slot] = []
     followers: list[Follower] = []
     semi_sync: str = ""
@@ -339,3 +354,15 @@ class Engine(abc.ABC):
         wait until it does. It stays read-only. Returns how, in a few words. Raises EngineError."""
         del timeout_s
         raise EngineError(f"engine {self.name} cannot be made to follow {leader.name} by Turnout")
+
+    async def forget_source(self, timeout_s: float = 10.0) -> list[str]:
+        """The target of a switch, once the source follows it: let go of what it followed the source by. Returns names
+        of slots on the source that nobody uses any more."""
+        del timeout_s
+        return []
+
+    async def drop_slots(self, names: Collection[str], timeout_s: float = 10.0) -> None:  # noqa: B027  (most have none)
+        """Drop replication slots of these names that nobody reads from."""
+
+    async def abandon(self) -> None:  # noqa: B027  (most leave nothing behind)
+        """The target of a switch that was undone: remove what `prepare` made. May run beside the next switch."""

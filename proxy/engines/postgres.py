@@ -62,7 +62,7 @@ from proxy.engines.newcomer import sqlstate_of
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
-_POLL_S: Final = 0.001
+POLL_S: Final = 0.001
 _READ_ONLY: Final = "25006"
 """SQLSTATE read_only_sql_transaction."""
 _NO_RIGHT: Final = "42501"
@@ -655,7 +655,7 @@ class PostgresEngine(Engine):
             while not await second.fetchval(_REACHED, position.text):
                 if time.monotonic() >= deadline:
                     return False
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(POLL_S)
         return True
 
     async def promote(self, timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
@@ -664,7 +664,7 @@ class PostgresEngine(Engine):
                 # Not pg_promote(true): it looks every 100 ms only.
                 if not is_asked:
                     await first.fetchval("select pg_promote(false)")
-                await _poll(second, False, _IN_RECOVERY)
+                await poll(second, False, _IN_RECOVERY)
             # The source's fence came by replication, or an older one in a base backup or by pg_rewind.
             await self._prove_writable(await self._take_fence_away(first, second))
 
@@ -711,7 +711,7 @@ class PostgresEngine(Engine):
                     f"engine {self.name} was told default_transaction_read_only = {wanted}, but sessions do not show it;"
                     f" the value comes from {source}"
                 )
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
 
     async def _refused_with(self) -> str:
         """SQLSTATE with which a new session's write is refused; empty if it is not."""
@@ -752,7 +752,7 @@ class PostgresEngine(Engine):
                 return len(ended)
             ended |= set(others)
             await first.fetchval(_END, others)
-            await _poll(first, 0, _ARE_LEFT, others)
+            await poll(first, 0, _ARE_LEFT, others)
 
     async def _prove_writable(self, second: Any) -> None:
         try:
@@ -776,9 +776,9 @@ class PostgresEngine(Engine):
         return f"{place >> 32:X}/{place & 0xFFFFFFFF:X}"
 
 
-async def _poll(connection: Any, wanted: object, sql: str, *args: object) -> None:
+async def poll(connection: Any, wanted: object, sql: str, *args: object) -> None:
     """Ask about every millisecond until the answer is `wanted`; the caller has a deadline around it."""
     while True:
         if await connection.fetchval(sql, *args) == wanted:
             return
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(POLL_S)

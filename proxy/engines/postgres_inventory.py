@@ -75,6 +75,11 @@ select e.extname, e.extversion, a.name is null as is_unavailable
   from pg_extension e left join pg_available_extensions a on a.name = e.extname
 """
 
+_UNLOGGED: Final = """
+select n.nspname || '.' || c.relname as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
+ where c.relpersistence = 'u' and c.relkind = 'r' order by 1 limit 1000
+"""
+
 # What an extension brings is compared by the extension's version. Views by their columns: versions print the text of a
 # view in different ways.
 _MINE: Final = """
@@ -133,11 +138,13 @@ select n.nspname || '.' || t.typname as name, string_agg(e.enumlabel, E'\\n' ord
  where true {_MINE.format(catalog="'pg_type'", oid="t.oid")}
  group by n.nspname, t.typname
 """,
+    # Without the owner's own, which grow with the versions (MAINTAIN).
     "grants on": f"""
 select n.nspname || '.' || c.relname as name,
-       (select string_agg(one::text, E'\\n' order by one::text collate "C")
-          from unnest(coalesce(c.relacl, acldefault(case when c.relkind = 'S' then 's'::"char" else 'r'::"char" end,
-                                                    c.relowner))) one) as text
+       (select string_agg(case one.grantee when 0 then 'public' else one.grantee::regrole::text end || ' '
+                          || one.privilege_type || case when one.is_grantable then ' with grant option' else '' end,
+                          E'\\n' order by one.grantee::text, one.privilege_type)
+          from aclexplode(c.relacl) one where one.grantee <> c.relowner and one.privilege_type <> 'MAINTAIN') as text
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') {_MINE.format(catalog="'pg_class'", oid="c.oid")}
 """,
@@ -192,6 +199,7 @@ async def of_database(connection: Any, database: str, found: Inventory, *, with_
         if row["is_unavailable"]:
             found.unavailable.append(f"{database}.{row['extname']}")
     found.sequences += await connection.fetchval("select count(*) from pg_class where relkind = 'S'")
+    found.unlogged += [f"{database}.{row['name']}" for row in await connection.fetch(_UNLOGGED)]
     if not with_schema:
         return
     rows = await connection.fetch(_DIGESTS, OBJECTS_MAX + 1)

@@ -7,8 +7,11 @@ import time
 from collections.abc import Collection
 from typing import Final
 
+import msgspec
+
 from proxy import ipc
 from proxy.engines.engine import Engine
+from proxy.engines.postgres_logical import lsn_number
 from proxy.errors import EngineError
 from proxy.switch import parity
 from proxy.switch.findings import Comparison, Findings, Kind
@@ -37,6 +40,10 @@ async def inquire(
     The engines' switch connections are used: not while a switch runs on them.
     """
     source_state, target_state = await asyncio.gather(source.probe(PROBE_TIMEOUT_S), target.probe(PROBE_TIMEOUT_S))
+    if kind == "logical" and source_state.position is not None and target_state.position is not None:
+        # Both are places in the source's WAL; a subscriber alone cannot tell how far that goes.
+        behind = lsn_number(source_state.position.text) - lsn_number(target_state.position.text)
+        target_state = msgspec.structs.replace(target_state, lag_bytes=max(0, behind))
     findings = Findings(
         kind=kind,
         source=source_state,

@@ -523,6 +523,8 @@ class Orchestrator:
         except sqlite3.Error as error:
             _log.error("the report cannot be written", switch=record.id, error=str(error))
         del self._running[record.service]
+        if record.phase is Phase.ABORTED and Phase.PREPARING in record.stamps:
+            spawn(_abandoned(running.target), name=f"abandon {record.target}")
         for timer in running.timers.values():
             timer.cancel()
         running.timers.clear()
@@ -706,6 +708,7 @@ class Orchestrator:
         leader = _leader(running.record.target, running.config)
         try:
             running.evidence.way_back = await running.source.follow(leader, core.FOLLOW_TIMEOUT_S)
+            await running.source.drop_slots(await running.target.forget_source())
         except EngineError as error:
             running.evidence.way_back = f"failed: {error.text}"
             raise
@@ -733,6 +736,14 @@ def _failed(act: Act | None, why: str) -> core.Fact:
         silent = EngineState(name="", is_reachable=False, why=why)
         return core.Looked(silent, silent)
     return core.ActFailed(act, why)
+
+
+async def _abandoned(engine: Engine) -> None:
+    """What a switch that was undone made on its target; if that is down, the next one finds it."""
+    try:
+        await engine.abandon()
+    except EngineError as error:
+        _log.warning("a switch that was undone left something behind", engine=engine.name, why=error.text)
 
 
 async def _quietly(engine: Engine) -> None:

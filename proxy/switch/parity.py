@@ -282,7 +282,7 @@ def accounts(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Che
     )
 
 
-def sequences(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Check | None:
+def sequences(findings: Findings, limits: SwitchConfig, comparison: Comparison) -> Check | None:
     """What hands out numbers must not hand them out twice."""
     if findings.source.flavour != "postgresql":
         steps = [name for name in ("auto_increment_increment", "auto_increment_offset")
@@ -296,12 +296,69 @@ def sequences(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Ch
             )
         return Check(name="sequences", verdict="pass", found="AUTO_INCREMENT goes with the rows, in the same steps")
     count = comparison.source.sequences
+    if findings.kind == "logical":
+        found = f"{count}, moved at the fence and {limits.sequence_margin} steps ahead"
+        return Check(name="sequences", verdict="pass", found=found)
     return Check(name="sequences", verdict="pass", found=f"{count}, replicated with the WAL")
+
+
+def replicated(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Check | None:
+    """Logical replication: every table is subscribed to and copied, and its changes can be replicated."""
+    if findings.kind != "logical":
+        return None
+    source, subscribed = comparison.source, comparison.target.subscribed
+    missing = [
+        name for name, root in source.tables.items() if name not in subscribed and (root or name) not in subscribed
+    ]
+    copying = [name for name, state in subscribed.items() if state != "r"]
+    blue, green = findings.source.name, findings.target.name
+    if missing or copying:
+        parts = [f"not replicated to {green}: {some(missing)}"] if missing else []
+        parts += [f"not copied yet: {some(copying)}"] if copying else []
+        return Check(
+            name="replicated",
+            verdict="fail",
+            found="; ".join(parts),
+            limit=f"every table of {blue}",
+            remedy=f"add them to the publication on {blue}, then ALTER SUBSCRIPTION … REFRESH PUBLICATION on {green}",
+        )
+    doubts = []
+    if source.keyless:
+        doubts.append(f"without a key, so that UPDATE and DELETE fail: {some(source.keyless)}")
+    if source.large_objects:
+        doubts.append(f"large objects, which are not replicated, in {some(source.large_objects)}")
+    if doubts:
+        return Check(
+            name="replicated",
+            verdict="warn",
+            found="; ".join(doubts),
+            limit="keys for all tables, no large objects",
+            remedy="ALTER TABLE … ADD PRIMARY KEY or REPLICA IDENTITY; copy large objects by hand",
+        )
+    return Check(name="replicated", verdict="pass", found=f"{len(source.tables)} tables, all replicated to {green}")
+
+
+def unlogged(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Check | None:
+    """Tables that no kind of replication takes along."""
+    names = comparison.source.unlogged
+    if not names:
+        return None
+    return Check(
+        name="unlogged_tables",
+        verdict="warn",
+        found=f"their rows stay on {findings.source.name}: {some(names)}",
+        limit="none",
+        remedy="ALTER TABLE … SET LOGGED, if they are needed afterwards",
+    )
 
 
 def followers(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Check | None:
     """Others that replicate from the source have to be told of the new primary."""
-    others = without_target(comparison.source.followers, findings.target.name)
+    mine = comparison.target.subscriptions
+    if findings.kind == "logical":
+        others = [one for one in comparison.source.followers if one.name not in mine]
+    else:
+        others = without_target(comparison.source.followers, findings.target.name)
     if not others:
         return Check(name="followers", verdict="pass", found=f"nobody else replicates from {findings.source.name}")
     return Check(
@@ -323,6 +380,7 @@ def without_target(found: list[Follower], target: str) -> list[Follower]:
 def slots(findings: Findings, _: SwitchConfig, comparison: Comparison) -> Check | None:
     """A consumer of changes loses its place if its slot stays behind."""
     there = {one.name for one in comparison.target.slots}
+    there |= set(comparison.target.subscriptions.values())
     lost = [one.name for one in comparison.source.slots if one.is_logical and not one.follows and one.name not in there]
     if not comparison.source.slots:
         return None

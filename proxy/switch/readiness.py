@@ -98,7 +98,10 @@ def _source_role(findings: Findings, _: SwitchConfig) -> Check:
 
 def _target_role(findings: Findings, _: SwitchConfig) -> Check:
     source, target = findings.source, findings.target
+    is_logical = findings.kind == "logical"
     limit = f"a standby of {source.name} whose replication runs"
+    if is_logical:
+        limit = f"enabled subscriptions to {source.name}, with running workers"
     if target.role is not Role.STANDBY:
         return Check(
             name="target_role",
@@ -108,7 +111,7 @@ def _target_role(findings: Findings, _: SwitchConfig) -> Check:
             remedy=f"make {target.name} a standby of {source.name}; what it has of its own would be taken for the truth",
         )
     # PostgreSQL: a physical standby has its primary's system identifier. In MySQL every server has its own.
-    if target.flavour == "postgresql" and target.server_id != source.server_id:
+    if target.flavour == "postgresql" and not is_logical and target.server_id != source.server_id:
         return Check(
             name="target_role",
             verdict="fail",
@@ -157,6 +160,14 @@ def _version(findings: Findings, _: SwitchConfig) -> Check:
             found=found,
             limit=limit,
             remedy="GTIDs of MySQL and MariaDB cannot be compared: use engines of one flavour",
+        )
+    if _major(target) < _major(source) and findings.kind == "logical":
+        return Check(
+            name="version",
+            verdict="warn",
+            found=found,
+            limit=limit,
+            remedy="clients lose what the newer version has; as a way back this is meant",
         )
     if _major(target) < _major(source):
         return Check(
@@ -371,6 +382,8 @@ CHECKS: Final = (
     _Row(about(parity.types), _MOVES),
     _Row(about(parity.accounts), _MOVES),
     _Row(about(parity.sequences), _MOVES),
+    _Row(about(parity.replicated), _MOVES),
+    _Row(about(parity.unlogged), _MOVES),
     _Row(about(parity.followers), _MOVES),
     _Row(about(parity.slots), _MOVES),
     _Row(parity.not_compared, _MOVES),

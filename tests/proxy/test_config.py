@@ -246,8 +246,8 @@ REFUSED = {
     ]),
     "the way back without an account": (change('active = "blue"', 'active = "blue"\nreverse_replication = true'), [
         'turnout.toml:15: service.shop.reverse_replication: needs "replication_login": the account that replicates',
-        ("turnout.toml:15: service.shop.reverse_replication: is for mysql only; a PostgreSQL server follows after "
-        "pg_rewind"),
+        ('turnout.toml:15: service.shop.reverse_replication: needs replication = "logical"; a physical standby is made '
+        "by pg_rewind or a base backup"),
     ]),
     "a hook that is nothing": (change('active = "blue"', 'active = "blue"\nhook = [{ at = "promote" }]'), [
         'turnout.toml:15: service.shop.hook[0]: expected exactly one of "command" and "url"'

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from proxy.clock import SystemClock
 from proxy.config import AdminConfig, AuthConfig, EngineConfig, Secret, ServiceConfig, SwitchConfig
-from proxy.embedded import MariaDBPair, MySQLPair, PostgresPair
+from proxy.embedded import MariaDBPair, MySQLPair
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, Role
 from proxy.switch.journal import Journal, Standing
@@ -20,7 +20,15 @@ from tests.proxy.switch.scripted import ScriptedCrew
 
 END_S = 20.0
 
-AnyPair = PostgresPair | MariaDBPair | MySQLPair
+
+class AnyPair(Protocol):
+    """Of whatever servers."""
+
+    @property
+    def primary(self) -> Any: ...
+    @property
+    def standby(self) -> Any: ...
+    def servers(self) -> tuple[Any, Any]: ...
 
 
 class Stage:
@@ -38,7 +46,9 @@ class Stage:
         self.pair = pair
         self.folder = folder
         self.events: list[Event] = []
-        protocol: Literal["postgresql", "mysql"] = "postgresql" if isinstance(pair, PostgresPair) else "mysql"
+        protocol: Literal["postgresql", "mysql"] = (
+            "mysql" if isinstance(pair, MariaDBPair | MySQLPair) else "postgresql"
+        )
         self.config = ServiceConfig(
             protocol=protocol,
             active=pair.primary.name,
@@ -51,9 +61,7 @@ class Stage:
             **(service or {}),
         )
         self.crew = ScriptedCrew(workers)
-        self.engines: dict[str, Engine] = {
-            name: engine_for(protocol, name, one, self.config.admin) for name, one in self.config.engine.items()
-        }
+        self.engines: dict[str, Engine] = {name: engine_for(self.config, name) for name in self.config.engine}
         self.journal = Journal(folder / "state.sqlite")
         self.orchestrator = Orchestrator(
             {"app": self.config},

@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -48,6 +48,14 @@ class Prepare(Message, tag=True, frozen=True, kw_only=True):
     switch: str
     service: str
     target: str
+
+
+class StopOpening(Message, tag=True, frozen=True, kw_only=True):
+    """Open no backend of `service` for clients until a Release. Traffic goes on over those there are; who needs another
+    one waits."""
+
+    switch: str
+    service: str
 
 
 class Hold(Message, tag=True, frozen=True, kw_only=True):
@@ -145,6 +153,7 @@ class Quit(Message, tag=True, frozen=True, kw_only=True):
 Order = (
     Configure
     | Prepare
+    | StopOpening
     | Hold
     | Terminate
     | Leave
@@ -201,8 +210,8 @@ class Prepared(Message, tag=True, frozen=True, kw_only=True):
     """One line for each session that could not be prepared; empty means ready."""
 
 
-class Holding(Message, tag=True, frozen=True, kw_only=True):
-    """The hold has begun: no backend is opened for a client from now on."""
+class OpeningStopped(Message, tag=True, frozen=True, kw_only=True):
+    """No backend is opened for a client from now on."""
 
     switch: str
     service: str
@@ -396,7 +405,7 @@ Fact = (
     Hello
     | Configured
     | Prepared
-    | Holding
+    | OpeningStopped
     | Draining
     | AllHeld
     | Retargeted

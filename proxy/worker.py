@@ -167,6 +167,8 @@ class Worker:
                 self._configure(order)
             case ipc.Prepare():
                 self._move(order.service, order.switch).prepare(order.target)
+            case ipc.StopOpening():
+                self._move(order.service, order.switch).stop_opening()
             case ipc.Hold():
                 self._move(order.service, order.switch).hold(may_stay=order.may_stay)
             case ipc.Leave():

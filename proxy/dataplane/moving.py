@@ -339,24 +339,23 @@ class Move:
 
     # --- hold ---
 
+    def stop_opening(self) -> None:
+        """Open no backends for clients; said again when asked again."""
+        self.runtime.stop_opening()
+        self._emit(ipc.OpeningStopped(switch=self.switch, service=self.runtime.name))
+
     def hold(self, *, may_stay: bool = False) -> None:
         """Hold every session at its next boundary. `may_stay`: one that cannot be moved keeps its backend."""
         if self.phase != "preparing":
             if self._answer.all_held is not None:
                 self._emit(self._answer.all_held)
-            elif self.phase == "holding":
-                self._emit(self._holding())
             return
         self.phase = "holding"
         self._may_stay = may_stay
         self._hold_began_ns = self._last_boundary_ns = time.monotonic_ns()
         self.runtime.hold()
-        self._emit(self._holding())
-        # On the next turn of the loop, when the word is out.
+        # On the next turn of the loop: the orders of one switch come together.
         asyncio.get_running_loop().call_soon(self._hold_all)
-
-    def _holding(self) -> ipc.Holding:
-        return ipc.Holding(switch=self.switch, service=self.runtime.name)
 
     def _hold_all(self) -> None:
         if self.phase != "holding":

@@ -117,8 +117,9 @@ class Pool:
         self._opening = 0
         self._busy: set[Backend] = set()
         """Idle ones that are being checked or made like another Startup's."""
-        self._holds = 0
-        """Holds there were: a backend whose login one of them met may have logged in under the fence."""
+        self._may_open = True
+        self._stops = 0
+        """Times opening was stopped: a backend whose login one of them met may have logged in under the fence."""
         self._waiting: deque[Waiter] = deque()
         self._published = 0
         """Waiters that the other workers were told of."""
@@ -265,6 +266,8 @@ class Pool:
         wanted = self.waiting - self._opening
         if wanted <= 0:
             return True
+        if not self._may_open:
+            return False
         if self._pause_ns and time.monotonic_ns() < self._pause_ns:
             return False
         for waiter in list(self._waiting):
@@ -283,7 +286,7 @@ class Pool:
                     return False
             wanted -= 1
             self._opening += 1
-            spawn(self._open(waiter.startup), name=f"open {'/'.join(self.name)}")
+            spawn(self._open(waiter.startup, self._stops), name=f"open {'/'.join(self.name)}")
         return True
 
     def _redress_for(self, startup: Startup, idle_s: float) -> bool:
@@ -330,8 +333,8 @@ class Pool:
         self._lent.add(backend)
         self.give_back(backend)
 
-    async def _open(self, startup: Startup) -> None:
-        holds = self._holds
+    async def _open(self, startup: Startup, stops: int) -> None:
+        """`stops` is what it was when this was decided on: opening may have been stopped before the first line of this."""
         try:
             backend = await self._open_one(startup)
         except ProxyError as error:
@@ -347,7 +350,7 @@ class Pool:
         backend.on_closed = self._give
         self._failure = self._starting = None
         self._last_startup = startup
-        if holds != self._holds:
+        if stops != self._stops:
             backend.close(says_goodbye=True)
             self._open_for_waiters()
             return
@@ -440,7 +443,7 @@ class Pool:
             and self._take_seats()
         ):
             self._opening += 1
-            spawn(self._open(self._last_startup), name=f"fill {'/'.join(self.name)}")
+            spawn(self._open(self._last_startup, self._stops), name=f"fill {'/'.join(self.name)}")
 
     def _is_unchecked(self, backend: Backend, now_ns: int) -> bool:
         since = max(backend.idle_since_ns, backend.checked_ns)
@@ -472,9 +475,19 @@ class Pool:
         self.give_back(backend)
         backend.idle_since_ns = idle_since_ns
 
+    def stop_opening(self) -> None:
+        """Before a hold: open nothing, and throw away what is being opened. Who waits may still be lent another's."""
+        self._may_open = False
+        self._stops += 1
+
+    def go_on(self) -> None:
+        """After a switch, which may have changed why the last login failed."""
+        self.forgive()
+        self._may_open = True
+        self._open_for_waiters()
+
     def withdraw_all(self) -> None:
-        """A hold: forget all waiters, whose sessions will ask again, and what is being opened."""
-        self._holds += 1
+        """A hold: forget all waiters, whose sessions will ask again."""
         for waiter in self._waiting:
             waiter.is_over = True
         self._waiting.clear()

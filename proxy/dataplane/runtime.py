@@ -81,6 +81,7 @@ class Runtime:
         self._parameters: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         self._may_serve = asyncio.Event()
         self._may_serve.set()
+        self._may_open = True
 
     @property
     def shares_backends(self) -> bool:
@@ -104,17 +105,24 @@ class Runtime:
     def is_holding(self) -> bool:
         return not self._may_serve.is_set()
 
+    def stop_opening(self) -> None:
+        """No backend is opened for a session until `go_on`; those there are serve on."""
+        self._may_open = False
+        for pool in self._pools.values():
+            pool.stop_opening()
+
     def hold(self) -> None:
         """No backend of this service is taken or opened for a session until `go_on`."""
+        self.stop_opening()
         self._may_serve.clear()
         for pool in self._pools.values():
             pool.withdraw_all()
 
     def go_on(self) -> None:
-        for pool in self._pools.values():
-            # What failed before the switch says nothing about after it.
-            pool.forgive()
+        self._may_open = True
         self._may_serve.set()
+        for pool in self._pools.values():
+            pool.go_on()
 
     async def may_serve(self) -> None:
         """Wait until the service is not held. Raises HoldExpired after `hold_ms_max`."""
@@ -291,6 +299,8 @@ class Runtime:
                 redress=self.redress if self.redresses else None,
                 check=self._check,
             )
+            if not self._may_open:
+                pool.stop_opening()
         return pool
 
     def pools(self, engine: str | None = None) -> list[Pool]:

@@ -312,7 +312,7 @@ class Engine(abc.ABC):
         a standby it clears a fence that a base backup or pg_rewind brought along (a standby is read-only anyway)."""
 
     async def arm(self, timeout_s: float = 5.0) -> None:  # noqa: B027  (not every server has anything to do here)
-        """While the sessions are being held: the part of `fence` that binds none of the sessions there are. Optional.
+        """Before the sessions are held: the part of `fence` that binds none of the sessions there are. Optional.
 
         PostgreSQL: sessions to come are read-only from now on, proven by one. (Where the admin account is no superuser:
         the setting is written to disk, which takes several fsyncs, and not yet in force.) No worker may open a backend

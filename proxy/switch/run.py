@@ -272,7 +272,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class ArmFence:
-    """Do what of the fence binds no session there is, while the sessions are being held. Must be undone like a fence."""
+    """Do what of the fence binds no session there is, before the sessions are held. Must be undone like a fence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,8 +453,9 @@ class SwitchRun:
         self._crew = set(crew)
         # Who has answered the order of the phase. Emptied when a phase begins that has its own answer.
         self._answered: set[int] = set()
-        # Who has said Holding.
-        self._holding: set[int] = set()
+        # Told to open no more backends; who has said that it does not.
+        self._stops_opening = False
+        self._stopped: set[int] = set()
         # Who has said AllHeld. A Retarget goes to nobody else.
         self._held: set[int] = set()
         self._moves_data = moves_data
@@ -593,6 +594,27 @@ class SwitchRun:
             return [Approach()]
         if not self._approached:
             return []
+        if self._moves_data and not self._stops_opening:
+            self._stops_opening = True
+            return [self._tell(worker, self._stop_opening()) for worker in sorted(self._crew)]
+        return self._when_armed()
+
+    def _opening_stopped(self, worker: int) -> list[Order]:
+        """Once no worker opens backends, nothing of Turnout's can log in under the fence: what of it binds newcomers only
+        is set while traffic still goes on."""
+        self._stopped.add(worker)
+        if self.phase is not Phase.PREPARING or not self._stops_opening or not self._crew <= self._stopped:
+            return []
+        if self._fence_ordered:
+            return self._when_armed()
+        self._fence_ordered = True
+        return [ArmFence()]
+
+    def _when_armed(self) -> list[Order]:
+        if not self._fence_armed or not self._crew <= self._answered:
+            return []
+        if self._moves_data and not self._crew <= self._stopped:
+            return []
         orders: list[Order] = [StopTimer(Timer.PREPARE), *self._enter(Event.PREPARED)]
         orders += [self._tell(worker, self._hold()) for worker in sorted(self._crew)]
         return [*orders, StartTimer(Timer.DRAIN, self.drain_s), StartTimer(Timer.HOLD, self._hold_s)]
@@ -605,8 +627,8 @@ class SwitchRun:
         match said:
             case ipc.Prepared():
                 return self._prepared(worker, said)
-            case ipc.Holding():
-                return self._holds(worker)
+            case ipc.OpeningStopped():
+                return self._opening_stopped(worker)
             case ipc.Draining() if self.phase is Phase.HOLDING and said.draining > 0:
                 return self._enter(Event.STILL_DRAINING)
             case ipc.AllHeld():
@@ -625,17 +647,6 @@ class SwitchRun:
                 )
         return []
 
-    def _holds(self, worker: int) -> list[Order]:
-        """The worker opens no backends for clients any more. Once none does, nothing of Turnout's can log in under the
-        fence, and what of it binds newcomers only is set while the sessions are drained."""
-        self._holding.add(worker)
-        if not self._moves_data:
-            return []
-        if self._fence_ordered or self.phase not in (Phase.HOLDING, Phase.DRAINING) or not self._crew <= self._holding:
-            return []
-        self._fence_ordered = True
-        return [ArmFence()]
-
     def _all_held(self, worker: int, said: ipc.AllHeld) -> list[Order]:
         is_news = worker not in self._held
         self._held.add(worker)
@@ -643,7 +654,7 @@ class SwitchRun:
         self._own_pids[worker] = frozenset(said.backend_pids)
         if self.phase in (Phase.HOLDING, Phase.DRAINING):
             self._answered.add(worker)
-            return [*self._holds(worker), *self._when_all_held()]
+            return self._when_all_held()
         if self.phase is Phase.CUTTING_OVER and is_news:
             return [self._tell(worker, self._retarget())]
         return []
@@ -651,7 +662,7 @@ class SwitchRun:
     def _when_all_held(self) -> list[Order]:
         if not self._crew:
             return self._trouble("no worker is left", "see the log for why they ended")
-        if not self._crew <= self._answered or not self._fence_armed:
+        if not self._crew <= self._answered:
             return []
         if not self._moves_data:
             stop = [StopTimer(Timer.DRAIN), StopTimer(Timer.HOLD)]
@@ -687,9 +698,9 @@ class SwitchRun:
                 return [*self._enter(Event.PROMOTED), *self._retarget_all()]
             case Looked() if self.phase is Phase.PROMOTING:
                 return self._looked(fact)
-            case FenceArmed() if self.phase in (Phase.HOLDING, Phase.DRAINING):
+            case FenceArmed() if self.phase is Phase.PREPARING and self._fence_ordered:
                 self._fence_armed = True
-                return self._when_all_held()
+                return self._when_armed()
             case Unfenced() if self.phase is Phase.ABORTING:
                 return self._let_go()
             case Followed() if self.phase is Phase.VERIFYING and self._must_follow:
@@ -707,7 +718,7 @@ class SwitchRun:
                 return self._trouble(f"the engines could not be prepared: {why}", "run `turnout check` on the config")
             case Act.APPROACH if self.phase is Phase.PREPARING:
                 return self._trouble(f"{self.plan.target} could not be followed: {why}", "")
-            case Act.ARM_FENCE if self.phase in (Phase.HOLDING, Phase.DRAINING):
+            case Act.ARM_FENCE if self.phase is Phase.PREPARING:
                 return self._trouble(f"the fence of {self.plan.source} could not be prepared: {why}", "")
             case Act.FENCE if self.phase is Phase.FENCING:
                 return self._trouble(f"{self.plan.source} could not be fenced: {why}", "")
@@ -984,6 +995,8 @@ class SwitchRun:
                 return []
             self._crew.add(worker)
         match self.phase:
+            case Phase.PREPARING if self._stops_opening:
+                return [self._tell(worker, self._stop_opening()), self._tell(worker, self._prepare())]
             case Phase.PREPARING:
                 return [self._tell(worker, self._prepare())]
             case Phase.HOLDING | Phase.DRAINING | Phase.FENCING | Phase.CATCHING_UP | Phase.PROMOTING:
@@ -1005,7 +1018,7 @@ class SwitchRun:
             return []
         self._crew.discard(worker)
         self._answered.discard(worker)
-        self._holding.discard(worker)
+        self._stopped.discard(worker)
         self._held.discard(worker)
         self._own_pids.pop(worker, None)
         match self.phase:
@@ -1043,6 +1056,9 @@ class SwitchRun:
 
     def _prepare(self) -> ipc.Prepare:
         return ipc.Prepare(switch=self.id, service=self.plan.service, target=self.plan.target)
+
+    def _stop_opening(self) -> ipc.StopOpening:
+        return ipc.StopOpening(switch=self.id, service=self.plan.service)
 
     def _hold(self) -> ipc.Hold:
         return ipc.Hold(switch=self.id, service=self.plan.service, may_stay=self._may_stay)

@@ -36,7 +36,8 @@ class Phase(enum.StrEnum):
     VALIDATING = "validating"
     """The readiness checks run."""
     PREPARING = "preparing"
-    """Target backends are opened and replayed; admin connections are opened. Traffic goes on."""
+    """Target backends are opened and replayed, admin connections too; then the source's fence is set up for sessions to
+    come. Traffic goes on."""
     HOLDING = "holding"
     """Sessions at a boundary are held; no worker has told yet how many are not."""
     DRAINING = "draining"

@@ -193,6 +193,22 @@ async def test_a_withdrawn_waiter_is_not_granted(engine: Engine) -> None:
     assert pool.idle == 1
 
 
+async def test_a_pool_that_opens_no_more_lends_what_comes_back_and_opens_again_when_told(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=3)
+    backend = await Asked(pool).answer()
+    under_way = Asked(pool)
+    pool.stop_opening()
+    late = Asked(pool)
+    await until(
+        lambda: len(engine.opened) == 2 and engine.opened[1][0].is_lost, "the login that was under way is thrown away"
+    )
+    assert (under_way.backend, late.backend) == (None, None)
+    pool.give_back(backend)
+    assert under_way.backend is backend
+    pool.go_on()
+    await late.answer()
+
+
 async def test_the_demand_counts_lent_and_idle_by_startup(engine: Engine) -> None:
     pool = pool_of(engine, size_max=3)
     await Asked(pool, ALICE).answer()

@@ -171,6 +171,30 @@ async def test_a_fence_holds_although_somebody_took_back_what_arming_did(
     assert (await source.fence()).refused_with == "25006"
 
 
+async def test_who_came_after_arming_and_writes_all_the_same_is_ended(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    await source.arm()
+    sly = await postgres_pair.primary.connect("app", server_settings={"default_transaction_read_only": "off"})
+    await sly.execute("begin; select txid_current()")
+    assert (await source.fence()).sessions_ended == 1
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        await sly.execute("commit")
+
+
+async def test_an_armed_fence_fails_if_a_session_of_our_own_still_writes(
+    postgres_pair: PostgresPair, source: PostgresEngine
+) -> None:
+    own = await postgres_pair.primary.connect("app", "app")
+    await source.arm()
+    async with own.transaction():
+        await own.fetchval("select txid_current()")
+        with pytest.raises(EngineError, match=r"writing transaction open: app \(process \d+\)"):
+            await source.fence([own.get_server_pid()])
+        await source.unfence()
+    await own.close()
+
+
 async def test_a_fence_fails_if_a_session_of_our_own_still_writes(
     postgres_pair: PostgresPair, source: PostgresEngine
 ) -> None:

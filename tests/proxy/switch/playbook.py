@@ -79,8 +79,8 @@ def prepared(worker: int, *failed: str) -> core.WorkerSaid:
     )
 
 
-def holding(worker: int) -> core.WorkerSaid:
-    return core.WorkerSaid(worker, ipc.Holding(switch=SWITCH, service="app"))
+def opening_stopped(worker: int) -> core.WorkerSaid:
+    return core.WorkerSaid(worker, ipc.OpeningStopped(switch=SWITCH, service="app"))
 
 
 def draining(worker: int) -> core.WorkerSaid:
@@ -126,6 +126,10 @@ def expired(worker: int) -> core.WorkerSaid:
 
 def prepare(worker: int) -> core.Tell:
     return core.Tell(worker, ipc.Prepare(switch=SWITCH, service="app", target="green"))
+
+
+def stop_opening(worker: int) -> core.Tell:
+    return core.Tell(worker, ipc.StopOpening(switch=SWITCH, service="app"))
 
 
 def hold(worker: int) -> core.Tell:
@@ -185,15 +189,17 @@ class Playbook:
 TO_PHASE: dict[Phase, tuple[core.Fact, ...]] = {
     Phase.VALIDATING: (),
     Phase.PREPARING: (core.Examined([PASSED]),),
-    Phase.HOLDING: (core.EnginesPrepared(), prepared(0), prepared(1), core.Approached()),
-    Phase.DRAINING: (holding(0), holding(1), draining(0), core.FenceArmed()),
+    Phase.HOLDING: (
+        core.EnginesPrepared(), prepared(0), prepared(1), core.Approached(), opening_stopped(0), opening_stopped(1), core.FenceArmed(),
+    ),
+    Phase.DRAINING: (draining(0),),
     Phase.FENCING: (all_held(0), all_held(1)),
     Phase.CATCHING_UP: (core.Fenced(PROOF),),
     Phase.PROMOTING: (core.PositionRead(POSITION), core.PositionAwaited(True)),
     Phase.CUTTING_OVER: (core.Promoted(),),
     Phase.RELEASING: (retargeted(0), retargeted(1)),
     Phase.VERIFYING: (released(0, 500), released(1)),
-}
+}  # fmt: skip
 """What brings a run of two workers from the phase before into this one."""
 
 

@@ -74,7 +74,7 @@ async def test_a_switch_promotes_the_target_and_remembers_it(stage: Stage) -> No
 async def test_orders_to_all_workers_come_in_two_phases(stage: Stage) -> None:
     await stage.switch()
     assert [type(order).__name__ for _, order in stage.crew.orders] == [
-        "Prepare", "Prepare", "Hold", "Hold", "Retarget", "Retarget", "Release", "Release",
+        "Prepare", "Prepare", "StopOpening", "StopOpening", "Hold", "Hold", "Retarget", "Retarget", "Release", "Release",
     ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from tests.proxy.switch.playbook import (
     expired,
     first_row,
     hold,
-    holding,
+    opening_stopped,
     play_to,
     prepare,
     prepared,
@@ -36,6 +36,7 @@ from tests.proxy.switch.playbook import (
     released,
     retarget,
     retargeted,
+    stop_opening,
 )
 
 
@@ -47,14 +48,13 @@ def test_a_graceful_switch_of_two_workers_from_plan_to_end() -> None:
     play.sees(prepared(0)).does_nothing()
     play.sees(core.EnginesPrepared()).does_nothing()
     play.sees(prepared(1)).does(core.Approach())
-    play.sees(core.Approached()).does(core.Enter(Phase.HOLDING), hold(0), hold(1)).starts(Timer.DRAIN).starts(
-        Timer.HOLD
-    )
-    play.sees(holding(1)).does_nothing()
-    play.sees(holding(0)).does(core.ArmFence())
+    play.sees(core.Approached()).does(stop_opening(0), stop_opening(1))
+    play.sees(opening_stopped(1)).does_nothing()
+    play.sees(opening_stopped(0)).does(core.ArmFence())
+    play.sees(core.FenceArmed()).does(core.Enter(Phase.HOLDING), hold(0), hold(1))
+    play.starts(Timer.DRAIN).starts(Timer.HOLD)
     play.sees(draining(0)).does(core.Enter(Phase.DRAINING))
     play.sees(draining(0)).does_nothing()
-    play.sees(core.FenceArmed()).does_nothing()
     play.sees(all_held(1)).does_nothing()
     play.sees(all_held(0)).does(core.Enter(Phase.FENCING), core.Fence(frozenset({200, 201})))
     play.sees(core.Fenced(PROOF)).does(core.Enter(Phase.CATCHING_UP), core.ReadPosition())
@@ -109,7 +109,10 @@ def test_hooks_run_before_anybody_is_held_and_after_everybody_is_released() -> N
         core.RunHooks(core.Stage.BEFORE_FENCE),
     )  # fmt: skip
     play.sees(prepared(0), prepared(1), core.EnginesPrepared()).does_nothing()
-    play.sees(core.HooksRan(core.Stage.BEFORE_FENCE)).does(core.Enter(Phase.HOLDING), hold(0), hold(1))
+    play.sees(core.HooksRan(core.Stage.BEFORE_FENCE)).does(core.Approach())
+    play.sees(core.Approached()).does(stop_opening(0), stop_opening(1))
+    play.sees(opening_stopped(0), opening_stopped(1)).does(core.ArmFence())
+    play.sees(core.FenceArmed()).does(core.Enter(Phase.HOLDING), hold(0), hold(1))
     for phase in (Phase.DRAINING, Phase.FENCING, Phase.CATCHING_UP, Phase.PROMOTING, Phase.CUTTING_OVER,
                   Phase.RELEASING):  # fmt: skip
         play.sees(*TO_PHASE[phase])
@@ -158,7 +161,7 @@ def test_a_dry_run_ends_after_the_checks() -> None:
 @pytest.mark.parametrize("phase", [phase for phase in TO_PHASE if phase in ABORTABLE])
 def test_a_cancel_before_the_promotion_gives_the_source_back(phase: Phase) -> None:
     play = play_to(phase)
-    fence_was_armed = phase not in (Phase.VALIDATING, Phase.PREPARING, Phase.HOLDING)
+    fence_was_armed = phase not in (Phase.VALIDATING, Phase.PREPARING)
     play.sees(core.CancelAsked("ops"))
     if phase is Phase.VALIDATING:
         play.does(core.Enter(Phase.ABORTED))
@@ -204,7 +207,7 @@ def test_nothing_is_cancelled_from_the_promotion_on(phase: Phase) -> None:
 def test_trouble_before_the_promotion_is_undone_and_told(phase: Phase, trouble: core.Fact) -> None:
     play = play_to(phase).sees(trouble).stands_in(Phase.ABORTING)
     assert play.run.error
-    if phase not in (Phase.PREPARING, Phase.HOLDING):
+    if phase is not Phase.PREPARING:
         play.does(core.Enter(Phase.ABORTING), core.Unfence())
         play.sees(core.Unfenced())
     play.sees(released(0), released(1)).stands_in(Phase.ABORTED)
@@ -279,22 +282,31 @@ def test_a_fence_that_was_not_journaled_is_disarmed() -> None:
 
 
 def test_a_fence_that_cannot_be_armed_undoes_the_switch() -> None:
-    play = play_to(Phase.HOLDING).sees(holding(0), holding(1)).does(core.ArmFence())
+    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1), core.Approached())
+    play.sees(opening_stopped(0), opening_stopped(1)).does(core.ArmFence())
     play.sees(core.ActFailed(Act.ARM_FENCE, "no right")).does(core.Enter(Phase.ABORTING), core.Unfence())
     play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
 
 
 def test_the_fence_is_armed_once_no_worker_opens_backends_any_more() -> None:
-    play = play_to(Phase.HOLDING).sees(holding(0)).does_nothing()
-    play.sees(core.WorkerJoined(2, False)).does(hold(2))
-    play.sees(holding(1)).does_nothing()
-    play.sees(holding(2)).does(core.ArmFence())
-    play.sees(holding(2)).does_nothing()
+    play = play_to(Phase.PREPARING).sees(
+        core.EnginesPrepared(), prepared(0), prepared(1), core.Approached(), opening_stopped(0)
+    )
+    play.sees(core.WorkerJoined(2, False)).does(stop_opening(2), prepare(2))
+    play.sees(opening_stopped(1)).does_nothing()
+    play.sees(opening_stopped(2)).does(core.ArmFence())
+    play.sees(opening_stopped(2)).does_nothing()
+    play.sees(core.FenceArmed()).does_nothing()
+    play.sees(prepared(2)).does(core.Enter(Phase.HOLDING), hold(0), hold(1), hold(2))
 
 
-def test_the_fence_is_ordered_when_it_is_armed_and_all_are_held() -> None:
-    play = play_to(Phase.HOLDING).sees(all_held(0), all_held(1)).does(core.ArmFence())
-    play.sees(core.FenceArmed()).does(core.Enter(Phase.FENCING), core.Fence(frozenset({200, 201})))
+def test_a_worker_that_joins_behind_an_armed_fence_is_waited_for() -> None:
+    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1), core.Approached())
+    play.sees(opening_stopped(0), opening_stopped(1)).does(core.ArmFence())
+    play.sees(core.WorkerJoined(2, False)).does(stop_opening(2), prepare(2))
+    play.sees(core.FenceArmed()).does_nothing()
+    play.sees(prepared(2)).does_nothing()
+    play.sees(opening_stopped(2)).does(core.Enter(Phase.HOLDING), hold(0), hold(1), hold(2))
 
 
 # --- promotion ----------------------------------------------------------------------------------------------------
@@ -355,7 +367,7 @@ def test_two_primaries_are_for_a_person() -> None:
 @pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.HOLDING, Phase.DRAINING])
 def test_a_worker_that_dies_before_the_fence_undoes_the_switch(phase: Phase) -> None:
     play = play_to(phase).sees(core.WorkerLost(0))
-    if phase in (Phase.PREPARING, Phase.HOLDING):
+    if phase is Phase.PREPARING:
         play.does(core.Enter(Phase.ABORTING), release_on_source(1))
     else:
         play.does(core.Enter(Phase.ABORTING), core.Unfence())

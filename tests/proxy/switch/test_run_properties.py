@@ -23,7 +23,7 @@ from tests.proxy.switch.playbook import (
     draining,
     expired,
     first_row,
-    holding,
+    opening_stopped,
     prepared,
     released,
     retargeted,
@@ -34,7 +34,7 @@ WORKERS = (0, 1, 2)
 _of_workers: st.SearchStrategy[core.Fact] = st.sampled_from(WORKERS).flatmap(
     lambda worker: st.sampled_from(
         [
-            prepared(worker), prepared(worker, "no"), holding(worker), draining(worker), all_held(worker), all_held(worker, "older"),
+            prepared(worker), prepared(worker, "no"), opening_stopped(worker), draining(worker), all_held(worker), all_held(worker, "older"),
             retargeted(worker), retargeted(worker, 7), released(worker), released(worker, 5), first_row(worker),
             expired(worker), core.WorkerLost(worker), core.WorkerJoined(worker, False),
             core.WorkerJoined(worker, True),
@@ -54,8 +54,8 @@ _of_engines: st.SearchStrategy[core.Fact] = st.sampled_from(
 )  # fmt: skip
 # The usual way, mixed with anything: otherwise few runs come far.
 _usual: list[core.Fact] = [
-    core.Examined([PASSED]), core.EnginesPrepared(), *map(prepared, WORKERS), core.Approached(), *map(holding, WORKERS),
-    core.FenceArmed(), draining(1), *map(all_held, WORKERS),
+    core.Examined([PASSED]), core.EnginesPrepared(), *map(prepared, WORKERS), core.Approached(),
+    *map(opening_stopped, WORKERS), core.FenceArmed(), draining(1), *map(all_held, WORKERS),
     core.Fenced(PROOF), core.PositionRead(POSITION), core.PositionAwaited(True), core.Promoted(),
     *map(retargeted, WORKERS), *map(released, WORKERS), first_row(0),
 ]  # fmt: skip
@@ -78,7 +78,7 @@ class World:
     def __init__(self) -> None:
         self.crew = set(WORKERS)
         self.told_hold: set[int] = set()
-        self.holding: set[int] = set()
+        self.stopped: set[int] = set()
         self.held: set[int] = set()
         self.retargeted: set[int] = set()
         self.fence_ordered = False
@@ -88,11 +88,10 @@ class World:
 
     def happens(self, fact: core.Fact) -> None:
         match fact:
-            case core.WorkerSaid(worker, ipc.Holding()) if worker in self.crew:
-                self.holding.add(worker)
+            case core.WorkerSaid(worker, ipc.OpeningStopped()) if worker in self.crew:
+                self.stopped.add(worker)
             case core.WorkerSaid(worker, ipc.AllHeld(switch="s1")) if worker in self.crew:
                 self.held.add(worker)
-                self.holding.add(worker)
             case core.WorkerSaid(worker, ipc.Retargeted(epoch=8)) if self.phases[-1] is Phase.CUTTING_OVER:
                 self.retargeted.add(worker)
             case core.WorkerLost(worker):
@@ -114,7 +113,7 @@ class World:
                 if entered is Phase.RELEASING:
                     assert self.crew <= self.retargeted, "the release begins when all have retargeted"
             case core.ArmFence():
-                assert self.crew <= self.holding, "no worker opens backends"
+                assert self.crew <= self.stopped, "no worker opens backends"
             case core.Fence():
                 assert self.phases[-1] is Phase.FENCING, "journaled before it is begun"
                 assert self.crew, "somebody is left to switch for"

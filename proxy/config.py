@@ -245,8 +245,8 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0
     """How long the promotion of the target may take, in seconds."""
     temp_tables_bytes_max: Annotated[int, Meta(ge=0, le=1024**3, extra=RELOADABLE)] = 1024 * 1024
-    """Most bytes of rows in a session's temporary tables that are carried while it is held, as COPY sends them; a session
-    with more is pinned. 0: none are carried. PostgreSQL only."""
+    """Most bytes of rows in a session's temporary tables that are carried while it is held, as the server sends them; a
+    session with more is pinned. 0: none are carried."""
     lag_bytes_max: Annotated[int, Meta(ge=0, extra=RELOADABLE)] = 64 * 1024 * 1024
     """Most bytes of WAL the target may be behind for a switch to begin."""
     lag_s_max: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 5.0

@@ -261,6 +261,7 @@ ER_UNKNOWN_COM: Final = 1047
 CR_AUTH_PLUGIN_CANNOT_LOAD: Final = 2059
 ER_NO_SUCH_THREAD: Final = 1094
 ER_BAD_DB: Final = 1049
+ER_UNKNOWN_ERROR: Final = 1105
 ER_NEED_REPREPARE: Final = 1615
 
 # --- error numbers by which a server ends a connection -------------------------------------------------------------

@@ -6,11 +6,12 @@ variables that differ from what a fresh backend of the same Startup has, user va
 
 Both servers are asked what an ordinary account may ask. MariaDB lists a session's user variables to everybody; MySQL
 only to accounts that may read `performance_schema`, so there the names seen in the session's texts are asked for as well. What
-neither server tells is kept from the texts, and counts as held until it is given back: LOCK TABLES, HANDLER, XA, SQL
-PREPARE from a variable, locks and temporary tables whose names were not literal.
+neither server tells is kept from the texts, and counts as held until it is given back: HANDLER, XA, SQL PREPARE from a variable, locks and temporary
+tables whose names were not literal. Locks and temporary tables whose names are known are carried while the session is
+held (`locks`, `temp`).
 
-Not carried, on purpose: LAST_INSERT_ID(), FOUND_ROWS(), ROW_COUNT(), the warnings of the last statement (an inspection
-resets the latter three as any statement does: they belong to the statement just before), the values of `timestamp`, `rand_seed…`
+LAST_INSERT_ID() is the tracker's. Not carried, on purpose: FOUND_ROWS(), ROW_COUNT(), the warnings of the last statement (an
+inspection resets them as any statement does: they belong to the statement just before), the values of `timestamp`, `rand_seed…`
 and `insert_id` that are meant for one statement. A stored function or trigger that changes the session inside of a plain statement is not
 seen until the next inspection; a planned switch asks every session.
 """
@@ -22,8 +23,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from protocols.mysql import constants as c
-from protocols.mysql import tracking
+from protocols.mysql import temp, tracking
 from protocols.mysql.exchange import Answer, Exchange, Question
+from protocols.mysql.locks import Releasing, Taking
 from protocols.mysql.messages import command, raw, text
 from protocols.mysql.state import TEXT_HOLDS, TEXT_NAMES, TEXT_SEVERAL
 from protocols.mysql.tracker import Statement
@@ -67,6 +69,10 @@ _HANDLER = re.compile(
     rb"(?:^|;)" + _SPACE + rb"HANDLER\s+" + _TABLE + rb"\s+(OPEN|CLOSE)\b(?:\s+(?:AS\s+)?" + _NAME + rb")?", _FLAGS
 )
 _XA = re.compile(rb"(?:^|;)" + _SPACE + rb"XA\s+(START|BEGIN|END|PREPARE|COMMIT|ROLLBACK)\b", _FLAGS)
+_XA_STATES: Final = {
+    b"START": "active", b"BEGIN": "active", b"END": "idle", b"PREPARE": "prepared", b"COMMIT": "", b"ROLLBACK": "",
+}  # fmt: skip
+"""Where each statement leads that succeeds. In all of them but the last a transaction is open, as the status flags say."""
 _PREPARE = re.compile(rb"(?:^|;)" + _SPACE + rb"PREPARE\s+" + _NAME + rb"\s+FROM\s*(['\"])?", _FLAGS)
 _DEALLOCATE = re.compile(rb"^" + _SPACE + rb"(?:DEALLOCATE|DROP)\s+PREPARE\s+" + _NAME, _FLAGS)
 _TRACKING = re.compile(rb"\bsession_track_\w+(?=\s*:?=)", _FLAGS)
@@ -130,8 +136,8 @@ _MYSQL_USER_VARIABLES: Final = (
     b"AND THREAD_ID = " + _MYSQL_THREAD + b" LIMIT 100000"
 )
 _MYSQL_USER_LOCKS: Final = (
-    b"SELECT 1 FROM performance_schema.metadata_locks WHERE OBJECT_TYPE = 'USER LEVEL LOCK' "
-    b"AND LOCK_STATUS = 'GRANTED' AND OWNER_THREAD_ID = " + _MYSQL_THREAD + b" LIMIT 1"
+    b"SELECT HEX(OBJECT_NAME) FROM performance_schema.metadata_locks WHERE OBJECT_TYPE = 'USER LEVEL LOCK' "
+    b"AND LOCK_STATUS = 'GRANTED' AND OWNER_THREAD_ID = " + _MYSQL_THREAD + b" LIMIT 10000"
 )
 
 
@@ -152,6 +158,8 @@ class _Held:
     """Pins that nothing but a reset takes away."""
     pins: set[str] = field(default_factory=set)
     """Pins that a later statement takes away."""
+    xa: str = ""
+    """State of the session's XA transaction, as MySQL's manual names it: active, idle, prepared; empty for none."""
 
 
 class MysqlLedger:
@@ -169,7 +177,9 @@ class MysqlLedger:
         self.statements: dict[int, Statement] = {}
         """Prepared statements by the client's id. The tracker fills it."""
         self.has_warnings = False
-        """Transaction mode: the backend has warnings that the client may ask for. The tracker sets it."""
+        """Transaction mode: the backend has something of the last statement that the client may ask for."""
+        self._pending: tuple[str, ...] = ()
+        """What that is."""
         self.option: int | None = None
         """Last COM_SET_OPTION; None if there was none."""
         self._held = _Held()
@@ -177,6 +187,15 @@ class MysqlLedger:
         """Variables of session tracking that the client has set itself."""
         self._told: list[str] = []
         """Pins the last inspection found."""
+        self._released: dict[bytes, int] = {}
+        """Locks that were given up on the old backend: how often each was taken."""
+        self._tables: list[temp.TempTable] = []
+        """Temporary tables as the last inspection found them."""
+        self._are_tables_read = False
+        self._sql_mode = b""
+        """As the last inspection found it."""
+        self._is_legible = True
+        """Texts of the server are in the charset in which it wants those of the session."""
         self._is_mariadb = False
         self._adopted: dict[int, int] = {}
 
@@ -207,6 +226,11 @@ class MysqlLedger:
         """The client is a replica, or reads the binlog like one: the server knows this connection as such from now on."""
         self._held.unknown.add("binlog dump")
 
+    def note_pending(self, *, warnings: bool, counts: bool) -> None:
+        """Transaction mode: what of the last statement the client may ask for, of the backend that has it."""
+        self.has_warnings = warnings or counts
+        self._pending = ("warnings",) * warnings + ("row counts",) * counts
+
     def note_reset(self) -> None:
         """COM_RESET_CONNECTION went well: everything is gone but the database."""
         self._held = _Held()
@@ -234,8 +258,9 @@ class MysqlLedger:
                 pins.discard(PIN_LOCKED_TABLES)
         return is_news
 
-    def note_text(self, found: int, sql: bytes | None, is_error: bool) -> bool:
+    def note_text(self, found: int, sql: bytes | None, is_error: bool, *, in_transaction: bool = False) -> bool:
         """A statement is done whose text has `found` (TEXT_… bits); `sql` is None where it was too long to keep.
+        `in_transaction`: the status flags say so.
         True: it set something for the next transaction only."""
         self.is_dirty = True
         if sql is None:
@@ -254,10 +279,10 @@ class MysqlLedger:
             name = match[1]
             self.note_database(name[1:-1].replace(b"``", b"`") if name[:1] == b"`" else name)
         if found & TEXT_HOLDS:
-            self._note_holds(sql, is_several)
+            self._note_holds(sql, is_several, in_transaction)
         return _ONE_SHOT.search(sql) is not None
 
-    def _note_holds(self, sql: bytes, is_several: bool) -> None:
+    def _note_holds(self, sql: bytes, is_several: bool, in_transaction: bool) -> None:
         held = self._held
         for match in _GET_LOCK.finditer(sql):
             if match[1]:
@@ -274,10 +299,10 @@ class MysqlLedger:
             elif not is_several:
                 held.handlers.discard(_bare(match[1]))
         for match in _XA.finditer(sql):
-            if match[1].upper() in (b"COMMIT", b"ROLLBACK"):
-                held.pins.discard("xa")
-            else:
-                held.pins.add("xa")
+            held.xa = _XA_STATES[match[1].upper()]
+        if held.xa == "prepared" and not in_transaction:
+            # MySQL since 8.0.29 takes it from the session then: any other may end it.
+            held.xa = ""
         for match in _PREPARE.finditer(sql):
             if match[2] and not is_several:
                 held.sql_statements[_bare(match[1])] = sql
@@ -310,10 +335,15 @@ class MysqlLedger:
 
     @property
     def ties(self) -> list[str]:
-        """What the session holds besides keeps its backend by its pins or by a ledger that is not empty."""
-        return ["warnings"] if self.has_warnings else []
+        """All of it keeps the backend: the ledger is not empty."""
+        counts = self.carried()
+        return [*counts, *self._pending]
 
-    bound: Final[list[str]] = []
+    @property
+    def bound(self) -> list[str]:
+        """See `wire.Ledger`."""
+        return ["user lock"] * self.has_locks + ["temporary table"] * self.has_tables
+
     wanted: Final[tuple[tuple[str, str], ...]] = ()
     worn: Final[tuple[tuple[str, str], ...]] = ()
 
@@ -324,6 +354,8 @@ class MysqlLedger:
         pins = {*self._told, *held.pins, *held.unknown}
         if held.handlers:
             pins.add("handler")
+        if held.xa == "prepared":
+            pins.add("xa prepared")
         return sorted(pins)
 
     @property
@@ -334,6 +366,8 @@ class MysqlLedger:
             or self.user_variables
             or self.statements
             or self._held.sql_statements
+            or self._held.locks
+            or self._held.temporary_tables
             or self.option is not None
             or self.has_warnings
             or self.pins
@@ -374,7 +408,8 @@ class MysqlLedger:
         questions += [
             _query(b"SELECT IS_USED_LOCK(%s) = CONNECTION_ID()" % lock, "user lock", is_optional=True) for lock in locks
         ]
-        questions += [_query(b"SHOW CREATE TABLE " + table, "temporary table", is_optional=True) for table in tables]
+        for table in tables:
+            questions += temp.questions(table)
         if not self._is_mariadb:
             questions.append(_query(_MYSQL_USER_LOCKS, "user locks", is_optional=True))
         if (tracked := tracking.turn_on(self.startup.capabilities, self.own_tracking)) != b"":
@@ -412,22 +447,26 @@ class MysqlLedger:
         for lock in locks:
             if next(rest).rows != [[b"1"]]:
                 self._held.locks.discard(lock)
-        if self._held.locks:
-            self._told.append("user lock")
-        for table in tables:
-            answer = next(rest)
-            if answer.error is not None or not (answer.rows[0][1] or b"").startswith(b"CREATE TEMPORARY"):
-                self._held.temporary_tables.discard(table)
-        if self._held.temporary_tables:
-            self._told.append("temporary table")
+        self._learn_tables([(name, next(rest), next(rest)) for name in tables])
         for answer in rest:
             if answer.question.name == "user locks" and answer.error is None:
                 # The server knows its locks better than the texts.
                 self._held.unknown.discard("user lock")
-                if answer.rows:
-                    self._told.append("user lock")
+                self._held.locks = {b"_utf8mb4 x'%s'" % (row[0] or b"") for row in answer.rows}
         if before != (self.database, self.variables, self.user_variables, self.pins):
             self.version += 1
+
+    def _learn_tables(self, answers: list[tuple[bytes, Answer, Answer]]) -> None:
+        self._tables = []
+        self._are_tables_read = False
+        for name, made, columns in answers:
+            found = temp.table(name, made, columns, is_legible=self._is_legible)
+            if found is None:
+                self._held.temporary_tables.discard(name)
+            elif isinstance(found, str):
+                self._told.append(found)
+            else:
+                self._tables.append(found)
 
     def _learn_variables(self, answer: Answer, charset: Answer) -> None:
         fresh = {
@@ -444,6 +483,8 @@ class MysqlLedger:
         for hex_name, value, _ in answer.rows:
             name = _unhex(hex_name).decode("utf-8", "replace").lower()
             now = None if value is None else _unhex(value)
+            if name == "sql_mode":
+                self._sql_mode = now or b""
             if name == "sql_mode" and self.startup.capabilities & c.CLIENT_IGNORE_SPACE and now is not None:
                 # The flag adds it at the login.
                 now_modes, fresh_modes = set(now.split(b",")), set((fresh[name] or b"").split(b","))
@@ -453,9 +494,10 @@ class MysqlLedger:
                 continue
             if now != fresh[name] and name not in NOT_CARRIED and not name.startswith("wsrep_"):
                 variables[name] = now
+        everything = {_unhex(n).decode("utf-8", "replace").lower(): v for n, v, _ in answer.rows}
+        self._is_legible = everything.get("character_set_client") == everything.get("character_set_results")
         if variables.get("character_set_client") is not None or "collation_connection" in variables:
             # SET of one of them changes another: all or none.
-            everything = {_unhex(n).decode("utf-8", "replace").lower(): v for n, v, _ in answer.rows}
             for name in (*LOGIN_CHARSET_VARIABLES, "collation_connection"):
                 value = everything.get(name)
                 variables[name] = None if value is None else _unhex(value)
@@ -520,7 +562,7 @@ class MysqlLedger:
             questions.append(_query(b"SET SESSION autocommit = " + autocommit, "autocommit"))
         if not questions:
             return None
-        return Exchange(questions, capabilities=self.startup.capabilities, on_complete=self._note_replayed)
+        return _Replay(self, questions)
 
     def _replay_settings(self) -> list[Question]:
         questions = []
@@ -561,7 +603,11 @@ class MysqlLedger:
                 fillers += gap
                 following += gap
             prepare = Question(
-                command(c.COM_STMT_PREPARE, statement.text), f"prepared statement {client_id}", statement=client_id
+                command(c.COM_STMT_PREPARE, statement.text),
+                f"prepared statement {client_id}",
+                # It may be about a temporary table, which is not there yet.
+                is_optional=self.has_tables,
+                statement=client_id,
             )
             questions.append((statement.database, prepare))
             following += 1
@@ -569,7 +615,8 @@ class MysqlLedger:
             questions.append((b"", _query(b"DEALLOCATE PREPARE turnout_filler", "statement id", is_optional=True)))
         return questions
 
-    def _note_replayed(self, answers: list[Answer]) -> None:
+    def note_replayed(self, answers: list[Answer]) -> None:
+        """The early replay is done."""
         self._adopted = {
             answer.question.statement: answer.statement_id
             for answer in answers
@@ -583,34 +630,52 @@ class MysqlLedger:
             "variables": len(self.variables),
             "user variables": len(self.user_variables),
             "prepared statements": len(self.statements) + len(self._held.sql_statements),
+            "multi-statement option": int(self.option is not None),
+            "user locks": len(self._held.locks),
+            "temporary tables": len(self._held.temporary_tables),
         }
         return {name: count for name, count in counts.items() if count}
 
     @property
     def has_locks(self) -> bool:
-        """Never: GET_LOCK pins."""
-        return False
+        """See `wire.Ledger`: GET_LOCK."""
+        return bool(self._held.locks)
 
     def release_locks(self) -> Exchange | None:
-        """Nothing."""
-        return None
+        """See `wire.Ledger`."""
+        self._released = {}
+        if not self._held.locks:
+            return None
+        return Releasing(sorted(self._held.locks), self._note_released, capabilities=self.startup.capabilities)
+
+    def _note_released(self, counts: dict[bytes, int]) -> None:
+        self._released = {lock: count for lock, count in counts.items() if count}
 
     def take_locks(self) -> Exchange | None:
-        """Nothing."""
-        return None
+        """See `wire.Ledger`."""
+        return Taking(self._released, capabilities=self.startup.capabilities) if self._released else None
 
     @property
     def has_tables(self) -> bool:
-        """Never: temporary tables pin."""
-        return False
+        """See `wire.Ledger`."""
+        return bool(self._held.temporary_tables)
 
     def read_tables(self, bytes_max: int) -> Exchange | None:
-        """Nothing."""
-        return None
+        """See `wire.Ledger`."""
+        if not self._tables:
+            return None
+        return temp.Dump(self._tables, bytes_max, capabilities=self.startup.capabilities, on_read=self._note_read)
+
+    def _note_read(self, pin: str) -> None:
+        self._are_tables_read = not pin
+        if pin:
+            self._told.append(pin)
 
     def make_tables(self) -> Exchange | None:
-        """Nothing."""
-        return None
+        """See `wire.Ledger`."""
+        if not self._are_tables_read:
+            return None
+        return temp.making(self._tables, self._sql_mode, capabilities=self.startup.capabilities)
 
     def adopt(self, notes: dict[str, Any]) -> dict[str, Any]:
         """Ids of the last early replay, and which statements must carry their parameter types in the next execute."""
@@ -621,6 +686,22 @@ class MysqlLedger:
             if client_id in self.statements and self.statements[client_id].parameters
         }
         return notes
+
+
+class _Replay(Exchange):
+    """The early replay. What it could not prepare for want of a table is postponed."""
+
+    def __init__(self, ledger: MysqlLedger, questions: list[Question]) -> None:
+        super().__init__(questions, capabilities=ledger.startup.capabilities, on_complete=self._done_with)
+        self._ledger = ledger
+
+    def _done_with(self, answers: list[Answer]) -> None:
+        self._ledger.note_replayed(answers)
+        self.postponed += [
+            f"{answer.question.name}: {answer.error.message} ({answer.error.code})"
+            for answer in answers
+            if answer.error is not None and answer.question.statement is not None and answer.question.is_optional
+        ]
 
 
 def reset(startup: Startup) -> Exchange:

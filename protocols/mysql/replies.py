@@ -29,6 +29,15 @@ def unknown_thread_payload(connection_id: int) -> bytes:
     return build_err(c.ER_NO_SUCH_THREAD, "HY000", f"Unknown thread id: {connection_id}")
 
 
+def counts_gone_payload() -> bytes:
+    """FOUND_ROWS() or ROW_COUNT() of a statement whose backend others use now."""
+    message = (
+        "FOUND_ROWS() and ROW_COUNT() of the last statement are gone: its server connection serves others now "
+        "(pool_mode transaction); from now on it is kept for this, so repeat both, or use one transaction"
+    )
+    return build_err(c.ER_UNKNOWN_ERROR, "HY000", message)
+
+
 def quit_packet() -> bytes:
     """COM_QUIT."""
     return command(c.COM_QUIT)

@@ -220,6 +220,16 @@ TEXT_SEVERAL: Final = 16
 """More than one statement."""
 TEXT_KILL: Final = 32
 """A statement begins with KILL: the id it names may be one of the proxy's own."""
+TEXT_INSERT_ID: Final = 64
+"""LAST_INSERT_ID or identity is named."""
+TEXT_COUNTS: Final = 128
+"""FOUND_ROWS or ROW_COUNT is named."""
+TEXT_COUNTED: Final = 256
+"""SQL_CALC_FOUND_ROWS: FOUND_ROWS() will follow."""
+TEXT_READS: Final = TEXT_INSERT_ID | TEXT_COUNTS | TEXT_COUNTED
+"""What is of no interest to the ledger."""
+TEXT_DEFINES: Final = 512
+"""CREATE or ALTER: what is named in it may be named in a body."""
 TEXT_UNREAD: Final = TEXT_DIRTY | TEXT_OPAQUE | TEXT_NAMES | TEXT_HOLDS
 """What a text has to be taken for that could not be read."""
 
@@ -235,6 +245,10 @@ ENTRY_UNTOLD: Final = 16
 """The proxy answers it: the transaction it belongs to was lost with its server."""
 ENTRY_ANSWER: Final = 32
 """The proxy answers it, with what the session has said."""
+ENTRY_OWN: Final = 64
+"""The proxy asks it: the answer is dropped."""
+ENTRY_COUNTED: Final = 128
+"""Transaction mode: its client may ask for its counts next."""
 
 T_TAKEN: Final = 0
 """A command that names a statement: its header was judged, the rest of its packet passes."""

@@ -102,6 +102,11 @@ cdef enum:
     TEXT_HOLDS = 8
     TEXT_SEVERAL = 16
     TEXT_KILL = 32
+    TEXT_INSERT_ID = 64
+    TEXT_COUNTS = 128
+    TEXT_COUNTED = 256
+    TEXT_READS = 448
+    TEXT_DEFINES = 512
     TEXT_UNREAD = 15
 
 cdef enum:
@@ -111,6 +116,8 @@ cdef enum:
     ENTRY_COMMITS = 8
     ENTRY_UNTOLD = 16
     ENTRY_ANSWER = 32
+    ENTRY_OWN = 64
+    ENTRY_COUNTED = 128
 
 cdef enum:
     T_TAKEN = 0
@@ -306,6 +313,21 @@ cdef class MysqlTracker(Tracker):
         # Where the info of the OK read last stands, from its packet's beginning.
         Py_ssize_t _info_at
 
+        # --- what the last statement left, of which the next one may ask ---
+        # Insert id in the OK that was read last; 0 for none.
+        unsigned long long _ok_insert_id
+        # The session's last one that was not 0: its LAST_INSERT_ID().
+        unsigned long long _insert_id
+        # The present backend does not have it.
+        bint _is_insert_id_elsewhere
+        # Transaction mode: no statement of the session has ended on the present backend: FOUND_ROWS() and ROW_COUNT()
+        # are another's.
+        bint _are_counts_elsewhere
+        # The session has asked for them, so it may do so again.
+        bint _reads_counts
+        # The ledger knows that there are some.
+        bint _has_counts
+
         # --- transaction mode ---
         bint _shares
         # Warnings that the last OK or EOF counted.
@@ -345,9 +367,13 @@ cdef class MysqlTracker(Tracker):
         need=Py_ssize_t, is_end=bint,
     )
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
-    @cython.locals(at=Py_ssize_t, last=Py_ssize_t, turn=int, first=int)
+    @cython.locals(
+        at=Py_ssize_t, last=Py_ssize_t, index=Py_ssize_t, turn=int, first=int, width=int, value="unsigned long long",
+    )
     cdef int _ok_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
-    cdef int _tell_warnings(self) except -1
+    cdef int _tell_pending(self) except -1
+    @cython.locals(is_theirs=bint)
+    cdef int _judge_reads(self, int found) except -1
     cdef int _query_flags(self, int found) noexcept
     cdef bint _wants_told(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end
@@ -377,7 +403,7 @@ cdef class MysqlTracker(Tracker):
     cdef int _begin_head(self) noexcept
     cdef int _pop(self) except -1
     cdef int _set_status(self, int status) except -1
-    @cython.locals(entry=Py_ssize_t, command=int, identifier="unsigned long")
+    @cython.locals(entry=Py_ssize_t, command=int, identifier="unsigned long", had_counts=bint)
     cdef int _finish(self, bint is_error) except -1
     cdef int _fail(self) except -1
     cdef int _end_definitions(self) except -1

@@ -26,6 +26,13 @@ block that repeats itself is compared, not copied), and put into the first execu
 case in which that cannot be done: the execute fills a packet to 16 MB, so that the types do not fit; the client then
 gets error 1615 and prepares again.
 
+LAST_INSERT_ID() goes with the session: it is in each OK, and a backend that does not have it is given it before the first
+statement that may ask for it. (`SELECT LAST_INSERT_ID(n)` sets it without an OK, and is not known here; an OK has the value
+of an AUTO_INCREMENT column also where the statement named it, and LAST_INSERT_ID() has not.) Nothing can give a
+backend FOUND_ROWS() and ROW_COUNT(). In transaction mode a session that says SQL_CALC_FOUND_ROWS keeps its backend until
+the next statement. One that asks for them otherwise, on a backend that is not that of its last statement, gets an error
+rather than another's number, and from then on keeps its backend behind every statement until the next one.
+
 In transaction mode a session whose last statement left warnings keeps its backend until the next one: only that backend
 can show them. A session with open prepared statements keeps its backend: its ledger is not empty. Renaming them by
 text as for PostgreSQL would need the id of a fresh COM_STMT_PREPARE before the client's own execute can be sent.
@@ -59,8 +66,9 @@ import cython
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
 from protocols.mysql.kill import parse_kill
-from protocols.mysql.messages import packet, text_of_query
+from protocols.mysql.messages import NO_ATTRIBUTES, packet, text_of_query
 from protocols.mysql.replies import (
+    counts_gone_payload,
     error_packet,
     too_large_execute_packet,
     unknown_command_packet,
@@ -135,8 +143,10 @@ if not cython.compiled:
     from protocols.mysql.state import (
         ENTRY_ANSWER,
         ENTRY_COMMITS,
+        ENTRY_COUNTED,
         ENTRY_NOTED,
         ENTRY_OPAQUE,
+        ENTRY_OWN,
         ENTRY_REPREPARE,
         ENTRY_UNTOLD,
         HEAD_BYTES_MAX,
@@ -170,12 +180,17 @@ if not cython.compiled:
         T_MORE,
         T_TAKEN,
         TEXT_CARRY_BYTES_MAX,
+        TEXT_COUNTED,
+        TEXT_COUNTS,
+        TEXT_DEFINES,
         TEXT_DIRTY,
         TEXT_FETCH_BYTES_MAX,
         TEXT_HOLDS,
+        TEXT_INSERT_ID,
         TEXT_KILL,
         TEXT_NAMES,
         TEXT_OPAQUE,
+        TEXT_READS,
         TEXT_SEVERAL,
         TEXT_UNREAD,
     )
@@ -368,6 +383,16 @@ class TextScan:
             self.found |= TEXT_DIRTY | TEXT_HOLDS
         elif size == 9 and a == 0x54454D50 and b == 0x4F524152:  # TEMPORARY
             self.found |= TEXT_DIRTY | TEXT_HOLDS
+        elif size == 14 and a == 0x4C415354 and b == 0x5F494E53:  # LAST_INSERT_ID
+            self.found |= TEXT_INSERT_ID
+        elif size == 8 and a == 0x4944454E and b == 0x54495459:  # identity
+            self.found |= TEXT_INSERT_ID
+        elif (size == 10 and a == 0x464F554E and b == 0x445F524F) or (  # FOUND_ROWS
+            size == 9 and a == 0x524F575F and b == 0x434F554E  # ROW_COUNT
+        ):
+            self.found |= TEXT_COUNTS
+        elif size == 19 and a == 0x53514C5F and b == 0x43414C43:  # SQL_CALC_FOUND_ROWS
+            self.found |= TEXT_COUNTED
         elif size == 6 and a == 0x41544F4D and b == 0x4943:  # BEGIN NOT ATOMIC
             self.found |= TEXT_DIRTY | TEXT_OPAQUE
         return 0
@@ -416,10 +441,13 @@ class TextScan:
         if (
             (a == 0x534554 and size == 3)  # SET
             or (a == 0x555345 and size == 3)  # USE
-            or (a == 0x43524541 and b == 0x5445 and size == 6)  # CREATE
-            or (a == 0x414C5445 and b == 0x52 and size == 5)  # ALTER
         ):
             return TEXT_DIRTY
+        if (
+            (a == 0x43524541 and b == 0x5445 and size == 6)  # CREATE
+            or (a == 0x414C5445 and b == 0x52 and size == 5)  # ALTER
+        ):
+            return TEXT_DIRTY | TEXT_DEFINES
         return TEXT_DIRTY | TEXT_OPAQUE
 
     def finish(self) -> int:
@@ -508,6 +536,12 @@ class MysqlTracker(Tracker):
         self._info_at = 0
         self._has_told = False
         self._is_told = False
+        self._ok_insert_id = 0
+        self._insert_id = 0
+        self._is_insert_id_elsewhere = False
+        self._are_counts_elsewhere = False
+        self._reads_counts = False
+        self._has_counts = False
         self._shares = shares_backends
         self._warnings = 0
         self._has_warnings = False
@@ -651,8 +685,14 @@ class MysqlTracker(Tracker):
                             self.stop = position
                             self.message_size = 4 + size
                             return GATE if verdict == T_GATE else SWALLOW
+                    if found & (TEXT_READS | TEXT_OPAQUE):
+                        verdict = self._judge_reads(found)
+                        if verdict != T_TAKEN:
+                            self.stop = position
+                            self.message_size = 4 + size
+                            return FETCH if verdict == T_FETCH else SWALLOW
                     self._enqueue(COM_QUERY, 0, self._query_flags(found))
-                    if found:
+                    if found & ~TEXT_READS:
                         # A longer text is not kept however it comes, so that the cut makes no difference.
                         self._note_tail(
                             found, bytes(data[begin : position + 4 + size]) if size <= TEXT_FETCH_BYTES_MAX else None
@@ -841,7 +881,15 @@ class MysqlTracker(Tracker):
                 need = 4 + (size if size < HEAD_BYTES_MAX else HEAD_BYTES_MAX)
             self.message_size = need
             return T_FETCH
-        if not self._ids_match or (self._has_types_due and identifier in self._types_due):
+        if (
+            not self._ids_match
+            or (self._has_types_due and identifier in self._types_due)
+            or (
+                self._is_insert_id_elsewhere
+                and statement is not None
+                and statement.flags & (TEXT_INSERT_ID | TEXT_OPAQUE)
+            )
+        ):
             self.message_size = need
             return T_FETCH
         if self._types_at and statement is not None and not self._has_types(data, position, statement):
@@ -965,7 +1013,7 @@ class MysqlTracker(Tracker):
             self._long_data.discard(identifier)
             self._has_long_data = bool(self._long_data)
         self._enqueue(command, identifier, ENTRY_COMMITS if statement is not None and statement.commits else 0)
-        if statement is not None and statement.flags:
+        if statement is not None and statement.flags & ~TEXT_READS:
             self._note_tail(statement.flags, statement.text)
 
     def _note_statement_command(self, command: int, identifier: int) -> None:
@@ -1038,10 +1086,17 @@ class MysqlTracker(Tracker):
                 self._is_kill_taken = True
                 self.gate = GATE_CLOSED
                 return b""
+            own = b""
+            if found & (TEXT_READS | TEXT_OPAQUE):
+                verdict = self._judge_reads(found)
+                if verdict == T_ANSWERED:
+                    return b""
+                if verdict == T_FETCH:
+                    own = self._give_insert_id()
             self._enqueue(COM_QUERY, 0, self._query_flags(found))
-            if found:
+            if found & ~TEXT_READS:
                 self._note_tail(found, message[begin:])
-            return message
+            return own + message if own else message
         if command == COM_STMT_PREPARE:
             self._preparing.append(message[5:])
             self._enqueue(COM_STMT_PREPARE, 0, 0)
@@ -1093,9 +1148,12 @@ class MysqlTracker(Tracker):
             return b""
         self._types_due.discard(identifier)
         self._has_types_due = bool(self._types_due)
+        own = b""
+        if self._is_insert_id_elsewhere and statement is not None and statement.flags & (TEXT_INSERT_ID | TEXT_OPAQUE):
+            own = self._give_insert_id()
         self._begin_execute(message[4], identifier, statement)
         self._pass_rest(message, size)
-        head = (size + len(added)).to_bytes(3, "little") + message[3:5] + server_id
+        head = own + (size + len(added)).to_bytes(3, "little") + message[3:5] + server_id
         if not added:
             return head + message[9:]
         if message[4] == COM_STMT_BULK_EXECUTE:
@@ -1116,7 +1174,30 @@ class MysqlTracker(Tracker):
 
     def _query_flags(self, found: int) -> int:
         """ENTRY_… bits of a COM_QUERY whose text was just scanned."""
-        return ENTRY_COMMITS if self._text.commits or found & TEXT_OPAQUE else 0
+        flags = ENTRY_COMMITS if self._text.commits or found & TEXT_OPAQUE else 0
+        if found & TEXT_COUNTED or (self._reads_counts and not found & TEXT_COUNTS):
+            flags |= ENTRY_COUNTED
+        return flags
+
+    def _judge_reads(self, found: int) -> int:
+        """A text that may ask for what the last statement left: T_TAKEN where the present backend has it, T_FETCH where it
+        has to be given the insert id first, T_ANSWERED where the client is told that its counts are gone."""
+        # Behind other statements, or in a definition, they are not those of the last statement.
+        is_theirs = found & (TEXT_SEVERAL | TEXT_DEFINES) != 0 or self._count != 0
+        if found & TEXT_COUNTS and self._are_counts_elsewhere and not is_theirs:
+            self._reads_counts = True
+            self._answer_itself(counts_gone_payload())
+            return T_ANSWERED
+        if found & (TEXT_INSERT_ID | TEXT_OPAQUE) and self._is_insert_id_elsewhere:
+            return T_FETCH
+        return T_TAKEN
+
+    def _give_insert_id(self) -> bytes:
+        """What gives the present backend the session's LAST_INSERT_ID(), before a statement that may ask for it."""
+        self._is_insert_id_elsewhere = False
+        self._enqueue(COM_QUERY, 0, ENTRY_OWN)
+        text = b"SET last_insert_id = %d" % self._insert_id
+        return packet(bytes([COM_QUERY]) + (NO_ATTRIBUTES + text if self._has_attributes else text), 0)
 
     def _refuse_untold(self) -> None:
         """The statement that begins now is answered by what was still to be told."""
@@ -1188,7 +1269,7 @@ class MysqlTracker(Tracker):
 
     def _note_tail(self, found: int, text: bytes | None) -> None:
         """The ledger is told of the command at the tail when it is done."""
-        if not found:
+        if not found & ~TEXT_READS:
             return
         if not self._client_is_tail:
             # It was refused before its text was complete.
@@ -1222,9 +1303,12 @@ class MysqlTracker(Tracker):
         """The answer to the head of the queue is complete."""
         entry = 8 * self._head
         command = self._ring[entry]
+        had_counts = self._has_counts
         if self._ring[entry + 2] & ENTRY_NOTED:
             found, text = self._noted.popleft()
-            is_one_shot = self.ledger.note_text(found, text, is_error)
+            is_one_shot = self.ledger.note_text(
+                found, text, is_error, in_transaction=self._status & SERVER_STATUS_IN_TRANS != 0
+            )
             self.ledger_news = LEDGER_TOUCHED
             if self.ledger.own_tracking:
                 self._note_own_tracking()
@@ -1258,6 +1342,8 @@ class MysqlTracker(Tracker):
             self._is_told_of = False
             self._is_info_own = False
             self._is_one_shot = False
+            self._insert_id = 0
+            self._is_insert_id_elsewhere = False
         elif command == COM_SET_OPTION and not is_error:
             self.ledger_news = LEDGER_TOUCHED
             self.ledger.note_option(self._ring[entry + 4] | self._ring[entry + 5] << 8)
@@ -1266,16 +1352,19 @@ class MysqlTracker(Tracker):
         self.requests += 1
         if not (self._status & SERVER_STATUS_IN_TRANS):
             self.transactions += 1
-        if (self._warnings != 0) != self._has_warnings:
-            self._tell_warnings()
+        if command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE:
+            self._are_counts_elsewhere = False
+            self._has_counts = self._ring[entry + 2] & ENTRY_COUNTED != 0 and not is_error
+        if (self._warnings != 0) != self._has_warnings or self._has_counts != had_counts:
+            self._tell_pending()
         self._pop()
         return 0
 
-    def _tell_warnings(self) -> int:
-        """The client may ask for them, of the backend that has them."""
+    def _tell_pending(self) -> int:
+        """The client may ask for warnings and counts, of the backend that has them."""
         self._has_warnings = self._warnings != 0
         if self._shares:
-            self.ledger.has_warnings = self._has_warnings
+            self.ledger.note_pending(warnings=self._has_warnings, counts=self._has_counts)
             self.ledger_news = LEDGER_TOUCHED
         return 0
 
@@ -1384,6 +1473,14 @@ class MysqlTracker(Tracker):
             if size == PAYLOAD_BYTES_MAX and ((phase != P_ROWS and phase != P_DUMP) or first == ERR):
                 raise ProtocolViolation("server", "a packet of 16 MB that is not a row")
 
+            if phase == P_RESULT and self._ring[8 * self._head + 2] & ENTRY_OWN:
+                if size > ERROR_BYTES_MAX or (first != OK and first != ERR):
+                    raise ProtocolViolation("server", "neither OK nor ERR to a SET")
+                self._pop()
+                self.stop = position
+                self.message_size = 4 + size
+                return SWALLOW
+
             is_end = first == EOF and (size < PAYLOAD_BYTES_MAX if self._deprecates_eof else size < 9)
             if (
                 first == ERR
@@ -1440,6 +1537,9 @@ class MysqlTracker(Tracker):
                     if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
                         return self._fetch_told(position, size, sequence)
                     self._set_status(status)
+                    if self._ok_insert_id != 0:
+                        self._insert_id = self._ok_insert_id
+                        self._is_insert_id_elsewhere = False
                     self._is_quiet = (
                         size >= 7
                         and (data[position + 5] | data[position + 6] | data[position + 9] | data[position + 10]) == 0
@@ -1598,19 +1698,28 @@ class MysqlTracker(Tracker):
         at = position + 5
         last = position + 4 + (size if size < 21 else 21)
         turn = 0
+        value = 0
         while turn < 2:
             first = data[at] if at < last else 0xFF
-            if first < 0xFB:
-                at += 1
-            elif first == 0xFC:
-                at += 3
+            width = 0
+            value = first
+            if first == 0xFC:
+                width = 2
             elif first == 0xFD:
-                at += 4
+                width = 3
             elif first == 0xFE:
-                at += 9
-            else:
+                width = 8
+            elif first >= 0xFB:
                 raise ProtocolViolation("server", "an OK that cannot be read")
+            if width != 0 and at + width < last:
+                value = 0
+                index = at + width
+                while index > at:
+                    value = value << 8 | data[index]
+                    index -= 1
+            at += 1 + width
             turn += 1
+        self._ok_insert_id = value
         if at + 2 > last:
             raise ProtocolViolation("server", "an OK without status flags")
         self._warnings = data[at + 2] | data[at + 3] << 8 if at + 4 <= last else 0
@@ -1785,6 +1894,9 @@ class MysqlTracker(Tracker):
             self.ledger.note_backend(backend)
         self._is_tracked = backend.capabilities & CLIENT_SESSION_TRACK != 0
         self._is_told_of = self._is_tracked and not self._is_info_own
+        # A backend that others have used has the insert id of one of them.
+        self._is_insert_id_elsewhere = self._shares or self._insert_id != 0
+        self._are_counts_elsewhere = self._shares
         self._server_ids = notes.setdefault("statement_ids", {})
         self._types_due = notes.setdefault("types_due", set())
         self._has_types_due = bool(self._types_due)
@@ -1822,8 +1934,9 @@ class MysqlTracker(Tracker):
         self._long_data.clear()
         self._has_long_data = False
         self._warnings = 0
-        if self._has_warnings:
-            self._tell_warnings()
+        if self._has_warnings or self._has_counts:
+            self._has_counts = False
+            self._tell_pending()
         self._status &= ~SERVER_STATUS_IN_TRANS
         self._is_transaction_unknown = False
         return 0
@@ -1855,6 +1968,8 @@ class MysqlTracker(Tracker):
         error = aborted if was_open and not may_commit else unknown
         answer = b""
         for index, entry in enumerate(entries):
+            if self._ring[8 * entry + 2] & ENTRY_OWN:
+                continue
             sequence = self._ring[8 * entry + 1] if index else self._server_sequence
             if self._ring[8 * entry + 2] & ENTRY_ANSWER:
                 answer += packet(self._own_answers.popleft(), sequence)

@@ -983,7 +983,7 @@ class Session(Owner):
         runtime.report_lost(engine, why)
         text = f"the connection to the database server was lost: {why}"
         # Only a switch can carry these two, from a backend that lives.
-        lost = ["temp table"] * ledger.has_tables + ["advisory lock"] * ledger.has_locks
+        lost = ledger.bound
         if ledger.pins or lost or ledger.is_dirty:
             what = ", ".join([*ledger.pins, *lost]) or "settings made just now"
             self.end_with(EngineLost(f"{text}; the session held what cannot be restored ({what})"))

@@ -40,6 +40,14 @@ def ask(connection: Any, sql: str, *args: object) -> Any:
         return cursor.fetchall()
 
 
+def row_count(connection: Any) -> int:
+    """What it says, or the number of the error."""
+    try:
+        return int(ask(connection, "select row_count()")[0][0])
+    except pymysql.err.MySQLError as error:
+        return int(error.args[0])
+
+
 def refusal(door: Door, **options: Any) -> tuple[int, str]:
     """Error number and text of a login that is refused."""
     with pytest.raises(pymysql.err.MySQLError) as refused:
@@ -157,6 +165,54 @@ class MySqlRules:
                 assert ask(first, "select sum(i) from passing")[0][0] == 3
             with pytest.raises(pymysql.err.ProgrammingError):
                 ask(second, "select * from passing")
+
+    def test_the_last_insert_id_is_the_session_s_own(self, door: Door) -> None:
+        """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
+        with closing(connect(door)) as first, closing(connect(door)) as second, closing(connect(door)) as third:
+            ask(first, "drop table if exists ids")
+            ask(first, "create table ids (i int auto_increment primary key)")
+            ask(first, "insert into ids values (null)")
+            ask(second, "insert into ids values (null), (null)")
+            for _ in range(3):
+                ask(first, "select 1")
+                assert ask(first, "select last_insert_id(), @@identity") == ((1, 1),)
+                assert ask(second, "select last_insert_id()") == ((2,),)
+                assert ask(third, "select last_insert_id()") == ((0,),)
+            ask(first, "insert into ids values (last_insert_id() + 40)")
+            assert ask(third, "select max(i) from ids") == ((41,),)
+            ask(first, "drop table ids")
+
+    def test_found_rows_are_those_of_the_last_statement(self, door: Door) -> None:
+        """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
+        three = "(select 1 union select 2 union select 3) as three"
+        with closing(connect(door)) as first, closing(connect(door)) as second:
+            for _ in range(3):
+                assert len(ask(first, f"select sql_calc_found_rows * from {three} limit 1")) == 1
+                ask(second, "select 1")
+                assert ask(first, "select found_rows()") == ((3,),)
+
+    def test_row_counts_are_the_session_s_own_or_nobody_s(self, door: Door) -> None:
+        """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
+        with closing(connect(door)) as first, closing(connect(door)) as second:
+            ask(first, "drop table if exists counted")
+            ask(first, "create table counted (i int)")
+            ask(first, "insert into counted values (1), (2)")
+            # A session that is tied to its backend has them there; another one is told that they are gone.
+            assert row_count(first) in ((2, 1105) if door.name == "transaction" else (2,))
+            for _ in range(3):
+                ask(first, "insert into counted values (1), (2)")
+                ask(second, "insert into counted values (3)")
+                assert ask(first, "select row_count()") == ((2,),)
+            ask(first, "drop table counted")
+
+    def test_user_locks_stay_with_their_session(self, door: Door) -> None:
+        with closing(connect(door)) as first, closing(connect(door)) as second:
+            assert ask(first, "select get_lock('mine', 1)") == ((1,),)
+            for _ in range(5):
+                assert ask(second, "select get_lock('mine', 0)") == ((0,),)
+                assert ask(first, "select is_used_lock('mine') = connection_id()") == ((1,),)
+            assert ask(first, "select release_lock('mine')") == ((1,),)
+            assert ask(second, "select get_lock('mine', 0), release_all_locks()") == ((1, 1),)
 
     def test_the_database_can_be_changed(self, door: Door) -> None:
         with closing(connect(door)) as connection:

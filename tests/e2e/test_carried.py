@@ -456,6 +456,49 @@ async def test_sql_prepared_statements_are_carried(mysql: MySQL) -> None:
 
 
 @both_pool_modes
+async def test_user_locks_and_temporary_tables_are_carried(mysql: MySQL) -> None:
+    """field-notes: TEMPORARY TABLE + read split"""
+    connection = await asyncio.to_thread(mysql.connect)
+    for statement in (
+        "create temporary table mine (i int auto_increment primary key, word varchar(9))",
+        "insert into mine (word) values ('kept'), ('too')",
+        "select get_lock('carried', 1)",
+        "select get_lock('carried', 1)",
+    ):
+        await asyncio.to_thread(ask, connection, statement)
+    ended = await mysql.switch()
+    assert ended["figures"]["errors_visible"] == 0
+    rows = "select group_concat(i, word order by i) from mine"
+    assert await asyncio.to_thread(ask, connection, rows) == "1kept,2too"
+    assert await asyncio.to_thread(ask, connection, "select is_used_lock('carried') = connection_id()") == 1
+    (row,) = await mysql.turnout.get("/v1/sessions")
+    assert row["portability"] == "B"
+    assert {"user locks": 1, "temporary tables": 1}.items() <= row["carried"].items()
+    is_tied = mysql.turnout.setup.pool_mode == "transaction"
+    assert ({"user locks", "temporary tables"} <= set(row["pins"])) == is_tied
+    await asyncio.to_thread(ask, connection, "drop temporary table mine")
+    for freed in (1, 1, None):
+        assert await asyncio.to_thread(ask, connection, "select release_lock('carried')") == freed
+    connection.close()
+
+
+@pytest.mark.parametrize("pool_mode", ["transaction"])
+async def test_no_write_is_refused_because_of_a_switch(mysql: MySQL) -> None:
+    """field-notes: ERR 1290/1792/1836, 1053, 2013"""
+    connection = await asyncio.to_thread(mysql.connect)
+    await asyncio.to_thread(ask, connection, "create table if not exists written (i int auto_increment primary key)")
+    switched = asyncio.create_task(mysql.switch())
+    written = 0
+    while not switched.done():
+        await asyncio.to_thread(ask, connection, "insert into written values (null)")
+        written += 1
+    await switched
+    assert await asyncio.to_thread(ask, connection, "select count(*) from written") == written
+    await asyncio.to_thread(ask, connection, "drop table written")
+    connection.close()
+
+
+@both_pool_modes
 async def test_an_open_mysql_transaction_is_never_cut(mysql: MySQL) -> None:
     connection = await asyncio.to_thread(mysql.connect)
     await asyncio.to_thread(ask, connection, "create table if not exists kept (id int)")

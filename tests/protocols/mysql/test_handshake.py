@@ -81,8 +81,10 @@ METHODS = pytest.mark.parametrize("method", [auth.NATIVE, auth.SHA2])
 
 
 def test_the_greeting_says_what_the_engine_is() -> None:
-    client = Client(auth.NATIVE, facts=MARIADB_FACTS)
+    """field-notes: Server version string / default collation id"""
+    client = Client(auth.NATIVE, facts=dataclasses.replace(MARIADB_FACTS, character_set=8))
     greeting = client.greeting
+    assert greeting.character_set == 8
     assert greeting.server_version == "5.5.5-10.11.6-MariaDB"
     assert greeting.connection_id == 77
     assert len(greeting.scramble) == 20

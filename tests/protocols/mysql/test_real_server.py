@@ -122,13 +122,27 @@ class Session:
                 return self.ledger
         raise AssertionError("the ledger stays dirty")
 
-    def move_to(self, backend: Backend) -> list[str]:
-        self.inspect()
-        replay = self.ledger.replay(is_late=False)
-        assert self.ledger.replay(is_late=True) is None
-        errors = [] if replay is None else backend.run(replay)
+    def move_to(self, backend: Backend, *, bytes_max: int = 1_000_000) -> list[str]:
+        """As a switch does it; what was refused."""
+        ledger, old = self.inspect(), self.backend
+        errors: list[str] = []
+
+        def run(on: Backend, exchange: AnyExchange | None) -> bool:
+            if exchange is None:
+                return False
+            errors.extend(on.run(exchange))
+            return bool(exchange.postponed)
+
+        run(old, ledger.read_tables(bytes_max))
+        run(old, ledger.release_locks())
+        is_postponed = run(backend, ledger.replay(is_late=False))
+        run(backend, ledger.take_locks())
+        run(backend, ledger.make_tables())
+        if is_postponed:
+            run(backend, ledger.replay(is_late=False))
+        assert ledger.replay(is_late=True) is None
         self.relay.unlink()
-        self.use(backend, self.ledger.adopt({}))
+        self.use(backend, ledger.adopt({}))
         return errors
 
 
@@ -309,13 +323,10 @@ def test_an_inspection_leaves_the_last_insert_id(session: Session) -> None:
 # --- pins -----------------------------------------------------------------------------------------------------------
 
 PINS = [
-    ("select get_lock('a lock', 1)", "select release_lock('a lock')", "user lock"),
     ("select get_lock(concat('a ', 'lock'), 1)", "do release_all_locks()", "user lock"),
-    ("create temporary table tmp (a int)", "drop temporary table tmp", "temporary table"),
-    ("create temporary table app.`tmp` as select 1 a", "drop table tmp", "temporary table"),
+    ("create temporary table tmp (a point)", "drop temporary table tmp", "temporary table with a column of type point"),
     ("lock tables base write", "unlock tables", "locked tables"),
     ("handler base open as h", "handler h close", "handler"),
-    ("xa start 'x'; xa end 'x'; xa prepare 'x'", "xa rollback 'x'", "xa"),
     ("set @t = 'select 1'; prepare p from @t", "", "SQL prepared statement"),
 ]  # fmt: skip
 
@@ -326,19 +337,198 @@ def test_what_cannot_be_carried_pins_until_it_is_given_back(
 ) -> None:
     """field-notes: LOCK TABLES (also LOCK TABLE), FLUSH … WITH READ LOCK, GET_LOCK, XA, HANDLER"""
     session.do("create table if not exists base (a int)")
-    if pin == "xa":
-        for part in take.split("; "):
-            session.do(part)
-    else:
-        session.do(take)
-    if session.relay.tracker.at_boundary():
-        session.inspect()
-    assert session.ledger.pins == [pin]
+    session.do(take)
+    assert session.inspect().pins == [pin]
     if release:
         session.do(release)
         assert session.inspect().pins == []
     session.say(RESET)
     assert session.inspect().pins == []
+
+
+def test_locked_tables_of_a_procedure_s_session_are_seen(session: Session) -> None:
+    """LOCK TABLES is told by the server, however it came about."""
+    session.do("create table if not exists base (a int)", "/* x */ lock /* y */ tables base read")
+    assert session.ledger.pins == ["locked tables"]
+    session.do("start transaction", "commit")
+    assert session.ledger.pins == [], "START TRANSACTION gives them back"
+
+
+def test_user_locks_go_with_the_session_as_often_as_they_were_taken(session: Session, opened: Opened) -> None:
+    """field-notes: LOCK TABLES (also LOCK TABLE), FLUSH … WITH READ LOCK, GET_LOCK, XA, HANDLER"""
+    session.do("select get_lock('twice', 1), get_lock('once', 1)", "do get_lock('twice', 1)", "do get_lock('gone', 1)")
+    session.do("do release_lock('gone')")
+    assert session.inspect().carried()["user locks"] == 2
+    assert session.ledger.pins == []
+    assert session.move_to(opened()) == []
+    held = (
+        "select is_used_lock('twice') = connection_id(), is_used_lock('once') = connection_id(), is_used_lock('gone')"
+    )
+    assert session.rows(held) == [[b"1", b"1", None]]
+    assert session.rows("select release_lock('twice'), release_lock('twice'), release_lock('twice')") == [
+        [b"1", b"1", None]
+    ]
+    session.do("do release_all_locks()")
+    assert session.inspect().is_empty
+
+
+def test_a_lock_that_another_session_took_meanwhile_is_an_error(session: Session, opened: Opened) -> None:
+    session.do("do get_lock('wanted', 1)")
+    ledger, other = session.inspect(), opened()
+    releasing = ledger.release_locks()
+    assert releasing is not None
+    assert session.backend.run(releasing) == []
+    other.ask("select get_lock('wanted', 1)")
+    taking = ledger.take_locks()
+    assert taking is not None
+    assert "another session" in opened().run(taking)[0]
+
+
+COLUMNS = """
+    id bigint unsigned auto_increment primary key, i tinyint, d decimal(20, 5), f float, g double, b bit(9),
+    v varchar(40) character set utf8mb4, l char(5) character set latin1, t text, e enum('x', 'ä'), s set('p', 'q'),
+    x varbinary(20), y blob, at datetime(6), ts timestamp(3) null, da date, ti time(2), ye year, j json,
+    ge int generated always as (i + 1) stored, `odd ``name` int default 7, unique key (i), key (v)
+"""
+
+
+@pytest.mark.parametrize("mode", ["", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES,STRICT_ALL_TABLES"])
+def test_temporary_tables_go_with_the_session(session: Session, opened: Opened, mode: str) -> None:
+    """field-notes: TEMPORARY TABLE + read split"""
+    session.do(
+        f"set sql_mode = '{mode}', time_zone = '+05:00', sql_select_limit = 1",
+        f"create temporary table `ma ny` ({COLUMNS}) auto_increment = 70",
+        """insert into `ma ny` (i, d, f, g, b, v, l, t, e, s, x, y, at, ts, da, ti, ye, j) values (-3, 123456789.12345,
+        0.1, 1e-300, b'100000001', 'it''s ä €', 'ä', 'a\nb', 'ä', 'p,q', x'00ff27', x'', '2024-02-29 01:02:03.456789',
+        '2024-02-29 01:02:03.456', '2024-02-29', '-12:34:56.78', 2024, '{"a": ["ä", 1]}')""",
+        "insert into `ma ny` (i) values (null)",
+        "create temporary table app.nothing (a int)",
+        "set sql_select_limit = default",
+    )
+    number = session.prepare("select count(*) from `ma ny` where id > ?")
+    asked = "select *, f * 1e0, hex(v), hex(l), hex(e), hex(x) from `ma ny` order by id"
+    before, made = session.rows(asked), session.rows("show create table `ma ny`")
+    assert session.inspect().carried()["temporary tables"] == 2
+    assert session.ledger.pins == []
+    assert session.move_to(opened()) == []
+    assert session.rows(asked) == before
+    assert session.rows("show create table `ma ny`") == made
+    session.do("insert into `ma ny` (i) values (5)")
+    assert session.rows("select max(id) from `ma ny`") == [[b"72"]]
+    assert session.rows("select @@sql_mode") == [[mode.encode()]]
+    assert session.rows("select count(*) from nothing") == [[b"0"]]
+    session.say(execute(number, parameters=1, types=LONGLONG, values=bytes(8)))
+    session.do("drop temporary table `ma ny`, nothing")
+    assert not session.inspect().has_tables
+
+
+def test_temporary_tables_over_the_limit_pin(session: Session) -> None:
+    session.do("create temporary table large (a text)", "insert into large values (repeat('x', 5000))")
+    reading = session.inspect().read_tables(4_000)
+    assert reading is not None
+    session.backend.run(reading)
+    assert session.ledger.pins == ["temporary tables too large"]
+    assert session.ledger.make_tables() is None
+    session.do("delete from large")
+    reading = session.inspect().read_tables(4_000)
+    assert reading is not None
+    session.backend.run(reading)
+    assert session.ledger.pins == []
+
+
+def test_rows_without_autocommit_begin_no_transaction_on_the_next_backend(session: Session, opened: Opened) -> None:
+    session.do("set autocommit = 0", "create temporary table tmp (a int)", "insert into tmp values (1)", "commit")
+    assert session.move_to(opened()) == []
+    (answer,) = session.backend.ask("select 1")
+    assert not answer.status & c.SERVER_STATUS_IN_TRANS
+    assert session.rows("select a from tmp") == [[b"1"]]
+
+
+# --- transactions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_session_in_xa_is_in_a_transaction_and_pinned_once_prepared(session: Session) -> None:
+    """field-notes: LOCK TABLES (also LOCK TABLE), FLUSH … WITH READ LOCK, GET_LOCK, XA, HANDLER"""
+    tracker = session.relay.tracker
+    session.do("create table if not exists base (a int) engine = innodb")
+    for end in ("xa rollback 'x'", "xa commit 'x'"):
+        for step in ("xa start 'x'", "insert into base values (1)", "xa end 'x'"):
+            session.do(step)
+            assert not tracker.at_boundary()
+            assert session.ledger.pins == []
+        session.do("xa prepare 'x'")
+        if is_mariadb(session):
+            assert not tracker.at_boundary()
+            assert session.ledger.pins == ["xa prepared"]
+        else:
+            # MySQL takes a prepared transaction from its session: any other may end it.
+            assert tracker.at_boundary()
+            assert session.ledger.pins == []
+        session.do(end)
+        assert tracker.at_boundary()
+        assert session.inspect().pins == []
+    session.do("xa start 'y'", "xa end 'y'", "xa commit 'y' one phase")
+    assert tracker.at_boundary()
+
+
+BOUNDARIES = [
+    ("begin", False), ("commit and chain", False), ("rollback and chain", False), ("commit", True),
+    ("start transaction read only", False), ("commit and chain", False), ("rollback", True),
+    ("begin", False), ("create table if not exists implied (a int) engine = innodb", True),
+    ("begin", False), ("begin", False), ("truncate table implied", True),
+    ("set autocommit = 0", True), ("select 1", True), ("insert into implied values (1)", False), ("commit", True),
+    ("select count(*) from implied", False), ("set autocommit = 1", True),
+    ("set transaction isolation level serializable", False), ("select 1", False),
+    ("begin", False), ("select * from implied", False), ("commit", True),
+    ("set transaction isolation level serializable", False), ("select * from implied", True),
+    ("set session transaction isolation level read committed", True), ("begin", False), ("rollback", True),
+    ("savepoint a", True), ("begin", False), ("savepoint a", False), ("rollback to a", False), ("drop table implied", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("deprecates_eof", [False, True])
+def test_the_boundary_is_where_the_server_says(opened: Opened, deprecates_eof: bool) -> None:
+    """field-notes: Implicit commits by DDL"""
+    session = Session(opened(replace(APP, capabilities=FLAGS if deprecates_eof else FLAGS & ~c.CLIENT_DEPRECATE_EOF)))
+    for number, (text, is_boundary) in enumerate(BOUNDARIES):
+        session.do(text)
+        if text == "select 1" and not is_boundary and not deprecates_eof:
+            # A classic EOF does not tell whether that was the transaction that SET TRANSACTION meant.
+            continue
+        assert session.relay.tracker.at_boundary() == is_boundary, f"{number}: {text}"
+
+
+def test_a_procedure_that_opens_a_transaction_is_noticed(opened: Opened) -> None:
+    """field-notes: autocommit=0"""
+    session = Session(opened(Startup("root", "app", capabilities=FLAGS, character_set=45)))
+    session.do(
+        "drop procedure if exists opens",
+        "create procedure opens() begin set autocommit = 0; start transaction; set time_zone = '+03:00'; end",
+    )
+    session.inspect()
+    session.do("call opens()")
+    assert not session.relay.tracker.at_boundary()
+    session.do("commit")
+    assert session.ledger.is_dirty
+    assert {"autocommit", "time_zone"} <= session.inspect().variables.keys()
+
+
+def test_the_last_insert_id_goes_with_the_session(session: Session, opened: Opened) -> None:
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
+    session.do(
+        "create table if not exists numbered (a int auto_increment primary key)", "insert into numbered values (null)"
+    )
+    before = session.rows("select last_insert_id()")
+    assert before != [[b"0"]]
+    assert session.move_to(opened()) == []
+    assert session.rows("select 1") == [[b"1"]]
+    assert session.rows("select last_insert_id(), @@identity") == [before[0] * 2]
+    assert session.move_to(opened()) == []
+    number = session.prepare("select last_insert_id()")
+    (row,) = [one for one in session.say(execute(number)) if one[4:6] == b"\0\0"]
+    assert int.from_bytes(row[6:14], "little") == int(before[0][0] or b"")
+    session.say(RESET)
+    assert session.rows("select last_insert_id()") == [[b"0"]]
 
 
 # --- prepared statements --------------------------------------------------------------------------------------------

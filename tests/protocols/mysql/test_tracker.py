@@ -39,6 +39,7 @@ from tests.protocols.mysql.relay import (
     query,
     row_payload,
     split,
+    startup,
     told_payload,
 )
 
@@ -739,6 +740,100 @@ def test_a_long_text_in_pieces_is_read_in_passing() -> None:
     assert relay.ledger.pins == ["statement too long to read"]
 
 
+def test_a_server_that_knows_no_reset_serves_nobody_else() -> None:
+    """field-notes: COM_CHANGE_USER / COM_RESET_CONNECTION unsupported by some backends"""
+    exchange = WIRE.reset(startup())
+    answers = [err_payload(1047), *[ok_payload()] * (len(split(exchange.request)) - 1)]
+    assert exchange.receive(b"".join(packet(one, 1) for one in answers))
+    assert exchange.errors == ["reset: no (1047)"]
+
+
+# --- what the last statement left ------------------------------------------------------------------------------------
+
+ROW_COUNT = "select row_count()"
+
+
+def give(number: int) -> bytes:
+    return query(f"SET last_insert_id = {number}")
+
+
+def inserted(number: int) -> bytes:
+    return b"\0\1" + lenenc(number) + AUTOCOMMIT.to_bytes(2, "little") + b"\0\0"
+
+
+@pytest.mark.parametrize("number", [1, 250, 251, 70_000, 1 << 24, (1 << 64) - 1])
+def test_a_backend_that_lacks_the_insert_id_is_given_it_first(number: int) -> None:
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
+    relay = Relay()
+    relay.ask(query("insert into t values (null)"), [inserted(number)])
+    relay.ask(query("select last_insert_id()"), relay.speech.result())
+    relay.unlink()
+    relay.link()
+    relay.ask(query("select 'last_insert_id'"), relay.speech.result())
+    asked = query("select last_insert_id()")
+    assert relay.client(asked) == give(number) + asked
+    answer = numbered(relay.speech.result())
+    for one in packet(ok_payload(), 1):
+        assert not relay.tracker.at_boundary()
+        assert relay.server(bytes([one])) == b""
+    assert relay.server(answer) == answer
+    assert relay.tracker.at_boundary()
+    assert not relay.ledger.is_dirty
+    relay.ask(asked, relay.speech.result())
+
+
+def test_a_prepared_statement_gets_the_insert_id_as_well() -> None:
+    relay = Relay()
+    relay.ask(prepare("select last_insert_id() + ?"), relay.speech.prepared(1, parameters=1))
+    relay.ask(query("insert into t values (null)"), [inserted(7)])
+    relay.unlink()
+    relay.link(notes={"statement_ids": {1: 1}})
+    request = execute(1, parameters=1, types=b"\x08\0", values=b"v" * 8)
+    assert relay.client(request) == give(7) + request
+    assert relay.server(packet(ok_payload(), 1)) == b""
+    answer = numbered(relay.speech.result())
+    assert relay.server(answer) == answer
+
+
+def test_a_lost_backend_owes_no_answer_for_what_was_ours() -> None:
+    relay = Relay(shares=True)
+    relay.client(query("select last_insert_id()"))
+    assert bytes(relay.to_server) == give(0) + query("select last_insert_id()")
+    error = ErrorReply("gone", "08006", 2013, "HY000")
+    assert relay.tracker.lose(error, error) == error_packet(error, 1)
+
+
+def test_in_transaction_mode_another_s_row_count_is_never_shown() -> None:
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
+    relay = Relay(shares=True)
+    relay.ask(query("update t set a = 1"), [ok_payload(affected=3)])
+    assert relay.ledger.is_empty
+    relay.unlink()
+    relay.link()
+    assert relay.client(query(ROW_COUNT)) == b""
+    assert parse_err(split(bytes(relay.to_client))[-1][4:], "server").code == 1105
+    relay.ask(query("update t set a = 1"), [ok_payload(affected=3)])
+    assert (relay.ledger.ties, relay.ledger.is_empty) == (["row counts"], False)
+    relay.ask(query(ROW_COUNT), relay.speech.result())
+    assert (relay.ledger.ties, relay.ledger.is_empty) == ([], True)
+
+
+def test_counted_rows_keep_the_backend_until_the_next_statement() -> None:
+    relay = Relay(shares=True)
+    relay.ask(query("select sql_calc_found_rows 1 from t limit 1"), relay.speech.result())
+    assert relay.ledger.ties == ["row counts"]
+    relay.ask(query("select found_rows()"), relay.speech.result())
+    assert relay.ledger.ties == []
+
+
+@pytest.mark.parametrize(
+    "text", ["update t set a = 1; select row_count()", "create function f() returns int return row_count()"]
+)
+def test_a_count_within_the_same_text_is_the_server_s(text: str) -> None:
+    relay = Relay(shares=True)
+    assert relay.client(query(text)) == query(text)
+
+
 # --- session tracking -----------------------------------------------------------------------------------------------
 
 CHANGED = (c.TRACK_STATE_CHANGE, b"1")
@@ -1130,7 +1225,7 @@ def test_what_cannot_be_told_ends_the_session() -> None:
 def test_the_server_may_be_asked_where_nothing_can_be_read_of_the_last_statement(
     payload: bytes, is_quiet: bool
 ) -> None:
-    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS"""
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
     relay = Relay()
     relay.ask(query("select 1"), relay.speech.result())
     assert not relay.tracker.asks_quietly()
@@ -1176,7 +1271,7 @@ def test_a_scan_in_the_steady_state_creates_no_object() -> None:
 
 @BOTH
 def test_warnings_keep_their_backend_until_the_next_statement(deprecates_eof: bool) -> None:
-    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS"""
+    """field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS"""
     relay = Relay(deprecates_eof=deprecates_eof, shares=True)
     warned = ok_payload()[:-2] + b"\2\0"
     relay.ask(query("select 1"), relay.speech.result())

@@ -159,7 +159,9 @@ async def open_mysql_pair(
     stack: AsyncExitStack, kind: type[MariaDBPair | MySQLPair], sessions: int
 ) -> MariaDBPair | MySQLPair:
     """The same of the other protocol."""
-    pair = await kind.create(options=[f"--max-connections={sessions + 60}"])
+    # Four appliers that flush each commit cannot keep up with clients whose commits are flushed together.
+    appliers = "--slave-parallel-threads=16" if kind is MariaDBPair else "--replica-parallel-workers=16"
+    pair = await kind.create(options=[f"--max-connections={sessions + 60}", appliers])
     stack.push_async_callback(pair.close)
     await pair.primary.execute(
         "create table counter (id int primary key, value bigint not null default 0)",

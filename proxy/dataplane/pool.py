@@ -153,6 +153,11 @@ class Pool:
         """In this worker."""
         return self.idle + self.in_use + self._opening + len(self._busy)
 
+    def is_unused(self, now_ns: int) -> bool:
+        """Nothing would be lost with it."""
+        keeps_some = bool(self.rules.size_min) and self._last_startup is not None
+        return not (self.size or self._waiting or self._published or keeps_some or now_ns < self._pause_ns)
+
     def demand(self) -> dict[Startup, int]:
         """Backends by Startup, lent and idle: what another engine's pool has to have ready."""
         wanted: dict[Startup, int] = {

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
 from proxy.config import ServiceConfig
@@ -32,6 +33,9 @@ REDRESS_TIMEOUT_S: Final = 10.0
 
 ACCESS_DENIED: Final = 1045
 """MySQL's ER_ACCESS_DENIED_ERROR: a wrong password."""
+
+PARAMETERS_MAX: Final = 1024
+"""Sets of ParameterStatus values that are kept to be shared."""
 
 LOOKS_MAX: Final = 50
 """Sessions in a second whose backend is asked what it holds, so that the session could go on without it."""
@@ -77,6 +81,9 @@ class Runtime:
         self._rules = rules_of(config)
         self._engine_lost_ns: dict[str, int] = {}
         self._pools: dict[tuple[str, str, str], Pool] = {}
+        self._unused_pools: WeakValueDictionary[tuple[str, str, str], Pool] = WeakValueDictionary()
+        """Sessions may still refer to one, and it is the one then that is used again. Clients may come with any number of
+        names, and each makes a pool."""
         self._greetings: dict[str, BackendFacts] = {}
         self._parameters: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         self._may_serve = asyncio.Event()
@@ -192,7 +199,9 @@ class Runtime:
 
     def _shared(self, parameters: Mapping[str, str]) -> Mapping[str, str]:
         """One mapping for all backends that said the same: less memory, and a tracker sees at a glance that an exchange
-        of backends changes nothing for its client."""
+        of backends changes nothing for its client. What clients may choose (`application_name`) is in it."""
+        if len(self._parameters) >= PARAMETERS_MAX:
+            self._parameters.clear()
         return self._parameters.setdefault(tuple(sorted(parameters.items())), parameters)
 
     async def is_up(self, engine: str) -> bool:
@@ -285,6 +294,9 @@ class Runtime:
         own = self.login_of(engine, startup)
         name = (engine, own.database, own.user)
         pool = self._pools.get(name)
+        if pool is None and (pool := self._unused_pools.pop(name, None)) is not None:
+            pool.rules = self._rules
+            self._pools[name] = pool
         if pool is None:
 
             async def open_one(wanted: Startup) -> Backend:
@@ -356,6 +368,8 @@ class Runtime:
         """Close the pools of an engine that serves no more."""
         for name in [name for name in self._pools if name[0] == engine]:
             self._pools.pop(name).close()
+        for name in [name for name in self._unused_pools if name[0] == engine]:
+            self._unused_pools.pop(name).close()
         self.lookups.close(engine)
 
     def _check(self, backend: Backend) -> Exchange | None:
@@ -372,9 +386,11 @@ class Runtime:
         """House-keeping that nobody waits for; called once a second. A switch keeps what it has prepared."""
         if self.move is not None:
             return
-        for name, pool in self._pools.items():
+        for name, pool in list(self._pools.items()):
             if name[0] == self.active:
                 pool.keep(now_ns)
+            if pool.is_unused(now_ns):
+                self._unused_pools[name] = self._pools.pop(name)
         looks = LOOKS_MAX
         for session in self.registry.members(Standing.SERVING):
             if session.keep(now_ns, may_look=looks > 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import httpx
 import psycopg
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from proxy.embedded import PostgresPair, Setup, Turnout
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from tests.e2e.doors import HOST, Door
 from tests.kit.turnouts import StartTurnout
+from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
 
@@ -80,6 +82,29 @@ async def test_an_unknown_database_is_3d000(turnout: Turnout) -> None:
     assert fields["C"] == "3D000"
     assert fields["S"] == "FATAL"
     assert "elsewhere" in fields["M"]
+
+
+async def test_pools_that_nobody_uses_are_forgotten(turnout: Turnout) -> None:
+    """Clients may come with any number of names."""
+    async with httpx.AsyncClient(base_url=turnout.control_url) as control:
+
+        async def pools() -> list[str]:
+            text = (await control.get("/metrics")).text
+            return [line for line in text.splitlines() if line.startswith("turnout_pool_backends{")]
+
+        async def is_counted() -> bool:
+            return any(
+                'database="app"' in line and 'state="in_use"' in line and line[-4:] == " 1.0" for line in await pools()
+            )
+
+        async def is_forgotten() -> bool:
+            return not any('database="nowhere"' in line for line in await pools())
+
+        await _refusal(turnout.port, dbname="nowhere")
+        async with await psycopg.AsyncConnection.connect(Door(name="session", port=turnout.port).dsn()):
+            await until(is_counted, "a pool that was made later is known")
+            await until(is_forgotten, "nobody uses the other")
+            assert await is_counted(), "one that has backends stays"
 
 
 async def test_a_database_the_engine_does_not_have_is_told_as_the_engine_tells_it(turnout: Turnout) -> None:

@@ -17,6 +17,7 @@ cdef class Framer:
     cpdef bytes next_message(self, object bytes_max=*)
     @cython.locals(size=Py_ssize_t)
     cpdef bytes next_packet(self, Py_ssize_t bytes_max)
+    cdef bytes _take(self, Py_ssize_t start, Py_ssize_t end)
     cpdef bytes take_unread(self)
 
 

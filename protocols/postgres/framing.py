@@ -32,9 +32,7 @@ class Framer:
             )
         if len(self._buffer) <= size:
             return None
-        message = bytes(self._buffer[: size + 1])
-        del self._buffer[: size + 1]
-        return message
+        return self._take(0, size + 1)
 
     def next_packet(self, bytes_max: int) -> bytes | None:
         """The next packet without a tag, as a connection begins with; its body, without the length word."""
@@ -45,9 +43,16 @@ class Framer:
             raise ProtocolViolation(self._peer, f"first packet with invalid length {size}")
         if len(self._buffer) < size:
             return None
-        body = bytes(self._buffer[4:size])
-        del self._buffer[:size]
-        return body
+        return self._take(4, size)
+
+    def _take(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`; what came before is gone as well."""
+        if len(self._buffer) == end:
+            # All there is, as nearly always.
+            return self.take_unread()[start:]
+        taken = bytes(self._buffer[start:end])
+        del self._buffer[:end]
+        return taken
 
     @property
     def is_empty(self) -> bool:

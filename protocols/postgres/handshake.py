@@ -191,7 +191,7 @@ class PostgresClientLogin:
         self._phase = _ENDED
         parameters = _parameter_statuses(backend.parameters)
         key = build_backend_key(backend.process_id, backend.secret)
-        return self.take_output() + _AUTHENTICATION_OK + parameters + key + _READY
+        return b"".join((self.take_output(), _AUTHENTICATION_OK, parameters, key, _READY))
 
     def refuse(self, error: ErrorReply) -> bytes:
         """The bytes that end the login with an error, in whatever phase it is."""

@@ -1129,6 +1129,9 @@ class PostgresTracker(Tracker):
         if self._client_view is None:
             # The login told the client what the backend said at its own.
             self._client_view = backend.parameters
+            if not changed:
+                self._told_parameters = backend.parameters
+                return b""
         view = self._client_view
         told = []
         for name, value in {**backend.parameters, **(changed or {})}.items():

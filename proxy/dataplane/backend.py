@@ -6,6 +6,8 @@ Knows how to talk to an idle backend (an `Exchange`). Refuses to know who needs 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -240,8 +242,28 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 async def reach(sock: socket.socket, target: tuple[object, ...]) -> None:
-    """Connect to somebody else. Raises OSError: a dead port in the ephemeral range can connect to itself."""
-    await asyncio.get_running_loop().sock_connect(sock, target)
+    """Connect to somebody else. Raises OSError: a dead port in the ephemeral range can connect to itself.
+
+    uvloop's `sock_connect` lets a thread find out what a numeric address means, and the kernel counts references to a
+    descriptor at each call of a process that has threads.
+    """
+    failed = sock.connect_ex(target)
+    if failed == errno.EINPROGRESS:
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[None] = loop.create_future()
+
+        def is_settled() -> None:
+            if not settled.done():
+                settled.set_result(None)
+
+        loop.add_writer(sock.fileno(), is_settled)
+        try:
+            await settled
+        finally:
+            loop.remove_writer(sock.fileno())
+        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failed:
+        raise OSError(failed, os.strerror(failed))
     if sock.getsockname() == sock.getpeername():
         raise ConnectionRefusedError("nobody listens there")
 

@@ -58,6 +58,7 @@ cdef extern from *:
     #include <sys/epoll.h>
     #include <sys/socket.h>
     #include <sys/syscall.h>
+    #include <sys/timerfd.h>
     #include <unistd.h>
 
     /* The three calls of the per-chunk path, without what libc puts around them: recv, send and epoll_wait are points
@@ -80,6 +81,13 @@ cdef extern from *:
     #endif
     }
 
+    /* Tells, once, that `span_ns` have passed. */
+    static inline int timer_set(int fd, long span_ns)
+    {
+        struct itimerspec span = {.it_value = {.tv_sec = span_ns / 1000000000, .tv_nsec = span_ns % 1000000000}};
+        return timerfd_settime(fd, 0, &span, NULL);
+    }
+
     /* The objects of a batch are asked of memory at once; a session that waited for its answer has left the caches. */
     #if defined(__GNUC__)
     #define prefetch(address) __builtin_prefetch(address)
@@ -96,6 +104,11 @@ cdef extern from *:
     ssize_t chunk_send(int fd, const void* buffer, size_t size) noexcept nogil
     void prefetch(const void* address) noexcept nogil
     int events_wait(int epfd, epoll_event* events, int count, int timeout_ms) noexcept nogil
+    int timer_set(int fd, long span_ns) noexcept nogil
+    int timerfd_create(int clock, int flags) noexcept nogil
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
 
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
@@ -144,10 +157,9 @@ cdef enum:
     UNREAD_ANSWERS_BYTES_MAX = 65536
     # Events taken from the kernel at once.
     EVENTS_AT_ONCE = 64
-    # How long traffic is served before the event loop looks at its timers and other descriptors, and how long more
-    # traffic is waited for meanwhile. What must not wait that long is told with `leave_for`.
+    # How long traffic is served, and waited for, before the event loop looks at its timers and other descriptors. What
+    # must not wait that long is told with `leave_for`.
     STAY_NS = 20000000
-    WAIT_MS = 20
 
 cdef enum:
     # Reasons why a link is not read.
@@ -181,7 +193,7 @@ cdef class Meter:
         # Bytes from clients and to clients.
         readonly unsigned long long bytes_in
         readonly unsigned long long bytes_out
-        # Nanoseconds with a request in flight, summed over the answers.
+        # Nanoseconds with a request in flight, summed over the answers; from the batch of the one to that of the other.
         readonly unsigned long long request_ns
         # Spans with at least one request in flight that have ended.
         readonly unsigned long long spans
@@ -215,6 +227,10 @@ cdef class Reactor:
         object __weakref__
         object _loop
         int _epoll
+        # Becomes readable when the reactor has stayed for STAY_NS.
+        int _timer
+        # When the batch that is served was ready, monotonic nanoseconds.
+        unsigned long long _now_ns
         # Links that closed while a batch is walked: kept until its end, since events may still point to them.
         list _closed
         # Owners of relays that closed meanwhile: what went wrong may be found after that.
@@ -224,8 +240,15 @@ cdef class Reactor:
         bint _is_due
 
     def __cinit__(self, loop):
+        cdef epoll_event event
+        self._timer = -1
         self._epoll = epoll_create1(EPOLL_CLOEXEC)
-        if self._epoll < 0:
+        if self._epoll >= 0:
+            self._timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        # Edge-triggered: it is told once, and never read.
+        event.events = EPOLLIN | EPOLLET
+        event.data.ptr = NULL
+        if self._timer < 0 or epoll_ctl(self._epoll, EPOLL_CTL_ADD, self._timer, &event) != 0:
             raise OSError(errno, os.strerror(errno))
 
     def __init__(self, loop):
@@ -235,34 +258,40 @@ cdef class Reactor:
         loop.add_reader(self._epoll, self._on_ready)
 
     def __dealloc__(self):
-        c_close(self._epoll)
+        if self._timer >= 0:
+            c_close(self._timer)
+        if self._epoll >= 0:
+            c_close(self._epoll)
 
     def _on_ready(self):
         """Serve what is ready, and stay while more comes.
 
         An answer follows its request within a fraction of a millisecond. Waiting for it here, in our own epoll set,
         costs one call of the kernel; going back to the loop costs that call, another one on the set inside the loop's,
-        and the loop's own work, some 15 microseconds of it with cold caches. The loop gets its turn after STAY_NS, when
-        nothing has come for WAIT_MS, and at once when Python code was called that may have given it something to do,
+        and the loop's own work, some 15 microseconds of it with cold caches. The loop gets its turn after STAY_NS,
+        whether anything comes or not, and at once when Python code was called that may have given it something to do,
         when one of the descriptors of `leave_for` has become readable, and while something is in haste. New clients and
         their logins are served here as well.
+
+        One timer bounds the whole stay. A timeout of each wait would be a timer that the kernel sets and takes back
+        with almost every query.
         """
         cdef:
             epoll_event events[EVENTS_AT_ONCE]
             int count
-            unsigned long long leave_ns = 0
+            bint is_staying = False
         self._is_due = False
         count = events_wait(self._epoll, events, EVENTS_AT_ONCE, 0)
         while count > 0:
             self._serve(events, count)
             if self._is_due or PySet_GET_SIZE(_in_haste) > 0:
                 break
-            if leave_ns == 0:
-                leave_ns = now_ns() + STAY_NS
-            elif now_ns() > leave_ns:
-                break
+            if not is_staying:
+                is_staying = True
+                if timer_set(self._timer, STAY_NS) != 0:
+                    raise OSError(errno, os.strerror(errno))
             # With the GIL: the few other threads of a worker look up names, and can wait as long as a timer does.
-            count = events_wait(self._epoll, events, EVENTS_AT_ONCE, WAIT_MS)
+            count = events_wait(self._epoll, events, EVENTS_AT_ONCE, -1)
 
     cdef int _serve(self, epoll_event* events, int count) except -1:
         cdef:
@@ -272,12 +301,13 @@ cdef class Reactor:
             epoll_event event
             Link link = None
             Relay relay = None
+        self._now_ns = now_ns()
         # Backends that have ended come first: a request of the same batch must not be sent to one of them.
         for i in range(count):
             prefetch(events[i].data.ptr)
             prefetch(<char*> events[i].data.ptr + 64)
             if events[i].data.ptr == NULL:
-                # Not a link: the loop knows what to do with it.
+                # Not a link, but the time, or a descriptor that the loop knows what to do with.
                 self._is_due = True
             elif events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not (<Link> events[i].data.ptr)._is_client:
                 event = events[ended]
@@ -1318,7 +1348,7 @@ cdef class Relay:
                 self._told().on_client_end()
             return 0
         self.meter.bytes_in += size
-        self.last_request_ns = now_ns()
+        self.last_request_ns = client._reactor._now_ns
         if self._span_began_ns == 0:
             self._span_began_ns = self.last_request_ns
         if carried:
@@ -1487,7 +1517,7 @@ cdef class Relay:
             self._stamps_first_answer = False
             self._told().on_first_answer(now_ns())
         if self._span_began_ns and self.tracker.is_idle():
-            self.meter.add_span(now_ns() - self._span_began_ns)
+            self.meter.add_span(server._reactor._now_ns - self._span_began_ns)
             self._span_began_ns = 0
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()

@@ -106,9 +106,9 @@ class Seats:
     # --- rows ---
 
     def _sum(self, column: int, row: int) -> int:
-        cells = self._cells
         # A worker beyond the config's number drains and ends; nobody would clear its column.
-        return sum(cells[column + worker * ROWS + row] for worker in range(max(self.workers, self._index + 1)))
+        columns = max(self.workers, self._index + 1)
+        return sum(self._cells[column + row : column + columns * ROWS : ROWS])
 
     def _is_held(self, row: int) -> bool:
         """This worker counts something there, so nobody gives the row to another key."""

@@ -181,9 +181,9 @@ async def test_a_session_that_held_a_temporary_table_ends_with_its_server(
 
 async def test_a_session_that_the_server_timed_out_ends(server: MariaDBServer, turnout: Turnout, door: Door) -> None:
     connection = await asyncio.to_thread(connect, door)
-    await asyncio.to_thread(ask, connection, "set session wait_timeout = 1")
     count = "select count(*) from information_schema.processlist where user = 'app'"
     await until(lambda: server.fetchval(count), "it is there")
+    await asyncio.to_thread(ask, connection, "set session wait_timeout = 1")
 
     async def is_gone() -> bool:
         return int(await server.fetchval(count)) == 0

@@ -82,6 +82,9 @@ INSPECTIONS_MAX: Final = 3
 LOOK_AFTER_S: Final = 0.5
 """How long a session has to be idle before its backend is asked for what may have changed."""
 
+UNASKED_PAUSE_S: Final = 0.001
+"""Between looks whether the server has ended what it says unasked."""
+
 RESTORE_PAUSE_S: Final = 0.1
 """Between tries to get another backend for a session that has lost its own."""
 
@@ -635,11 +638,11 @@ class Session(Owner):
         assert relay is not None
         assert backend is not None
         assert not self._is_asking
-        assert relay.at_boundary(), "the proxy asks only between transactions"
         self._is_asking = True
         relay.tracker.gate = GATE_CLOSED
-        relay.detach()
         try:
+            await self._hear_out(relay, backend)
+            relay.detach()
             await backend.run(exchange, EXCHANGE_TIMEOUT_S)
         finally:
             self._is_asking = False
@@ -651,6 +654,17 @@ class Session(Owner):
             elif self.standing is Standing.ENDED:
                 # `_let_backend_go` left it to us.
                 self._forget(backend)
+
+    async def _hear_out(self, relay: Relay, backend: Backend) -> None:
+        """Since the boundary the server may have begun to say something unasked. Raises EngineLost if it does not come to
+        an end of it."""
+        deadline = time.monotonic() + EXCHANGE_TIMEOUT_S
+        while not relay.at_boundary():
+            if time.monotonic() > deadline:
+                backend.close()
+            if self.has_ended or self.backend is not backend or backend.is_lost:
+                raise EngineLost(f"engine {backend.engine} did not end what it said unasked")
+            await asyncio.sleep(UNASKED_PAUSE_S)
 
     async def inspect(self) -> None:
         """Ask the session's backend what it holds until the ledger knows; see `ask`.
@@ -681,13 +695,14 @@ class Session(Owner):
         """Transaction mode: the statement may have changed the session; ask before the backend is lent to others."""
         ledger = self.ledger
         assert ledger is not None
-        if self.has_ended:
-            # Between the boundary and this task's first step.
+        if self.has_ended or self._is_asking or self.backend is None:
+            # Between the boundary and this task's first step: it ended, lost its backend, or there was a second boundary,
+            # behind something the server said unasked.
             return
         try:
             await self.inspect()
         except EngineError as error:
-            if not self.has_ended:
+            if not self.has_ended and self.backend is not None:
                 self.lose_backend(error.text)
             return
         if self.has_ended:
@@ -957,7 +972,7 @@ class Session(Owner):
         assert self.runtime is not None
         is_up = await self.runtime.is_up(backend.engine)
         self._is_asking = False
-        if self.has_ended:
+        if self.has_ended or self.backend is not backend:
             self._forget(backend)
         elif is_up:
             self.link.send(words)

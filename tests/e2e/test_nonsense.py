@@ -118,6 +118,21 @@ async def test_nonsense_ends_the_session_that_asked_with_08p01(
         assert await _value(connection, "select 1") == 1
 
 
+async def test_what_a_server_says_unasked_may_come_in_pieces(
+    door: Door, between: Between, bystander: psycopg.AsyncConnection[Any]
+) -> None:
+    """In transaction mode the proxy is about to ask what the statement has set, and waits for the end of it."""
+    notice = build(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0")
+    heard: list[str | None] = []
+    async with _within_reason(), await _connect(door) as connection:
+        connection.add_notice_handler(lambda said: heard.append(said.message_primary))
+        answer = build(b"C", b"SET\0") + READY + notice[:9]
+        await connection.execute(f"set application_name to 'x' -- {said(answer)}".encode())
+        between.say(notice[9:])
+        assert await _value(connection, "select 1") == 1
+    assert heard == ["hello"]
+
+
 @pytest.mark.parametrize("error", [UNCODED, ENDLESS], ids=["no code", "no end"])
 async def test_a_malformed_error_is_an_error_like_others(
     door: Door, bystander: psycopg.AsyncConnection[Any], error: bytes

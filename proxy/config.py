@@ -240,6 +240,14 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     """A switch does not begin while more sessions than that are in a transaction; 0: no limit."""
     catchup_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 4.0
     """How long the target may take to reach the fenced position, in seconds; then the switch is undone."""
+    sync: Annotated[Literal["synchronous", "semi_synchronous"], Meta(extra=RELOADABLE)] = "synchronous"
+    """Who must have all that the source wrote before the target is promoted. `synchronous`: the target.
+    `semi_synchronous`: `min_replicas` engines of the service, the target among them."""
+    min_replicas: Annotated[int, Meta(ge=1, le=100, extra=RELOADABLE)] = 2
+    """With `sync` semi_synchronous: engines that must have it, the target counted."""
+    in_doubt: Annotated[Literal["block", "commit", "rollback"], Meta(extra=RELOADABLE)] = "block"
+    """What becomes of prepared transactions (PREPARE TRANSACTION, XA) that nobody has ended when the source is fenced:
+    `block` refuses or undoes the switch and names them; `commit` and `rollback` end all of them."""
     sequence_margin: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 1_000
     """Steps by which the sequences of a target go on ahead of the source's, with `replication` logical."""
     promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0

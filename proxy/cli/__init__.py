@@ -276,7 +276,7 @@ def _exit_unless_ready(readiness: dict[str, Any]) -> None:
 def switch(
     target: Target,
     service: Service = None,
-    strategy: Annotated[str, typer.Option("--strategy", help="How; this version has `graceful`.")] = "graceful",
+    strategy: Annotated[str, typer.Option("--strategy", help="`graceful`, or `immediate`: no drain.")] = "graceful",
     drain_timeout: Annotated[
         float | None,
         typer.Option(
@@ -289,6 +289,13 @@ def switch(
             "--max-pending-transactions", min=0, metavar="N", help="Do not begin with more open than that; 0: no limit."
         ),
     ] = None,
+    transaction_abort: Annotated[
+        bool,
+        typer.Option(
+            "--force-transaction-abort/--no-force-transaction-abort",
+            help="Of an immediate switch: end open transactions, or do it at once or not at all.",
+        ),
+    ] = True,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although a check failed, unless it keeps data safe.")
     ] = False,
@@ -306,6 +313,8 @@ def switch(
     body = {"target_engine": target, "strategy": strategy, "force": force, "dry_run": dry_run, "reason": reason}
     if drain_timeout is not None:
         body["drain_timeout_seconds"] = drain_timeout
+    if not transaction_abort:
+        body["force_transaction_abort"] = False
     if max_pending is not None:
         body["max_pending_transactions"] = max_pending
     try:

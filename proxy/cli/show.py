@@ -353,6 +353,10 @@ def _show_proof(out: Console, report: Json) -> None:
                 f", {hook['took_ms']:.0f} ms",
             )
         )
+    if report.get("replicas"):
+        out.print(f"these had it before the promotion: {', '.join(report['replicas'])}")
+    if report.get("in_doubt_resolved"):
+        out.print(f"prepared transactions ended by rule: {', '.join(report['in_doubt_resolved'])}")
     if report.get("way_back"):
         out.print(f"the way back: {report['source']} {report['way_back']}")
 

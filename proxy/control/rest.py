@@ -47,7 +47,8 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     target_engine: Annotated[str, Meta(min_length=1, max_length=63, description="Name of the engine to go to.")]
     strategy: Annotated[
-        Literal["graceful", "immediate", "rolling", "canary"], Meta(description="This version has `graceful`.")
+        Literal["graceful", "immediate", "rolling", "canary"],
+        Meta(description="This version has `graceful` and `immediate`."),
     ] = "graceful"
     drain_timeout_seconds: (
         Annotated[
@@ -75,6 +76,9 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         ]
         | None
     ) = None
+    force_transaction_abort: Annotated[
+        bool, Meta(description="Of an immediate switch: end open transactions; false: do it at once or not at all.")
+    ] = True
     force: Annotated[bool, Meta(description="Go on although a check failed, unless the check keeps data safe.")] = False
     dry_run: Annotated[bool, Meta(description="Only run the checks.")] = False
     reason: Annotated[str, Meta(max_length=500, description="Kept in the record.")] = ""
@@ -196,6 +200,7 @@ async def switch(
         drain_timeout_s=data.drain_timeout_seconds,
         on_drain_expired=data.on_drain_expired,
         max_pending_transactions=data.max_pending_transactions,
+        force_transaction_abort=data.force_transaction_abort,
         force=data.force,
         reason=data.reason,
         requested_by=_caller(request).name,

@@ -319,6 +319,11 @@ class Engine(abc.ABC):
         for a client meanwhile. Who arms must, whatever happens, go on to `fence` or `unfence`."""
 
     @abc.abstractmethod
+    async def resolve_in_doubt(self, how: Literal["commit", "rollback"], timeout_s: float = 5.0) -> list[str]:
+        """End every prepared transaction, in one way. Returns their names. Raises EngineError at the first that cannot
+        be ended."""
+
+    @abc.abstractmethod
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         """Make the server refuse writes, end client sessions that are not in `own_backend_pids`, and verify both.
 

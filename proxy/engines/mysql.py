@@ -24,7 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import pymysql
 import pymysql.cursors
@@ -477,6 +477,15 @@ class MySqlEngine(Engine):
 
         await asyncio.gather(self._acting.run(warm, timeout_s), self._watching.run(self._read_only, timeout_s))
 
+    async def resolve_in_doubt(self, how: Literal["commit", "rollback"], timeout_s: float = 5.0) -> list[str]:
+        def resolve(link: _Link) -> list[str]:
+            names = _in_doubt(link)
+            for xid in _xids(link, is_maria=self._flavour == "mariadb"):
+                link.ask(f"xa {how} {xid}")
+            return names
+
+        return await self._acting.run(resolve, timeout_s)
+
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         own = {*own_backend_pids, *self._admin_ids()}
         return await self._acting.run(lambda link: self._fence(link, own, timeout_s), timeout_s)
@@ -713,7 +722,21 @@ def _quoted(names: Collection[str]) -> str:
 
 
 def _in_doubt(link: _Link) -> list[str]:
-    return [str(row["data"]) for row in link.ask("xa recover")]
+    names = [row["data"] for row in link.ask("xa recover")]
+    # MariaDB gives bytes.
+    return [name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _xids(link: _Link, *, is_maria: bool) -> list[str]:
+    """Prepared transactions as XA COMMIT wants them: `X'gtrid',X'bqual',format`."""
+    if is_maria:
+        return [str(row["data"]) for row in link.ask("xa recover format = 'sql'")]
+    found = []
+    for row in link.ask("xa recover convert xid"):
+        data = str(row["data"]).removeprefix("0x")
+        cut = 2 * int(row["gtrid_length"])
+        found.append(f"X'{data[:cut]}',X'{data[cut:]}',{int(row['formatID'])}")
+    return found
 
 
 def _replica(link: _Link) -> dict[str, Any]:

@@ -42,7 +42,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import asyncpg
 
@@ -593,6 +593,21 @@ class PostgresEngine(Engine):
             # Not before the setting is in force: who comes between look and setting would be seen by neither.
             present, code = await asyncio.gather(first.fetchrow(_PRESENT), self._refused_with())
             self._armed = _Armed(code, frozenset(present["clients"]), present["has_workers"])
+
+    async def resolve_in_doubt(self, how: Literal["commit", "rollback"], timeout_s: float = 5.0) -> list[str]:
+        async with self._act(timeout_s) as (first, _):
+            rows = await first.fetch(
+                "select gid, database::text as database, quote_literal(gid) as quoted from pg_prepared_xacts order by 2, 1"
+            )
+            for database in dict.fromkeys(row["database"] for row in rows):
+                there = await self._open(timeout_s, database, default_transaction_read_only="off")
+                try:
+                    for row in rows:
+                        if row["database"] == database:
+                            await there.execute(f"{how} prepared {row['quoted']}")
+                finally:
+                    there.terminate()
+        return [row["gid"] for row in rows]
 
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         began_ns = time.monotonic_ns()

@@ -102,6 +102,10 @@ class Evidence:
         self.source_position: Position | None = None
         self.target_position: Position | None = None
         self.hooks: list[HookResult] = []
+        self.resolved: list[str] = []
+        """Prepared transactions that were ended by rule."""
+        self.replicas: list[str] = []
+        """With a semi-synchronous gate: who has the fenced position."""
         self.way_back = ""
         """How the source follows the target afterwards; empty: it does not, and was not to."""
         self.waiting_for: list[str] = []
@@ -219,6 +223,8 @@ class Evidence:
             },
             "fence": msgspec.to_builtins(self.proof) if self.proof else None,
             "hooks": msgspec.to_builtins(self.hooks),
+            "in_doubt_resolved": self.resolved,
+            "replicas": self.replicas,
             "way_back": self.way_back or None,
             "audit": None,
         }

@@ -75,6 +75,8 @@ class Findings(msgspec.Struct, kw_only=True):
     target_rights: list[MissingRight] = []
     target_capacity: Capacity | None = None
     """None: the target could not say."""
+    others: list[EngineState] = []
+    """Further engines of the service that replicate."""
     in_doubt: list[str] = []
     outside: list[OutsideSession] = []
     transactions: list[OpenTransaction] = []

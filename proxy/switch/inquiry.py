@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from proxy import ipc
-from proxy.engines.engine import Engine
+from proxy.engines.engine import Engine, Role
 from proxy.engines.postgres_logical import lsn_number
 from proxy.errors import EngineError
 from proxy.switch import parity
@@ -33,13 +33,16 @@ async def inquire(
     kind: Kind = "stream",
     databases: Collection[str] = (),
     known: Comparison | None = None,
+    others: Collection[Engine] = (),
 ) -> Findings:
     """Everything `readiness.judge` wants to know; less where source and target are to be one server. Changes nothing;
     engines that are down are a finding, not an error. `known` is a comparison of a moment ago, which is not made again.
 
     The engines' switch connections are used: not while a switch runs on them.
     """
-    source_state, target_state = await asyncio.gather(source.probe(PROBE_TIMEOUT_S), target.probe(PROBE_TIMEOUT_S))
+    source_state, target_state, *more = await asyncio.gather(
+        *(engine.probe(PROBE_TIMEOUT_S) for engine in (source, target, *others))
+    )
     if kind == "logical" and source_state.position is not None and target_state.position is not None:
         # Both are places in the source's WAL; a subscriber alone cannot tell how far that goes.
         behind = lsn_number(source_state.position.text) - lsn_number(target_state.position.text)
@@ -52,6 +55,7 @@ async def inquire(
         workers=len(figures),
         workers_wanted=workers_wanted,
         comparison=known,
+        others=[state for state in more if state.role is Role.STANDBY and state.is_replicating],
     )
     own = [one for worker in figures for one in worker.services if one.service == service]
     findings.backends = sum(pool.idle + pool.in_use for one in own for pool in one.pools if pool.engine == source.name)

@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -34,7 +34,7 @@ import structlog
 from proxy import ipc
 from proxy.clock import Clock
 from proxy.config import ServiceConfig, SwitchConfig, parse_address
-from proxy.engines.engine import Engine, EngineState, Leader, Role
+from proxy.engines.engine import Engine, EngineState, Leader, Position, Role
 from proxy.errors import Conflict, EngineError, NotFound
 from proxy.switch import hooks
 from proxy.switch import run as core
@@ -215,6 +215,7 @@ class Orchestrator:
             findings = await inquire(
                 service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted,
                 kind=config.replication, databases=config.databases, known=known,
+                others=[one for name, one in self._engines[service].items() if name not in (source.name, target.name)],
             )  # fmt: skip
             if findings.comparison is not None:
                 self._compared[pair] = findings.comparison
@@ -569,14 +570,12 @@ class Orchestrator:
                 self._ask(running, Act.ARM_FENCE, partial(self._fence_armed, source))
             case core.Fence(pids):
                 evidence.fence = Span(now_ns)
-                self._ask(running, Act.FENCE, partial(self._fenced, source, pids, evidence))
+                self._ask(running, Act.FENCE, partial(self._fenced, running, pids))
             case core.ReadPosition():
                 evidence.catchup = Span(self._clock.now_ns())
                 self._ask(running, Act.READ_POSITION, partial(self._position_read, source, evidence))
             case core.AwaitPosition(position, timeout_s):
-                self._ask(
-                    running, Act.AWAIT_POSITION, partial(self._position_awaited, target, position, timeout_s, evidence)
-                )
+                self._ask(running, Act.AWAIT_POSITION, partial(self._position_awaited, running, position, timeout_s))
             case core.Promote(timeout_s):
                 evidence.promotion = Span(now_ns)
                 self._ask(running, Act.PROMOTE, partial(self._promoted, running, timeout_s))
@@ -645,7 +644,11 @@ class Orchestrator:
         await source.arm(ENGINE_PREPARE_TIMEOUT_S)
         return core.FenceArmed()
 
-    async def _fenced(self, source: Engine, pids: Iterable[int], evidence: Evidence) -> core.Fact:
+    async def _fenced(self, running: _Running, pids: Iterable[int]) -> core.Fact:
+        source, evidence, rule = running.source, running.evidence, running.config.switch.in_doubt
+        if rule != "block":
+            # While it may: a fence binds XA COMMIT on MySQL. Nobody of ours can prepare another one.
+            evidence.resolved = [f"{rule} {name}" for name in await source.resolve_in_doubt(rule, FENCE_TIMEOUT_S)]
         proof = await source.fence(frozenset(pids), FENCE_TIMEOUT_S)
         evidence.fence.ended_ns = self._clock.now_ns()
         evidence.proof = proof
@@ -656,12 +659,27 @@ class Orchestrator:
         evidence.source_position = position
         return core.PositionRead(position)
 
-    async def _position_awaited(self, target: Engine, position: Any, timeout_s: float, evidence: Evidence) -> core.Fact:
-        reached = await target.wait_reached(position, timeout_s)
+    async def _position_awaited(self, running: _Running, position: Position, timeout_s: float) -> core.Fact:
+        evidence, limits = running.evidence, running.config.switch
+        reached = await running.target.wait_reached(position, timeout_s)
+        lacking = ""
+        if reached and limits.sync == "semi_synchronous" and limits.min_replicas > 1:
+            others = self._others(running.record)
+            evidence.replicas = [
+                running.target.name,
+                *await _have(others, position, limits.min_replicas - 1, timeout_s),
+            ]
+            reached = len(evidence.replicas) >= limits.min_replicas
+            lacking = f"{limits.min_replicas - len(evidence.replicas)} more of {limits.min_replicas} replicas"
         evidence.catchup.ended_ns = self._clock.now_ns()
         if reached:
             evidence.target_position = position
-        return core.PositionAwaited(reached)
+        return core.PositionAwaited(reached, "" if reached else lacking)
+
+    def _others(self, record: SwitchRecord) -> list[Engine]:
+        """Engines of the service that a switch neither leaves nor goes to."""
+        engines = self._engines[record.service]
+        return [engine for name, engine in engines.items() if name not in (record.source, record.target)]
 
     async def _promoted(self, running: _Running, timeout_s: float) -> core.Fact:
         by_hook = any(hook.at == "promote" for hook in running.config.hook)
@@ -736,6 +754,28 @@ def _failed(act: Act | None, why: str) -> core.Fact:
         silent = EngineState(name="", is_reachable=False, why=why)
         return core.Looked(silent, silent)
     return core.ActFailed(act, why)
+
+
+async def _have(engines: Iterable[Engine], position: Position, wanted: int, timeout_s: float) -> list[str]:
+    """Names of the first `wanted` engines that have the position; fewer at the deadline."""
+
+    async def has(engine: Engine) -> str:
+        try:
+            return engine.name if await engine.wait_reached(position, timeout_s) else ""
+        except EngineError as error:
+            _log.warning("a replica cannot be asked", engine=engine.name, why=error.text)
+            return ""
+
+    waiting = [spawn(has(engine), name=f"position of {engine.name}") for engine in engines]
+    found: list[str] = []
+    try:
+        for one in asyncio.as_completed(waiting):
+            found += filter(None, [await one])
+            if len(found) >= wanted:
+                break
+    finally:
+        await cancel_and_wait(*waiting)
+    return found
 
 
 async def _abandoned(engine: Engine) -> None:

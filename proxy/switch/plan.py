@@ -16,13 +16,16 @@ from proxy.config import ServiceConfig, SwitchConfig
 from proxy.errors import PlanRefused
 from proxy.switch.state import Phase
 
-STRATEGIES: Final = ("graceful",)
+STRATEGIES: Final = ("graceful", "immediate")
 """Strategies of this version."""
 
 KNOWN_STRATEGIES: Final = ("graceful", "immediate", "rolling", "canary")
 """All names there are; those that are not in `STRATEGIES` are refused with a text that says so."""
 
 DRAIN_TIMEOUT_S_MAX: Final = 3_600.0
+
+IMMEDIATE_DRAIN_S: Final = 0.05
+"""The drain of an immediate switch: what is answered by then is not ended."""
 
 DRAIN_RESERVE_S: Final = 0.5
 """Part of `hold_ms_max` (at most a quarter of it) that the drain leaves to fence, catch-up and promotion."""
@@ -42,6 +45,8 @@ class SwitchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`abort`, `terminate` or `leave`."""
     max_pending_transactions: int | None = None
     """Do not begin with more sessions in a transaction than that; 0: no limit."""
+    force_transaction_abort: bool = True
+    """Of an immediate switch: end the sessions that are not at a boundary; false: do it at once or not at all."""
     force: bool = False
     """Go on although a check that may be overridden failed. Never overrides what keeps data safe."""
     dry_run: bool = False
@@ -113,6 +118,9 @@ def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
             f"max_pending_transactions cannot be {plan.max_pending_transactions}", hint="0 for no limit, or more"
         )
     on_drain_expired = plan.on_drain_expired or service.switch.on_drain_expired
+    if plan.strategy == "immediate":
+        drain_timeout_s = IMMEDIATE_DRAIN_S
+        on_drain_expired = "terminate" if plan.force_transaction_abort else "abort"
     if on_drain_expired not in ("abort", "terminate", "leave"):
         raise PlanRefused(f"on_drain_expired cannot be {on_drain_expired!r}", hint="abort, terminate or leave")
     if on_drain_expired == "leave" and service.replication != "none":

@@ -253,14 +253,40 @@ def _capacity(findings: Findings, _: SwitchConfig) -> Check:
     return Check(name="capacity", verdict="pass", found=found, limit=str(needed))
 
 
-def _in_doubt(findings: Findings, _: SwitchConfig) -> Check:
+def _gate(findings: Findings, limits: SwitchConfig) -> Check | None:
+    if limits.sync != "semi_synchronous":
+        return None
+    replicas = [findings.target.name, *(one.name for one in findings.others)]
+    found = f"{len(replicas)} of {limits.min_replicas} engines replicate: {some(replicas)}"
+    if len(replicas) >= limits.min_replicas:
+        return Check(name="replicas", verdict="pass", found=found, limit=str(limits.min_replicas))
+    return Check(
+        name="replicas",
+        verdict="fail",
+        found=found,
+        limit=f"min_replicas: {limits.min_replicas}",
+        remedy="let more engines of the service replicate, or lower min_replicas",
+    )
+
+
+def _in_doubt(findings: Findings, limits: SwitchConfig) -> Check:
     doubt = findings.in_doubt
     if not doubt:
         return Check(name="prepared_transactions", verdict="pass", found="none in doubt")
+    found = f"{len(doubt)} in doubt: {some(doubt)}"
+    if limits.in_doubt != "block":
+        done = "committed" if limits.in_doubt == "commit" else "rolled back"
+        return Check(
+            name="prepared_transactions",
+            verdict="warn",
+            found=found,
+            limit="none",
+            remedy=f"those that are left at the fence are {done}, as in_doubt says",
+        )
     return Check(
         name="prepared_transactions",
         verdict="fail",
-        found=f"{len(doubt)} in doubt: {some(doubt)}",
+        found=found,
         limit="none",
         remedy=f"commit or roll them back on {findings.source.name}: a fence does not bind them",
         is_overridable=True,
@@ -372,6 +398,7 @@ CHECKS: Final = (
     _Row(_target_role, _MOVES),
     _Row(_version, _MOVES),
     _Row(_lag, _MOVES),
+    _Row(_gate, _MOVES),
     _Row(_rights, _MOVES),
     _Row(_capacity, _ALWAYS),
     _Row(about(parity.settings), _MOVES),

@@ -30,6 +30,7 @@ from typing import Final
 
 from proxy import ipc
 from proxy.engines.engine import EngineState, FenceProof, Position, Role
+from proxy.switch.findings import some
 from proxy.switch.plan import SwitchPlan, drain_in_force
 from proxy.switch.readiness import Check, failures
 from proxy.switch.state import ABORTABLE, ENDED, Event, Phase, after
@@ -156,9 +157,10 @@ class PositionRead:
 
 @dataclass(frozen=True, slots=True)
 class PositionAwaited:
-    """`reached` is false when the deadline came first."""
+    """`reached` is false when the deadline came first; `lacking` says who has not, where it is not the target."""
 
     reached: bool
+    lacking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,6 +480,8 @@ class SwitchRun:
         self._verify_expired = False
         self._was_let_go = False
         self._may_stay = plan.on_drain_expired == "leave"
+        # The drain is over, and who is left is ended.
+        self._terminates = False
         # Workers were told to leave behind who does not come to a boundary. After a restart of the supervisor in
         # `cutting_over` nobody waits for these sessions again.
         self._leaves = self._may_stay and phase is Phase.CUTTING_OVER
@@ -629,8 +633,10 @@ class SwitchRun:
                 return self._prepared(worker, said)
             case ipc.OpeningStopped():
                 return self._opening_stopped(worker)
-            case ipc.Draining() if self.phase is Phase.HOLDING and said.draining > 0:
-                return self._enter(Event.STILL_DRAINING)
+            case ipc.Draining() if self.phase in (Phase.HOLDING, Phase.DRAINING) and said.draining > 0:
+                orders = self._enter(Event.STILL_DRAINING) if self.phase is Phase.HOLDING else []
+                # Some may have begun to drain after the word went out: a short deadline overtakes the hold.
+                return [*orders, *self._terminate([worker])] if self._terminates else orders
             case ipc.AllHeld():
                 return self._all_held(worker, said)
             case ipc.Retargeted() if self.phase is Phase.CUTTING_OVER and said.epoch == self.epoch:
@@ -680,14 +686,19 @@ class SwitchRun:
             case Approached() if self.phase is Phase.PREPARING:
                 self._approached = True
                 return self._when_prepared()
-            case Fenced() if self.phase is Phase.FENCING:
+            case Fenced(proof) if self.phase is Phase.FENCING:
+                if proof.prepared_in_doubt and not self.plan.force:
+                    return self._trouble(
+                        f"prepared transactions in doubt on {self.plan.source}: {some(proof.prepared_in_doubt)}",
+                        f"commit or roll them back on {self.plan.source}, set `in_doubt`, or plan with --force",
+                    )
                 return [*self._enter(Event.FENCED), ReadPosition()]
             case PositionRead(position) if self.phase is Phase.CATCHING_UP:
                 return [AwaitPosition(position, self._catchup_timeout_s)]
-            case PositionAwaited(reached) if self.phase is Phase.CATCHING_UP:
+            case PositionAwaited(reached, lacking) if self.phase is Phase.CATCHING_UP:
                 if not reached:
                     return self._trouble(
-                        f"{self.plan.target} did not reach the position of {self.plan.source} "
+                        f"{lacking or self.plan.target} did not reach the position of {self.plan.source} "
                         f"within {self._catchup_timeout_s:g} s",
                         "look at its replication lag, or raise catchup_timeout_s",
                     )
@@ -969,11 +980,8 @@ class SwitchRun:
 
     def _drain_expired(self, missing: list[int]) -> list[Order]:
         if self.plan.on_drain_expired == "terminate":
-            reason = f"the connection is moving to another server and waited {self.drain_s:g} s for this transaction"
-            return [
-                self._tell(worker, ipc.Terminate(switch=self.id, service=self.plan.service, reason=reason))
-                for worker in missing
-            ]
+            self._terminates = True
+            return self._terminate(missing)
         if self._may_stay:
             self._leaves = True
             return [self._tell(worker, self._leave()) for worker in missing]
@@ -983,6 +991,13 @@ class SwitchRun:
             + (", which is what hold_ms_max leaves of the drain timeout" if is_cut else ""),
             "see `waiting_for` in the report; give more time, or plan with on_drain_expired = terminate",
         )
+
+    def _terminate(self, workers: Iterable[int]) -> list[Order]:
+        reason = f"the connection is moving to another server and waited {self.drain_s:g} s for this transaction"
+        return [
+            self._tell(worker, ipc.Terminate(switch=self.id, service=self.plan.service, reason=reason))
+            for worker in workers
+        ]
 
     def _worker_joined(self, worker: int, is_in_switch: bool) -> list[Order]:
         """Repeat what this worker has to do now; one that has done it already says so again.

@@ -87,6 +87,40 @@ async def test_sessions_move_and_those_that_cannot_stay(
             await one.close()
 
 
+async def test_an_immediate_switch_ends_open_transactions_with_an_error_that_says_why(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    dsn = Door(name="session", port=turnout.port).dsn()
+    idle = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    busy = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    try:
+        before = await _pid(idle)
+        await busy.execute("begin")
+        with pytest.raises(psycopg.errors.AdminShutdown, match="moving to another server"):
+            ended, _ = await asyncio.gather(
+                turnout.switch("two", strategy="immediate"), busy.execute("select pg_sleep(20)")
+            )
+        (record, *_) = await turnout.get("/v1/switches")
+        assert record["strategy"] == "immediate"
+
+        async def is_over() -> bool:
+            return bool((await turnout.get("/v1/switches"))[0]["phase"] == "completed")
+
+        await until(is_over, "the switch is complete")
+        assert await _pid(idle) != before
+        report = await turnout.get(f"/v1/switches/{record['id']}/report")
+        assert [one["code_sent"] for one in report["interrupted"]] == ["57P01"]
+        # At once or not at all: the one that works on is not touched.
+        await idle.execute("begin")
+        ended = await turnout.switch("one", strategy="immediate", force_transaction_abort=False)
+        assert ended["phase"] == "aborted"
+        await idle.execute("commit")
+    finally:
+        await idle.close()
+        await busy.close()
+
+
 async def test_a_portal_that_is_not_read_to_its_end_keeps_its_session_where_it_is(
     start_turnout: StartTurnout, postgres_pair: PostgresPair
 ) -> None:

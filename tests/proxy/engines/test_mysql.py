@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import pymysql
 import pytest
@@ -15,6 +16,7 @@ from proxy.engines import MySqlEngine, Position, Role
 from proxy.engines.mysql import _covers
 from proxy.errors import AuthRefused, EngineError
 from proxy.switch import parity
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -295,3 +297,24 @@ async def test_open_transactions_are_told(pair: Pair, source: MySqlEngine) -> No
     client.rollback()
     client.cursor().execute("drop table app.opened")
     client.close()
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback"])
+async def test_prepared_transactions_are_ended_by_rule(
+    pair: Pair, source: MySqlEngine, how: Literal["commit", "rollback"]
+) -> None:
+    await pair.primary.execute("create table app.doubt (i int)")
+    client = pair.primary.connect_blocking("app", "app")
+    for sql in ("xa start 'it''s','7',3", "insert into doubt values (1)", "xa end 'it''s','7',3",
+                "xa prepare 'it''s','7',3"):  # fmt: skip
+        client.cursor().execute(sql)
+    client.close()
+
+    async def is_let_go() -> bool:
+        return not await source.sessions_outside([])
+
+    await until(is_let_go, "the session that prepared it has ended")
+    assert await source.resolve_in_doubt(how) == ["it's7"]
+    assert await source.prepared_in_doubt() == []
+    assert await pair.primary.fetchval("select count(*) from app.doubt") == (1 if how == "commit" else 0)
+    await pair.primary.execute("drop table app.doubt")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -40,9 +40,10 @@ class Stage:
         folder: Path,
         workers: int = 2,
         service: Mapping[str, Any] | None = None,
+        more: Sequence[Any] = (),
         **switch: Any,
     ) -> None:
-        """`service` are more keys of the service, `switch` those of its limits."""
+        """`service` are more keys of the service, `more` further servers, `switch` keys of its limits."""
         self.pair = pair
         self.folder = folder
         self.events: list[Event] = []
@@ -56,7 +57,7 @@ class Stage:
                 user="postgres" if protocol == "postgresql" else "turnout", password=Secret(value="secret")
             ),
             auth=AuthConfig(method="trust"),
-            engine={server.name: EngineConfig(address=server.address) for server in pair.servers()},
+            engine={server.name: EngineConfig(address=server.address) for server in (*pair.servers(), *more)},
             switch=SwitchConfig(**switch),
             **(service or {}),
         )

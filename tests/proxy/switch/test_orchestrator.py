@@ -152,6 +152,7 @@ async def test_a_source_that_cannot_be_fenced_is_given_back(stage: Stage) -> Non
     record = await stage.switch()
     assert record.phase is Phase.ABORTED
     assert "could not be fenced: no" in record.error
+    assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
     assert await stage.writable() == [stage.source.name]
 
 
@@ -174,6 +175,7 @@ async def test_a_target_that_does_not_catch_up_in_time_gives_the_source_back(sta
     record = await stage.switch()
     assert record.phase is Phase.ABORTED
     assert "did not reach the position" in record.error
+    assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
     assert await stage.writable() == [stage.source.name]
 
 
@@ -182,7 +184,82 @@ async def test_a_worker_that_does_not_hold_is_given_up_at_the_drain_deadline(sta
     record = await stage.switch(drain_timeout_s=0.05)
     assert record.phase is Phase.ABORTED
     assert "0.05 s" in record.error
+    assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
     assert await stage.writable() == [stage.source.name]
+
+
+async def test_a_promotion_that_fails_gives_the_source_back_within_a_second(stage: Stage) -> None:
+    async def refuses(*args: object, **named: object) -> None:
+        raise EngineError("no")
+
+    stage.target.promote = refuses  # type: ignore[method-assign]
+    record = await stage.switch()
+    assert record.phase is Phase.ABORTED
+    assert "could not be promoted: no" in record.error
+    assert record.stamps["aborted"] - record.stamps["promoting"] < 1_000_000
+    assert await stage.writable() == [stage.source.name]
+
+
+# --- gates, prepared transactions ----------------------------------------------------------------------------------
+
+
+async def test_what_was_prepared_since_the_checks_undoes_the_switch_by_name(stage: Stage) -> None:
+    primary = stage.pair.primary
+
+    async def nothing() -> list[str]:
+        return []
+
+    stage.source.prepared_in_doubt = nothing  # type: ignore[method-assign]
+    await primary.execute("begin; select txid_current(); prepare transaction 'order 7'")
+    try:
+        record = await stage.switch()
+        assert record.phase is Phase.ABORTED
+        assert "prepared transactions in doubt" in record.error
+        assert "order 7" in record.error
+        assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
+    finally:
+        await primary.execute("rollback prepared 'order 7'")
+
+
+@pytest.mark.parametrize("rule", ["commit", "rollback"])
+async def test_what_is_in_doubt_is_ended_by_rule(pair: PostgresPair, tmp_path: Path, rule: str) -> None:
+    stage = Stage(pair, tmp_path, in_doubt=rule)
+    primary, target = pair.primary, pair.standby
+    try:
+        await primary.execute("drop table if exists doubt")
+        await primary.execute("create table doubt (n int)")
+        await primary.execute("begin; insert into doubt values (1); prepare transaction 'it''s 7'")
+        record = await stage.switch()
+        assert record.phase is Phase.COMPLETED, record.error
+        assert stage.journal.report(record.id)["in_doubt_resolved"] == [f"{rule} it's 7"]
+        assert await target.fetchval("select count(*) from doubt") == (1 if rule == "commit" else 0)
+        assert await target.fetchval("select count(*) from pg_prepared_xacts") == 0
+    finally:
+        await stage.close()
+        await pair.swap()
+
+
+async def test_a_semi_synchronous_switch_waits_for_further_replicas(pair: PostgresPair, tmp_path: Path) -> None:
+    grey = await pair.primary.clone_to("grey")
+    stage = Stage(pair, tmp_path, more=[grey], sync="semi_synchronous", min_replicas=2, catchup_timeout_s=0.5)
+    reached = stage.engines["grey"].wait_reached
+    try:
+
+        async def never(*args: object) -> bool:
+            return False
+
+        stage.engines["grey"].wait_reached = never  # type: ignore[method-assign, assignment]
+        record = await stage.switch()
+        assert record.phase is Phase.ABORTED
+        assert "1 more of 2 replicas did not reach" in record.error
+        stage.engines["grey"].wait_reached = reached  # type: ignore[method-assign]
+        record = await stage.switch()
+        assert record.phase is Phase.COMPLETED, record.error
+        assert stage.journal.report(record.id)["replicas"] == [stage.target.name, "grey"]
+    finally:
+        await stage.close()
+        await grey.stop("immediate")
+        await pair.swap()
 
 
 # --- hooks --------------------------------------------------------------------------------------------------------

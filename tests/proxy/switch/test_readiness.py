@@ -220,6 +220,22 @@ def test_no_more_open_transactions_than_the_limit_and_without_one_any_number() -
         assert check.is_overridable is (verdict == "fail")
 
 
+def test_a_rule_for_what_is_in_doubt_turns_the_refusal_into_a_warning() -> None:
+    checks = judge(_found(in_doubt=["order 7"]), SwitchConfig(in_doubt="rollback"))
+    (check,) = [one for one in checks if one.name == "prepared_transactions"]
+    assert (check.verdict, check.found) == ("warn", "1 in doubt: order 7")
+    assert "rolled back" in check.remedy
+
+
+def test_a_semi_synchronous_gate_needs_so_many_replicas() -> None:
+    grey = msgspec.structs.replace(TARGET, name="grey")
+    for others, verdict in (([], "fail"), ([grey], "pass")):
+        checks = judge(_found(others=others), SwitchConfig(sync="semi_synchronous", min_replicas=2))
+        (check,) = [one for one in checks if one.name == "replicas"]
+        assert (check.verdict, check.is_overridable) == (verdict, False)
+    assert "replicas" not in _judged(_found())
+
+
 def test_the_lag_is_told_in_bytes_and_in_milliseconds() -> None:
     assert _judged(_found(target={"lag_bytes": 1_048_576, "lag_ms": 12.0}))["lag"].found == "1,048,576 bytes, 12 ms"
 

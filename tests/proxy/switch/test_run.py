@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from proxy import ipc
+from proxy.config import AdminConfig, AuthConfig, EngineConfig, ServiceConfig
 from proxy.engines.engine import EngineState
 from proxy.switch import run as core
+from proxy.switch.plan import IMMEDIATE_DRAIN_S, SwitchPlan, accept
 from proxy.switch.readiness import Check
 from proxy.switch.run import Act, Timer, Verdict, decide
 from proxy.switch.state import ABORTABLE, ENDED, Phase
@@ -37,6 +40,14 @@ from tests.proxy.switch.playbook import (
     retarget,
     retargeted,
     stop_opening,
+)
+
+SERVICE = ServiceConfig(
+    protocol="postgresql",
+    active="blue",
+    admin=AdminConfig(user="turnout"),
+    auth=AuthConfig(method="trust"),
+    engine={"blue": EngineConfig(address="a:1"), "green": EngineConfig(address="b:1")},
 )
 
 
@@ -153,6 +164,33 @@ def test_force_does_not_override_what_keeps_data_safe() -> None:
 
 def test_a_dry_run_ends_after_the_checks() -> None:
     Playbook(a_run(dry_run=True)).begins().sees(core.Examined([PASSED])).does(core.Enter(Phase.COMPLETED))
+
+
+def test_an_immediate_switch_ends_who_is_not_at_a_boundary_also_if_the_word_comes_too_early() -> None:
+    plan = accept(SwitchPlan(service="app", target="green", strategy="immediate"), SERVICE, "blue")
+    assert (plan.drain_timeout_s, plan.on_drain_expired) == (IMMEDIATE_DRAIN_S, "terminate")
+    play = play_to(Phase.HOLDING, drain_timeout_s=plan.drain_timeout_s, on_drain_expired=plan.on_drain_expired)
+    play.sees(all_held(1), core.TimerRang(Timer.DRAIN))
+    ended = [order for order in play.orders if isinstance(order, core.Tell)]
+    assert [(order.worker, type(order.order)) for order in ended] == [(0, ipc.Terminate)]
+    play.sees(draining(0))
+    assert play.run.phase is Phase.DRAINING
+    assert [type(order.order) for order in play.orders if isinstance(order, core.Tell)] == [ipc.Terminate]
+    careful = SwitchPlan(service="app", target="green", strategy="immediate", force_transaction_abort=False)
+    assert accept(careful, SERVICE, "blue").on_drain_expired == "abort"
+
+
+def test_what_is_in_doubt_at_the_fence_undoes_the_switch_by_name_unless_forced() -> None:
+    proof = msgspec.structs.replace(PROOF, prepared_in_doubt=["order 7"])
+    play = play_to(Phase.FENCING).sees(core.Fenced(proof)).does(core.Enter(Phase.ABORTING), core.Unfence())
+    assert "in doubt on blue: order 7" in play.run.error
+    play_to(Phase.FENCING, force=True).sees(core.Fenced(proof)).stands_in(Phase.CATCHING_UP)
+
+
+def test_replicas_that_lag_undo_the_switch_by_their_number() -> None:
+    play = play_to(Phase.CATCHING_UP).sees(core.PositionAwaited(False, "1 more of 2 replicas"))
+    play.stands_in(Phase.ABORTING)
+    assert play.run.error.startswith("1 more of 2 replicas did not reach the position of blue")
 
 
 # --- undoing ------------------------------------------------------------------------------------------------------

@@ -372,7 +372,7 @@ class MysqlTarget(TrackerTarget):
         return mysql.Relay(deprecates_eof=shares, shares=shares)
 
     def link(self, relay: Any, notes: dict[str, Any]) -> None:
-        relay.link(mysql.FACTS, notes)
+        relay.link(mysql.TRACKING_FACTS, notes)
 
     def make_server(self) -> Any:
         return None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocols.errors import ProtocolViolation
 from protocols.mysql import constants as c
-from protocols.mysql.messages import command, lenenc, packet
+from protocols.mysql.messages import command, lenenc, lenenc_bytes, packet
 from tests.protocols.mysql.relay import (
     AUTOCOMMIT,
     CURSOR,
@@ -18,9 +18,11 @@ from tests.protocols.mysql.relay import (
     LAST_ROW,
     MORE,
     PING,
+    TRACKING_FACTS,
     Relay,
     Speech,
     column_payload,
+    eof_payload,
     err_payload,
     execute,
     fetch_rows,
@@ -30,6 +32,7 @@ from tests.protocols.mysql.relay import (
     prepare,
     query,
     row_payload,
+    told_payload,
 )
 
 
@@ -48,6 +51,9 @@ def turns(speech: Speech) -> list[Turn]:
     types = b"\x08\0\xfd\0"
     many = b"".join(bytes([number % 200, 0]) for number in range(200))
     unknown = command(0x66, b"abc")
+    tells = eof_payload(AUTOCOMMIT | c.SERVER_SESSION_STATE_CHANGED)
+    if speech.deprecates_eof:
+        tells = told_payload((5, b"\x08_______L"), (4, b"\0"), header=c.EOF)
     return [
         Turn(PING, numbered([ok_payload(affected=70_000, info=b"x" * 30)])),
         Turn(query("select a, b from t"), numbered([*rows, speech.end()])),
@@ -82,6 +88,10 @@ def turns(speech: Speech) -> list[Turn]:
         Turn(command(c.COM_FIELD_LIST, b"t\0"), numbered([column_payload(), speech.end()])),
         Turn(command(c.COM_SET_OPTION, b"\1\0"), numbered([speech.end()])),
         Turn(command(c.COM_RESET_CONNECTION), numbered([ok_payload()])),
+        Turn(query("call tells()"), numbered([told_payload((2, b"1"), (1, lenenc_bytes(b"other")), info=b"told")])),
+        Turn(query("select tells()"), numbered([*rows, tells])),
+        Turn(query("insert into t values (1), (2)"), numbered([b"\0\2\xfc\1\1\2\0\0\0"])),
+        Turn(query("select last_insert_id(), found_rows()"), numbered([*rows, speech.end()])),
     ]  # fmt: skip
 
 
@@ -100,11 +110,11 @@ def cut(data: bytes, marks: list[int]) -> list[bytes]:
 
 
 MARKS = st.lists(st.integers(0, 100_000), max_size=8)
-PLAN = st.lists(st.tuples(st.integers(0, 29), MARKS, MARKS), min_size=1, max_size=12)
+PLAN = st.lists(st.tuples(st.integers(0, 33), MARKS, MARKS), min_size=1, max_size=12)
 
 
 def relay_after_switch(*, deprecates_eof: bool, is_switched: bool) -> Relay:
-    relay = Relay(deprecates_eof=deprecates_eof)
+    relay = Relay(deprecates_eof=deprecates_eof, facts=TRACKING_FACTS)
     if is_switched:
         # Another backend, on which everything has another id.
         speech = relay.speech
@@ -136,7 +146,7 @@ def test_any_cut_gives_the_same_bytes_and_the_same_state(
     assert whole.tracker.is_idle()
 
 
-@given(index=st.integers(0, 29), deprecates_eof=st.booleans(), is_switched=st.booleans())
+@given(index=st.integers(0, 33), deprecates_eof=st.booleans(), is_switched=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_byte_by_byte_is_a_cut_too(index: int, deprecates_eof: bool, is_switched: bool) -> None:
     whole = relay_after_switch(deprecates_eof=deprecates_eof, is_switched=is_switched)
@@ -166,7 +176,7 @@ def nasty_packets() -> st.SearchStrategy[bytes]:
 @given(
     requests=st.lists(st.one_of(nasty_packets(), st.binary(max_size=30)), max_size=6),
     answers=st.lists(st.one_of(nasty_packets(), st.binary(max_size=30)), max_size=6),
-    begun=st.lists(st.integers(0, 29), max_size=3),
+    begun=st.lists(st.integers(0, 33), max_size=3),
     deprecates_eof=st.booleans(),
 )
 @settings(max_examples=300, deadline=None)

@@ -10,14 +10,14 @@
 # clean root made by debootstrap, then starts the entry point in it as the image's user.
 
 FROM debian:bookworm-slim AS build
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev libssl-dev python3-dev python3-venv
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev libssl-dev libzstd-dev python3-dev python3-venv zlib1g-dev
 COPY . /src
 RUN python3 -m venv /opt/turnout
 RUN /opt/turnout/bin/pip wheel --no-cache-dir --no-deps -w /wheels /src
 RUN /opt/turnout/bin/pip install --no-cache-dir /wheels/turnout-*.whl && /opt/turnout/bin/pip uninstall -y pip setuptools
 
 FROM debian:bookworm-slim
-RUN apt-get update && apt-get install -y --no-install-recommends libssl3 python3 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends libssl3 libzstd1 python3 zlib1g && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 65532 --home-dir /var/lib/turnout --create-home --shell /usr/sbin/nologin turnout
 COPY --from=build /opt/turnout /opt/turnout
 ENV PATH=/opt/turnout/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1

@@ -23,9 +23,9 @@ PURE = [
     "protocols/postgres/tracker.py",
     "protocols/mysql/tracker.py",
 ]
-NATIVE = ["proxy/openssl.pyx", "proxy/dataplane/accept.pyx", "proxy/dataplane/relay.pyx"]
-# Shared libraries of the system, and their headers: OpenSSL 3.
-LIBRARIES = {"proxy/openssl.pyx": ["ssl", "crypto"]}
+NATIVE = ["proxy/openssl.pyx", "proxy/packing.pyx", "proxy/dataplane/accept.pyx", "proxy/dataplane/relay.pyx"]
+# Shared libraries of the system, and their headers: OpenSSL 3, zlib, libzstd.
+LIBRARIES = {"proxy/openssl.pyx": ["ssl", "crypto"], "proxy/packing.pyx": ["z", "zstd"]}
 
 
 def extension(path: str) -> Extension:

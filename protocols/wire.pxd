@@ -53,6 +53,8 @@ cdef class Tracker:
         public int ledger_news
         # Process ids of backends, and what their clients were told instead.
         public dict shown_ids
+        # MySQL: the client's leg is compressed. Its sequence ids begin right and then are what they like.
+        public bint is_client_packed
 
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
@@ -71,6 +73,7 @@ cdef class BackendFacts:
         readonly unsigned long long capabilities
         readonly int character_set
         readonly str auth_plugin
+        readonly object packing
 
 
 cdef class Startup:

@@ -66,6 +66,8 @@ OWN_ID: Final = 1 << 30
 """MySQL: set in every connection id that the proxy gives a client. No server comes there by counting, so that the two cannot
 be mistaken for each other. Bit 31 stays clear, because some drivers take the id for a signed number."""
 
+PackingName = Literal["zlib", "zstd"]
+
 
 class Tracker:
     """Follows one session in both directions. Base class; see the module's theory of operation."""
@@ -83,6 +85,7 @@ class Tracker:
         self.client_left = False
         self.has_invented = False
         self.has_last_words = False
+        self.is_client_packed = False
         self.shown_ids: dict[int, int] = {}
         """PostgreSQL: process ids of backends, and what the clients that have them were told at their logins, where the
         two differ. Shared by the sessions of a service, and kept by the shell."""
@@ -169,6 +172,16 @@ class Tracker:
 
 # --- facts --------------------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a connection is compressed."""
+
+    algorithm: PackingName
+    level: int = 0
+    """Of zstd, 1 to 22."""
+
+
 # Those that each login makes are extension types (wire.pxd), which need no `slots`: a third of the time.
 
 
@@ -189,6 +202,8 @@ class BackendFacts:
     """MySQL default collation id of the greeting; 0 in PostgreSQL."""
     auth_plugin: str = ""
     """MySQL default authentication plugin of the greeting."""
+    packing: Packing | None = None
+    """MySQL: how the connection is compressed from the end of its login on."""
 
     def shown_as(self, process_id: int, secret: bytes) -> BackendFacts:
         """What a client is told: another process id and cancel key. `dataclasses.replace` takes three times as long, and
@@ -201,6 +216,7 @@ class BackendFacts:
             self.capabilities,
             self.character_set,
             self.auth_plugin,
+            self.packing,
         )
 
 
@@ -431,6 +447,10 @@ class ClientLogin(Login, Protocol):
     """The server's part of a login, spoken to a client. In MySQL the greeting is in the output from the start."""
 
     @property
+    def packing(self) -> Packing | None:
+        """How the connection is compressed once the login has ended well; None: not at all, or as it was before."""
+
+    @property
     def secret_bytes(self) -> int:
         """Size of the cancel key that `accept` wants: 4, or 32 in PostgreSQL's protocol 3.2. Final once proven."""
 
@@ -576,8 +596,9 @@ class Wire(Protocol):
         connection_id: int,
         databases: Sequence[str],
         offers_tls: bool = False,
+        packings: Sequence[PackingName] = (),
     ) -> ClientLogin:
-        """`method`: trust, password, md5, scram-sha-256, cert; trust, or a plugin of `protocols.mysql.auth`. `facts`: of the active engine, for MySQL's greeting. `offers_tls`: the shell can do what TlsWanted asks for."""
+        """`method`: trust, password, md5, scram-sha-256, cert; trust, or a plugin of `protocols.mysql.auth`. `facts`: of the active engine, for MySQL's greeting. `offers_tls`: the shell can do what TlsWanted asks for. `packings`: what MySQL's clients may compress by."""
 
     def change_user_login(
         self,
@@ -604,11 +625,13 @@ class Wire(Protocol):
         binding: bytes = b"",
         oldest: bool = False,
         wants_tls: bool = False,
+        packing: PackingName | None = None,
     ) -> ServerLogin:
         """A login at an engine. `password` is None where none is known (trust). `binding`: tls-server-end-point of
         the engine's certificate, if the connection has TLS; PostgreSQL logins bind to it. `oldest`: ask for the
         protocol's oldest version, for an engine that refuses to negotiate. `wants_tls`: where there is no `tls_request`,
-        the login itself yields TlsWanted or TlsRefused before it tells who we are, and waits for `go_on`."""
+        the login itself yields TlsWanted or TlsRefused before it tells who we are, and waits for `go_on`. `packing`: how a MySQL
+        connection has to be compressed; the facts at its end say so."""
 
     def ledger(self, startup: Startup, *, shares_backends: bool = False) -> Ledger: ...
 

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from msgspec import Meta, inspect
 
 from protocols.mysql.auth import unfit as unfit_for_mysql
 from protocols.postgres.auth import is_md5, is_verifier
+from protocols.wire import PackingName
 from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
 from proxy.errors import ConfigError
 from proxy.hba import HbaError, expand, parse_hba
@@ -113,9 +114,18 @@ class ListenerConfig(_Table, frozen=True, kw_only=True):
     """Versions of TLS: `secure` (1.2 and 1.3), `tlsv1.2`, `tlsv1.3`."""
     client_tls_ciphers: str = "default"
     """Ciphers of TLS 1.2 as OpenSSL lists them; `default`: OpenSSL's choice."""
+    client_compression: Literal["none", "zlib", "zstd", "zlib,zstd"] = "zlib,zstd"
+    """What clients of a MySQL port may compress their connection by, if they ask for it: zlib (`--compress`,
+    `--compression-algorithms=zlib`), zstd (`--compression-algorithms=zstd`). PostgreSQL has no compression."""
     proxy_protocol: list[str] = []
     """Networks of load balancers (`10.0.0.0/8`, `::1/128`). A connection from one of them must begin with a header of the
     PROXY protocol, version 1 or 2, and counts as coming from the address in it; others must not."""
+
+    @property
+    def packings(self) -> Sequence[PackingName]:
+        """`client_compression` as a login takes it."""
+        names: tuple[PackingName, ...] = ("zlib", "zstd")
+        return [name for name in names if name in self.client_compression.split(",")]
 
 
 class LogConfig(_Table, frozen=True, kw_only=True):
@@ -224,6 +234,9 @@ class EngineConfig(_Table, frozen=True, kw_only=True):
     """Versions of TLS: `secure` (1.2 and 1.3), `tlsv1.2`, `tlsv1.3`."""
     server_tls_ciphers: Annotated[str, Meta(extra=RELOADABLE)] = "default"
     """Ciphers of TLS 1.2 as OpenSSL lists them; `default`: OpenSSL's choice."""
+    server_compression: Annotated[Literal["none", "zlib", "zstd"], Meta(extra=RELOADABLE)] = "none"
+    """Compress the connections of sessions to this MySQL or MariaDB server: worth it over slow lines only. A server that
+    does not have it (MariaDB has zlib) refuses them by its name."""
 
 
 class SwitchConfig(_Table, frozen=True, kw_only=True):
@@ -868,6 +881,9 @@ def _check_tls(config: Config, problems: _Problems) -> None:
             problems.add((*at, f"client_tls_{problem.key}"), problem.text)
     for name, service in config.service.items():
         for engine_name, engine in service.engine.items():
+            if service.protocol != "mysql" and engine.server_compression != "none":
+                text = "PostgreSQL has no compression"
+                problems.add(("service", name, "engine", engine_name, "server_compression"), text)
             key = ("service", name, "engine", engine_name, "server_tls_sslmode")
             if service.protocol != "mysql" and engine.server_tls_sslmode in MYSQL_NAMES:
                 problems.add(key, _only_of_mysql(engine.server_tls_sslmode))

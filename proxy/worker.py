@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ import uvloop
 
 from protocols import mysql, postgres
 from protocols.postgres.auth import set_salt_key
-from protocols.wire import ProtocolName, Wire
+from protocols.wire import PackingName, ProtocolName, Wire
 from proxy import ipc
 from proxy.config import Config, ServiceConfig, decode_effective
 from proxy.dataplane.backend import send_cancel
@@ -87,6 +88,7 @@ class Worker:
         """What is counted over all workers."""
         self._listeners: dict[tuple[ProtocolName, str], Listener] = {}
         self._tls: dict[tuple[ProtocolName, str], ListenerTls] = {}
+        self._packings: dict[tuple[ProtocolName, str], Sequence[PackingName]] = {}
         self._balancers: dict[tuple[ProtocolName, str], list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
         """Who has to say by the PROXY protocol for whom it speaks."""
         self._cancels: dict[int, asyncio.Future[None]] = {}
@@ -235,6 +237,7 @@ class Worker:
             try:
                 key = (listener_config.protocol, listener_config.listen)
                 self._tls[key] = listener_tls(listener_config)
+                self._packings[key] = listener_config.packings
                 self._balancers[key] = [ipaddress.ip_network(one) for one in listener_config.proxy_protocol]
             except TlsProblem as problem:
                 self._trouble(failed, is_first, f"client_tls_{problem.key} of {listener_config.listen}: {problem.text}")
@@ -291,7 +294,7 @@ class Worker:
             return
         self._number += 1
         link = Link(asyncio.get_running_loop(), fd)
-        session = Session(self, wire, self._number, link, client, self._tls[key])
+        session = Session(self, wire, self._number, link, client, self._tls[key], self._packings[key])
         self.sessions[session.id] = self.strangers[session.id] = session
         balancers = self._balancers[key]
         if balancers and any(ipaddress.ip_address(client.rpartition(":")[0].strip("[]")) in one for one in balancers):

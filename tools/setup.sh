@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up what a make target needs, and only what is missing of it. `make` calls this; it can be called by hand as well.
 #
-#   tools/setup.sh demo        compiler, OpenSSL's headers, .venv with what runs Turnout, the compiled parts
+#   tools/setup.sh demo        compiler, headers of OpenSSL, zlib and zstd, .venv with what runs Turnout, the compiled parts
 #   tools/setup.sh demo-mysql  the same and MariaDB's server
 #   tools/setup.sh lint        the same as demo and what checks the code
 #   tools/setup.sh test        the same as lint and the servers and clients the tests talk to
@@ -61,6 +61,8 @@ want_packages() {
     want gcc gcc cc
     compgen -G '/usr/include/*/sys/types.h' >/dev/null || [ -e /usr/include/sys/types.h ] || missing+=(libc6-dev)
     want libssl-dev '/usr/include/openssl/ssl.h'
+    want zlib1g-dev '/usr/include/zlib.h'
+    want libzstd-dev '/usr/include/zstd.h'
     [ -x .venv/bin/python ] || find_python >/dev/null || missing+=(python3 python3-venv python3-dev)
     case $1 in
     demo-mysql | test | bench)

@@ -23,6 +23,7 @@ from protocols.wire import (
     ErrorReply,
     Ledger,
     Meant,
+    PackingName,
     ProtocolName,
     Startup,
     Tracker,
@@ -54,9 +55,15 @@ class MysqlWire:
         connection_id: int,
         databases: Sequence[str],
         offers_tls: bool = False,
+        packings: Sequence[PackingName] = (),
     ) -> MysqlClientLogin:
         return MysqlClientLogin(
-            method=method, facts=facts, connection_id=connection_id, databases=databases, offers_tls=offers_tls
+            method=method,
+            facts=facts,
+            connection_id=connection_id,
+            databases=databases,
+            offers_tls=offers_tls,
+            packings=packings,
         )
 
     def change_user_login(
@@ -90,9 +97,10 @@ class MysqlWire:
         binding: bytes = b"",
         oldest: bool = False,
         wants_tls: bool = False,
+        packing: PackingName | None = None,
     ) -> MysqlServerLogin:
         """MySQL binds to no channel, and knows one version only."""
-        return MysqlServerLogin(startup, password, wants_tls=wants_tls)
+        return MysqlServerLogin(startup, password, wants_tls=wants_tls, packing=packing)
 
     def ledger(self, startup: Startup, *, shares_backends: bool = False) -> MysqlLedger:
         return MysqlLedger(startup)

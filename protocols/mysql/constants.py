@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocols.wire import PackingName
+
 # --- packets ------------------------------------------------------------------------------------------------------
 
 HEADER_BYTES: Final = 4
@@ -60,6 +62,7 @@ CLIENT_CONNECT_ATTRS: Final = 1 << 20
 CLIENT_PLUGIN_AUTH_LENENC: Final = 1 << 21
 CLIENT_SESSION_TRACK: Final = 1 << 23
 CLIENT_DEPRECATE_EOF: Final = 1 << 24
+CLIENT_ZSTD_COMPRESSION_ALGORITHM: Final = 1 << 26
 CLIENT_QUERY_ATTRIBUTES: Final = 1 << 27
 """MySQL: parameters with names before the text of a COM_QUERY and among those of a COM_STMT_EXECUTE."""
 
@@ -131,6 +134,12 @@ Never offered:
 - CLIENT_CAN_HANDLE_EXPIRED_PASSWORDS, MULTI_FACTOR_AUTHENTICATION: of the login at the engine, which is Turnout's own.
 """
 
+PACKINGS: Final[dict[PackingName, int]] = {"zlib": CLIENT_COMPRESS, "zstd": CLIENT_ZSTD_COMPRESSION_ALGORITHM}
+"""Flags of compression, which each leg has for itself. Where a client sets both, zlib is meant."""
+
+ZSTD_LEVEL: Final = 3
+"""What we ask servers for: MySQL's own default."""
+
 CAPABILITY_NAMES: Final = {
     CLIENT_FOUND_ROWS: "CLIENT_FOUND_ROWS",
     CLIENT_NO_SCHEMA: "CLIENT_NO_SCHEMA",
@@ -146,6 +155,8 @@ CAPABILITY_NAMES: Final = {
     CLIENT_SESSION_TRACK: "CLIENT_SESSION_TRACK",
     CLIENT_DEPRECATE_EOF: "CLIENT_DEPRECATE_EOF",
     CLIENT_QUERY_ATTRIBUTES: "CLIENT_QUERY_ATTRIBUTES",
+    CLIENT_COMPRESS: "CLIENT_COMPRESS",
+    CLIENT_ZSTD_COMPRESSION_ALGORITHM: "CLIENT_ZSTD_COMPRESSION_ALGORITHM",
     MARIADB_CLIENT_PROGRESS: "MARIADB_CLIENT_PROGRESS",
     MARIADB_CLIENT_STMT_BULK_OPERATIONS: "MARIADB_CLIENT_STMT_BULK_OPERATIONS",
     MARIADB_CLIENT_EXTENDED_METADATA: "MARIADB_CLIENT_EXTENDED_METADATA",

@@ -79,6 +79,7 @@ class Exchange:
         self._has_extended_metadata = bool(capabilities & c.MARIADB_CLIENT_EXTENDED_METADATA)
         self._on_complete = on_complete
         self._packets = PacketReader("server", sequence=1, payload_max=c.EXCHANGE_BYTES_MAX)
+        self._packets.takes_any = True
         self._columns_left = 0
         self._is_in_rows = False
         self._awaits_eof = False
@@ -191,7 +192,7 @@ class Exchange:
         self._is_in_rows = False
         self._awaits_eof = False
         self._definitions_left = []
-        self._packets.sequence = 1
+        self._packets.takes_any = True
         if len(self.answers) == len(self._questions):
             self._is_complete = True
             if self._on_complete is not None:

@@ -24,6 +24,8 @@ class PacketReader:
         self._parts_bytes = 0
         self.sequence = sequence
         """Sequence id the next packet must have."""
+        self.takes_any = False
+        """The next packet may have any: how many packets a large question took, the connection's compression decides."""
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
@@ -38,10 +40,13 @@ class PacketReader:
             size = int.from_bytes(self._buffer[:3], "little")
             if self._parts_bytes + size > self._max:
                 raise ProtocolViolation(self._peer, f"a packet of more than {self._max} bytes")
+            if self.takes_any:
+                self.sequence = self._buffer[3]
             if self._buffer[3] != self.sequence:
                 raise ProtocolViolation(self._peer, f"packet out of order: {self._buffer[3]}, not {self.sequence}")
             if len(self._buffer) < c.HEADER_BYTES + size:
                 return None
+            self.takes_any = False
             self._parts.append(bytes(self._buffer[c.HEADER_BYTES : c.HEADER_BYTES + size]))
             self._parts_bytes += size
             del self._buffer[: c.HEADER_BYTES + size]

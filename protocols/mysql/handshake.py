@@ -59,6 +59,8 @@ from protocols.wire import (
     LoginProven,
     LoginRefused,
     NativeKey,
+    Packing,
+    PackingName,
     Startup,
     TlsRefused,
     TlsWanted,
@@ -100,6 +102,9 @@ class _ClientAuth(abc.ABC):
 
     secret_bytes = 4
     """MySQL's clients are told no cancel key."""
+
+    packing: Packing | None = None
+    """See `wire.ClientLogin`."""
 
     def __init__(self, *, method: str, facts: BackendFacts | None, databases: Sequence[str]) -> None:
         if method not in METHODS:
@@ -313,6 +318,7 @@ class MysqlClientLogin(_ClientAuth):
         connection_id: int,
         databases: Sequence[str],
         offers_tls: bool = False,
+        packings: Sequence[PackingName] = (),
     ) -> None:
         super().__init__(method=method, facts=facts, databases=databases)
         self._offered = c.AUTH_CAPABILITIES | (self._facts.capabilities & c.OFFERED_CAPABILITIES)
@@ -324,6 +330,8 @@ class MysqlClientLogin(_ClientAuth):
         self._has_tls = False
         if offers_tls:
             self._offered |= c.CLIENT_SSL
+        for name in packings:
+            self._offered |= c.PACKINGS[name]
         self._packets = PacketReader("client", sequence=1, payload_max=c.LOGIN_BYTES_MAX)
         self._out += packet(
             build_greeting(
@@ -350,6 +358,10 @@ class MysqlClientLogin(_ClientAuth):
         if response.capabilities & c.CLIENT_SSL and not self._has_tls:
             raise ProtocolViolation("client", "says that it uses TLS, and does not")
         self._response = response
+        if response.capabilities & c.CLIENT_COMPRESS:
+            self.packing = Packing("zlib")
+        elif response.capabilities & c.CLIENT_ZSTD_COMPRESSION_ALGORITHM:
+            self.packing = Packing("zstd", response.zstd_level)
         self._startup = Startup(
             user=response.user,
             database=response.database,
@@ -454,12 +466,20 @@ class MysqlServerLogin:
     Besides, session tracking is asked for and turned on wherever the engine has it: see `tracking`.
     """
 
-    def __init__(self, startup: Startup, credential: Credential, *, wants_tls: bool = False) -> None:
+    def __init__(
+        self,
+        startup: Startup,
+        credential: Credential,
+        *,
+        wants_tls: bool = False,
+        packing: PackingName | None = None,
+    ) -> None:
         self._startup = startup
         self._key = credential.digest if isinstance(credential, NativeKey) else None
         """All that is known of the password, if it is not known itself."""
         self._password = raw(credential) if isinstance(credential, str) and auth.is_plain(credential) else b""
         self._wants_tls = wants_tls
+        self._packing = None if packing is None else Packing(packing, c.ZSTD_LEVEL if packing == "zstd" else 0)
         self._is_encrypted = False
         self._is_switched = False
         self._packets = PacketReader("server", sequence=0, payload_max=c.LOGIN_BYTES_MAX)
@@ -518,6 +538,8 @@ class MysqlServerLogin:
     def _greet(self, greeting: Greeting) -> list[LoginFact]:
         self._greeting = greeting
         wanted = self._startup.capabilities & c.MATCHED_CAPABILITIES
+        if self._packing is not None:
+            wanted |= c.PACKINGS[self._packing.algorithm]
         missing = (_REQUIRED | wanted) & ~greeting.capabilities
         if missing:
             names = ", ".join(name for flag, name in c.CAPABILITY_NAMES.items() if missing & flag)
@@ -544,6 +566,8 @@ class MysqlServerLogin:
         flags |= (c.AUTH_CAPABILITIES | c.CLIENT_SESSION_TRACK) & self._greeting.capabilities
         if self._startup.database:
             flags |= c.CLIENT_CONNECT_WITH_DB
+        if self._packing is not None:
+            flags |= c.PACKINGS[self._packing.algorithm]
         if flags & c.MARIADB_CAPABILITIES:
             flags &= ~c.CLIENT_LONG_PASSWORD
         return flags | c.CLIENT_SSL if self._is_encrypted else flags
@@ -562,6 +586,7 @@ class MysqlServerLogin:
                     auth=self._first(self._plugin),
                     database=self._startup.database,
                     auth_plugin=self._plugin,
+                    zstd_level=0 if self._packing is None else self._packing.level,
                 ),
                 (*self._startup.parameters, *OWN_ATTRIBUTES),
             )
@@ -647,6 +672,7 @@ class MysqlServerLogin:
                     capabilities=self._greeting.capabilities,
                     character_set=self._greeting.character_set,
                     auth_plugin=self._greeting.auth_plugin,
+                    packing=self._packing,
                 )
             )
         ]

@@ -256,6 +256,8 @@ class Response:
     auth_plugin: str
     attributes: tuple[tuple[str, str], ...] = ()
     """Connection attributes, in the client's order."""
+    zstd_level: int = 0
+    """With CLIENT_ZSTD_COMPRESSION_ALGORITHM; 1 to 22."""
 
 
 def text(value: bytes) -> str:
@@ -276,7 +278,7 @@ def parse_response(payload: bytes, offered: int) -> Response:
         raise ProtocolViolation("client", "speaks the protocol of before MySQL 4.1")
     if flags & c.CLIENT_SSL & ~offered:
         raise ProtocolViolation("client", "asks for TLS, which was not offered")
-    if flags & c.CLIENT_COMPRESS & ~offered:
+    if flags & (c.CLIENT_COMPRESS | c.CLIENT_ZSTD_COMPRESSION_ALGORITHM) & ~offered:
         raise ProtocolViolation("client", "asks for compression, which was not offered")
     reader.take(4)
     character_set = reader.integer(1)
@@ -294,7 +296,12 @@ def parse_response(payload: bytes, offered: int) -> Response:
     database = text(reader.until_nul()) if flags & c.CLIENT_CONNECT_WITH_DB else ""
     plugin = reader.until_nul().decode("ascii", "replace") if flags & c.CLIENT_PLUGIN_AUTH else ""
     attributes = parse_attributes(reader) if flags & c.CLIENT_CONNECT_ATTRS else ()
-    return Response(flags & offered, character_set, user, auth, database, plugin, attributes)
+    level = 0
+    if flags & offered & c.CLIENT_ZSTD_COMPRESSION_ALGORITHM:
+        level = reader.integer(1)
+        if not 0 < level < 23:
+            raise ProtocolViolation("client", "a level of zstd that is not 1 to 22")
+    return Response(flags & offered, character_set, user, auth, database, plugin, attributes, level)
 
 
 def parse_attributes(reader: Reader) -> tuple[tuple[str, str], ...]:
@@ -348,6 +355,8 @@ def build_response(response: Response, attributes: tuple[tuple[str, str], ...]) 
     if flags & c.CLIENT_CONNECT_ATTRS:
         pairs = b"".join(lenenc_bytes(raw(key)) + lenenc_bytes(raw(value)) for key, value in attributes)
         parts.append(lenenc_bytes(pairs))
+    if flags & c.CLIENT_ZSTD_COMPRESSION_ALGORITHM:
+        parts.append(bytes([response.zstd_level]))
     return b"".join(parts)
 
 

@@ -2,7 +2,8 @@
 
 cimport cython
 from protocols.wire cimport (
-    FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, LEDGER_AS_SEEN, LEDGER_TOUCHED, SWALLOW, Tracker,
+    EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_DRAIN, GATE_OPEN, INVENT, LEDGER_AS_SEEN, LEDGER_TOUCHED, SWALLOW,
+    Tracker,
 )
 
 cdef enum:
@@ -229,6 +230,8 @@ cdef class MysqlTracker(Tracker):
         # The present payload is a COM_QUERY whose text is being scanned in passing.
         bint _scans_text
         TextScan _text
+        # The backend's leg is compressed.
+        bint _is_server_packed
         # Of the execute looked at last; see _types_end.
         Py_ssize_t _types_at
         Py_ssize_t _mark
@@ -337,7 +340,7 @@ cdef class MysqlTracker(Tracker):
 
     @cython.locals(
         position=Py_ssize_t, taken=Py_ssize_t, size=Py_ssize_t, sequence=int, command=int, found=int, is_whole=bint,
-        verdict=int, begin=Py_ssize_t,
+        verdict=int, begin=Py_ssize_t, is_off=bint,
     )
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     cdef Py_ssize_t _find_text(self, bytes body) except -2
@@ -364,7 +367,7 @@ cdef class MysqlTracker(Tracker):
     ) except -1
     @cython.locals(
         position=Py_ssize_t, taken=Py_ssize_t, size=Py_ssize_t, sequence=int, first=int, phase=int, status=int,
-        need=Py_ssize_t, is_end=bint,
+        need=Py_ssize_t, is_end=bint, is_off=bint,
     )
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     @cython.locals(
@@ -391,6 +394,7 @@ cdef class MysqlTracker(Tracker):
     cdef Py_ssize_t _column_count(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1
     cpdef bint at_boundary(self) noexcept
     cpdef bint is_idle(self) noexcept
+    cdef int _renumber(self, Py_ssize_t position, Py_ssize_t size, int sequence) except -1
     cdef int _judge_kill(self, object wanted) except -1
     cdef _begin_client(self, Py_ssize_t size)
     cdef Statement _find(self, unsigned long identifier)

@@ -46,6 +46,10 @@ A dump of the binlog is an answer that ends when the server ends it: the session
 semi-synchronous replication the replica says meanwhile how far it is, which no gate keeps back, because commits of other
 sessions wait for it; after each such word the numbers of the dump's packets begin anew.
 
+On a compressed leg the ids of these packets are not those that the other leg expects: servers and clients set them to
+the ids of the compressed packets now and then. There the ids that come are not checked (those of the compressed packets
+are, by who unpacks them), and where one is another than is due, the header is replaced.
+
 KILL, in text, prepared or as COM_PROCESS_KILL, with a number: clients know the proxy's ids, so the session has to say which
 connection of which server that is. The gate closes before it, `wants_kill` has it, and `answer_kill` tells what the client
 is answered, or that the server may have it as it is; then the gate opens and it is judged again. One that came in pieces and
@@ -79,6 +83,7 @@ from protocols.wire import KillWanted
 
 if not cython.compiled:
     from protocols.codes import (
+        EDIT,
         FETCH,
         FORWARD,
         GATE,
@@ -496,6 +501,8 @@ class MysqlTracker(Tracker):
         self._client_drops = False
         self._scans_text = False
         self._text = TextScan()
+        self._is_server_packed = False
+        self.edited = bytearray(4)
         self._ring = bytearray(8 * 16)
         self._head = 0
         self._count = 0
@@ -576,8 +583,10 @@ class MysqlTracker(Tracker):
             size = data[position] | data[position + 1] << 8 | data[position + 2] << 16
             sequence = data[position + 3]
             if self._client_continued:
-                if sequence != self._client_sequence:
+                is_off = sequence != self._client_sequence
+                if is_off and not self.is_client_packed:
                     raise ProtocolViolation("client", "packet out of order")
+                sequence = self._client_sequence
                 self._client_sequence = (sequence + 1) & 0xFF
                 self._client_continued = size == PAYLOAD_BYTES_MAX
                 if self._client_is_tail:
@@ -589,12 +598,16 @@ class MysqlTracker(Tracker):
                     self.message_size = 4 + size
                     return SWALLOW
                 self._client_left = size
+                if is_off:
+                    return self._renumber(position, size, sequence)
                 position += 4
                 continue
             self._client_drops = False
             if self._phase == P_FILE:
-                if sequence != self._server_sequence:
+                is_off = sequence != self._server_sequence
+                if is_off and not self.is_client_packed:
                     raise ProtocolViolation("client", "packet of a file out of order")
+                sequence = self._server_sequence
                 self._client_sequence = (sequence + 1) & 0xFF
                 self._server_sequence = self._client_sequence
                 self._client_is_tail = False
@@ -602,6 +615,8 @@ class MysqlTracker(Tracker):
                     self._phase = P_FILE_END
                 self._client_left = size
                 self._client_continued = size == PAYLOAD_BYTES_MAX
+                if is_off:
+                    return self._renumber(position, size, sequence)
                 position += 4
                 continue
 
@@ -801,6 +816,17 @@ class MysqlTracker(Tracker):
                 self.message_size = 4 + size
                 return SWALLOW
             return FORWARD if verdict == T_MORE else FETCH
+
+    def _renumber(self, position: int, size: int, sequence: int) -> int:
+        """The header at `position` gets another sequence id; it has been judged, and its packet's body passes."""
+        self.edited[0] = size & 0xFF
+        self.edited[1] = (size >> 8) & 0xFF
+        self.edited[2] = (size >> 16) & 0xFF
+        self.edited[3] = sequence
+        self.edited_size = 4
+        self.message_size = 4
+        self.stop = position
+        return EDIT
 
     def _judge_kill(self, wanted: KillWanted | None) -> int:
         """A KILL: T_TAKEN where it is for the server as it is, T_GATE until the session has answered, then T_ANSWERED."""
@@ -1430,12 +1456,17 @@ class MysqlTracker(Tracker):
                 return FORWARD
             size = data[position] | data[position + 1] << 8 | data[position + 2] << 16
             sequence = data[position + 3]
+            is_off = self._is_server_packed and sequence != self._server_sequence and self._phase != P_IDLE
+            if is_off:
+                sequence = self._server_sequence
             if self._server_continued:
                 if sequence != self._server_sequence:
                     raise ProtocolViolation("server", "packet out of order")
                 self._server_sequence = (sequence + 1) & 0xFF
                 self._server_continued = size == PAYLOAD_BYTES_MAX
                 self._server_left = size
+                if is_off:
+                    return self._renumber(position, size, sequence)
                 position += 4
                 continue
             if size == 0:
@@ -1464,6 +1495,9 @@ class MysqlTracker(Tracker):
             if phase == P_ROWS and first < EOF and size < PAYLOAD_BYTES_MAX:
                 # A row that is no more than that: what most packets are.
                 self._server_sequence = (sequence + 1) & 0xFF
+                if is_off:
+                    self._server_left = size
+                    return self._renumber(position, size, sequence)
                 if size <= end - position - 4:
                     position += 4 + size
                 else:
@@ -1606,6 +1640,8 @@ class MysqlTracker(Tracker):
                     self._finish(False)
             else:
                 raise ProtocolViolation("server", "speaks while the client sends a file")
+            if is_off:
+                return self._renumber(position, size, sequence)
             position += 4
 
     def _wants_told(self, data: bytes, position: int, size: int, end: int) -> bool:
@@ -1647,6 +1683,8 @@ class MysqlTracker(Tracker):
         """An OK that tells of changes, or an EOF that says that there are some: note them, judge it, and return it as the
         client shall see it."""
         self._has_told = False
+        if self._is_server_packed:
+            message = message[:3] + bytes([self._server_sequence]) + message[4:]
         if message[4] == EOF and not self._deprecates_eof:
             status = message[7] | message[8] << 8
             if not status & SERVER_STATUS_IN_TRANS:
@@ -1784,6 +1822,8 @@ class MysqlTracker(Tracker):
             return self._take_told(message)
         if self._phase != P_PREPARED or len(message) < 16:
             raise IllegalUse("a message was fetched that the tracker did not ask for")
+        if self._is_server_packed:
+            message = message[:3] + bytes([self._server_sequence]) + message[4:]
         server_id = int.from_bytes(message[5:9], "little")
         columns = int.from_bytes(message[9:11], "little")
         parameters = int.from_bytes(message[11:13], "little")

@@ -25,6 +25,7 @@ from protocols.wire import (
     Ledger,
     Login,
     Meant,
+    PackingName,
     ProtocolName,
     ServerLogin,
     Startup,
@@ -54,6 +55,7 @@ class PostgresWire:
         connection_id: int,
         databases: Sequence[str],
         offers_tls: bool = False,
+        packings: Sequence[PackingName] = (),
     ) -> ClientLogin:
         """PostgreSQL servers say nothing before the client does: only `method` and `offers_tls` matter."""
         return PostgresClientLogin(method=method, offers_tls=offers_tls)
@@ -81,6 +83,7 @@ class PostgresWire:
         binding: bytes = b"",
         oldest: bool = False,
         wants_tls: bool = False,
+        packing: PackingName | None = None,
     ) -> ServerLogin:
         return PostgresServerLogin(startup, password, binding=binding, minor=0 if oldest else NEWEST_MINOR)
 

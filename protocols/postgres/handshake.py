@@ -76,6 +76,7 @@ from protocols.wire import (
     LoginFact,
     LoginProven,
     LoginRefused,
+    Packing,
     Startup,
     TlsRefused,
     TlsWanted,
@@ -110,6 +111,9 @@ _START, _CREDENTIAL, _PROOF, _PROVEN, _ENDED = Phase
 
 class PostgresClientLogin:
     """See `wire.ClientLogin`."""
+
+    packing: Packing | None = None
+    """PostgreSQL has no compression."""
 
     def __init__(self, *, method: str, offers_tls: bool = False) -> None:
         if method not in METHODS:

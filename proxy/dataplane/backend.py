@@ -21,6 +21,7 @@ from protocols.wire import (
     BackendRefused,
     Credential,
     Exchange,
+    PackingName,
     Startup,
     TlsRefused,
     TlsWanted,
@@ -29,6 +30,7 @@ from protocols.wire import (
 from proxy.dataplane.relay import Lendable, Link
 from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse, settle_tls
 from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, EngineSilent
+from proxy.packing import Packing
 from proxy.tls import NO_ENGINE_TLS, EngineTls
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
@@ -303,6 +305,8 @@ async def open_backend(
     password: Credential,
     timeout_s: float,
     tls: EngineTls = NO_ENGINE_TLS,
+    *,
+    packing: PackingName | None = None,
 ) -> Backend:
     """Connect and log in. Raises ConnectFailed (a retry is safe), EngineRefused, EngineLost.
 
@@ -314,13 +318,14 @@ async def open_backend(
             *others, last = tls.attempts()
             for is_encrypted in others:
                 try:
-                    return await _open(wire, engine, address, startup, password, tls if is_encrypted else NO_ENGINE_TLS)
+                    one = tls if is_encrypted else NO_ENGINE_TLS
+                    return await _open(wire, engine, address, startup, password, one, packing)
                 except TlsFailed:
                     continue
                 except EngineRefused as error:
                     if not (error.is_before_proof and error.sqlstate.startswith(_UNWANTED)):
                         raise
-            return await _open(wire, engine, address, startup, password, tls if last else NO_ENGINE_TLS)
+            return await _open(wire, engine, address, startup, password, tls if last else NO_ENGINE_TLS, packing)
     except TimeoutError as error:
         raise ConnectFailed(f"engine {engine} at {address} did not let us in within {timeout_s:g} s") from error
 
@@ -330,18 +335,32 @@ _UNWANTED: Final = "28"
 
 
 async def _open(
-    wire: Wire, engine: str, address: str, startup: Startup, password: Credential, tls: EngineTls
+    wire: Wire,
+    engine: str,
+    address: str,
+    startup: Startup,
+    password: Credential,
+    tls: EngineTls,
+    packing: PackingName | None,
 ) -> Backend:
     try:
-        return await _open_once(wire, engine, address, startup, password, tls, oldest=False)
+        return await _open_once(wire, engine, address, startup, password, tls, packing, oldest=False)
     except EngineRefused as error:
         if not error.is_too_new:
             raise
-    return await _open_once(wire, engine, address, startup, password, tls, oldest=True)
+    return await _open_once(wire, engine, address, startup, password, tls, packing, oldest=True)
 
 
 async def _open_once(
-    wire: Wire, engine: str, address: str, startup: Startup, password: Credential, tls: EngineTls, *, oldest: bool
+    wire: Wire,
+    engine: str,
+    address: str,
+    startup: Startup,
+    password: Credential,
+    tls: EngineTls,
+    packing: PackingName | None,
+    *,
+    oldest: bool,
 ) -> Backend:
     sock = await connect(address, engine)
     link = Link(asyncio.get_running_loop(), sock.detach())
@@ -349,7 +368,9 @@ async def _open_once(
         wants_tls = tls.context is not None
         if wants_tls and wire.tls_request() is not None:
             await ask_for_tls(wire, engine, link, tls)
-        login = wire.server_login(startup, password, binding=link.channel_binding, oldest=oldest, wants_tls=wants_tls)
+        login = wire.server_login(
+            startup, password, binding=link.channel_binding, oldest=oldest, wants_tls=wants_tls, packing=packing
+        )
         fact = await converse(engine, link, login)
         if isinstance(fact, TlsWanted | TlsRefused):
             login.go_on(is_encrypted=await settle_tls(engine, link, tls, fact))
@@ -358,7 +379,10 @@ async def _open_once(
             raise EngineRefused(engine, fact)
         assert isinstance(fact, BackendReady)
         backend = Backend(wire, engine, address, startup, link, fact.facts, tls)
-        if unread := login.take_unread():
+        unread = login.take_unread()
+        if packed := fact.facts.packing:
+            link.start_packing(Packing(packed.algorithm, packed.level, is_to_server=True), unread)
+        elif unread:
             backend.hear(unread)
         return backend
     except BaseException:

@@ -7,6 +7,7 @@ from protocols.wire import BackendFacts, ErrorReply, Ledger, Tracker
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Shelf
 from proxy.openssl import Connection, Context
+from proxy.packing import Packing
 
 BUCKET_COUNT: Final[int]
 
@@ -56,6 +57,7 @@ class Link:
         received: bytes,
         done: Callable[[str], None],
     ) -> None: ...
+    def start_packing(self, packing: Packing, received: bytes) -> None: ...
     @property
     def is_encrypted(self) -> bool: ...
     @property

@@ -18,6 +18,10 @@ to pause is set; each reason is a bit, so that they cannot undo each other.
 TLS stands between a link and its descriptor, and nobody above sees it: what is received is opened at once and as a
 whole, so that bytes to read are always in the kernel, where the reactor sees them; what is sent is sealed last, after
 corking, so that pieces that leave together share a record.
+
+Compression (MySQL's) stands between a link and its TLS. What is received is unpacked a chunk at a time, as what came
+may be small and what it stands for large: a rest is kept, and the loop calls for it when everybody else had a turn,
+unless the link is paused.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -43,6 +47,7 @@ from protocols.wire cimport (
     SWALLOW,
     Tracker,
 )
+from proxy.packing cimport PACKING_FAILED, PIECE_BYTES, Packing
 from proxy.openssl cimport FAILED, WANTS_BYTES, WANTS_ROOM, Connection, Context
 
 import os
@@ -178,6 +183,9 @@ cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES + SEALED_RECORD_BYTES]
 
 # The same for TLS: a chunk as it comes from the kernel.
 cdef unsigned char SEALED[CHUNK_BYTES]
+
+# And for compression: a chunk as it comes from the kernel or from TLS.
+cdef unsigned char PACKED[CHUNK_BYTES + SEALED_RECORD_BYTES]
 
 
 cdef inline unsigned long long now_ns() noexcept nogil:
@@ -498,6 +506,8 @@ cdef class Link:
         Relay _relay
         # None on a clear link.
         Tls _tls
+        # There is a _tls or a _packing: what comes and goes is not what the relay sees.
+        bint _is_layered
         # Bytes received and sent since the beginning; within TLS, its content received and its records sent.
         readonly unsigned long long bytes_in
         readonly unsigned long long bytes_out
@@ -511,6 +521,10 @@ cdef class Link:
         uint32_t _interest
         # The sink gives the loop nothing to do but tasks, which are in haste by themselves: the reactor stays.
         public bint is_quiet
+        # None without compression.
+        Packing _packing
+        # The loop has been asked to unpack what was kept.
+        bint _is_called_for
         # Called with bytes while the link is part of no relay.
         public object sink
         # Why the connection was lost; empty while it is not, and after an orderly end.
@@ -570,6 +584,8 @@ cdef class Link:
 
     cdef int _resume(self, int reason) except -1:
         self._paused &= ~reason
+        if self._packing is not None and self._paused == 0 and self._packing.has_rest():
+            self._call_for_rest()
         return self._watch()
 
     def pause(self):
@@ -606,16 +622,70 @@ cdef class Link:
         Returns its size, 0 at the end (`lost` says why, unless it is an orderly one), NOTHING if there is nothing now.
         """
         cdef Py_ssize_t size
-        if self._tls is None:
+        if not self._is_layered:
             size = self._take(into)
+        elif self._packing is None:
+            size = self._take_opened(into)
         else:
-            size = self._take(SEALED)
-            if size <= 0:
-                return size
-            size = self._tls.open_records(self, SEALED, size, into)
+            size = self._take_unpacked(into)
         if size > 0:
             self.bytes_in += size
         return size
+
+    cdef Py_ssize_t _take_opened(self, unsigned char* into) except -2:
+        """`_take` of a link that has TLS, perhaps."""
+        cdef Py_ssize_t size
+        if self._tls is None:
+            return self._take(into)
+        size = self._take(SEALED)
+        if size <= 0:
+            return size
+        return self._tls.open_records(self, SEALED, size, into)
+
+    cdef Py_ssize_t _take_unpacked(self, unsigned char* into) except -2:
+        """`_take` of a link with compression: first of all what was kept of an earlier chunk."""
+        cdef Packing packing = self._packing
+        cdef Py_ssize_t size
+        cdef bint had_rest = packing.has_rest()
+        if not had_rest:
+            size = self._take_opened(PACKED)
+            if size <= 0:
+                return size
+            packing.feed(PACKED, size)
+        size = packing.unpack(into, CHUNK_BYTES)
+        packing.keep_rest()
+        if size == PACKING_FAILED:
+            self.lost = f"compression: {packing.why}"
+            c_shutdown(self.fd, SHUT_RD)
+            return 0
+        if packing.has_rest():
+            self._call_for_rest()
+        elif had_rest:
+            # Perhaps the kernel told of more meanwhile, and nobody listened.
+            self._look_again()
+        return size if size > 0 else NOTHING
+
+    cdef int _call_for_rest(self) except -1:
+        if not self._is_called_for:
+            self._is_called_for = True
+            self._reactor._is_due = True
+            self._reactor._loop.call_soon(self._unpack_rest)
+        return 0
+
+    def _unpack_rest(self):
+        self._is_called_for = False
+        if self.fd >= 0 and self._packing.has_rest():
+            self.serve()
+
+    def start_packing(self, Packing packing not None, bytes received):
+        """Compress from now on; `received` came already and is compressed. What was sent before stays as it was."""
+        assert self._packing is None
+        self._packing = packing
+        self._is_layered = True
+        if received:
+            packing.feed(<const unsigned char*> PyBytes_AS_STRING(received), PyBytes_GET_SIZE(received))
+            packing.keep_rest()
+            self._call_for_rest()
 
     cdef inline Py_ssize_t _take(self, unsigned char* into) except -2:
         """recv(2) of a chunk; returns what `_receive` returns.
@@ -651,7 +721,7 @@ cdef class Link:
         return 0
 
     def serve(self):
-        """Do what the reactor does when the link is readable. For tests and measurements."""
+        """Do what the reactor does when the link is readable."""
         cdef epoll_event event
         event.events = EPOLLIN
         event.data.ptr = <void*> self
@@ -668,6 +738,7 @@ cdef class Link:
         """
         assert self._tls is None and self._relay is None
         self._tls = Tls(context, hostname, done)
+        self._is_layered = True
         if received or not context.is_server:
             self._step_handshake(<const unsigned char*> PyBytes_AS_STRING(received), PyBytes_GET_SIZE(received))
 
@@ -812,9 +883,48 @@ cdef class Link:
         """Send, keep what the kernel does not take. A broken connection shows when it is read."""
         if self.fd < 0 or size == 0:
             return 0
-        if self._tls is not None:
-            return self._seal(data, size)
+        if self._is_layered:
+            return self._send_packed(data, size) if self._packing is not None else self._seal(data, size)
         return self._put(data, size)
+
+    cdef int _send_packed(self, const unsigned char* data, Py_ssize_t size) except -1:
+        """Make compressed packets of it; while the link is corked, only note what is no whole piece."""
+        cdef Packing packing = self._packing
+        cdef Py_ssize_t span
+        cdef Py_ssize_t take
+        while size > 0:
+            span = packing.span(data, size)
+            if span == 0:
+                self._pack_noted()
+                packing.begin()
+                continue
+            size -= span
+            while span > 0:
+                if packing.plain_size == 0 and (span >= PIECE_BYTES or not self._is_corked):
+                    take = min(span, PIECE_BYTES)
+                    packing.pack(data, take)
+                    self._send_piece()
+                else:
+                    take = min(span, PIECE_BYTES - packing.plain_size)
+                    packing.note(data, take)
+                    if packing.plain_size == PIECE_BYTES:
+                        self._pack_noted()
+                data += take
+                span -= take
+        return 0
+
+    cdef int _pack_noted(self) except -1:
+        """What was noted while the link was corked, as one compressed packet."""
+        if self._packing.plain_size > 0:
+            self._packing.pack_noted()
+            self._send_piece()
+        return 0
+
+    cdef int _send_piece(self) except -1:
+        cdef Packing packing = self._packing
+        if self._tls is not None:
+            return self._seal(packing.packed, packing.packed_size)
+        return self._put(packing.packed, packing.packed_size)
 
     cdef int _put(self, const unsigned char* data, Py_ssize_t size) except -1:
         """Bytes as they go to the kernel."""
@@ -865,6 +975,8 @@ cdef class Link:
         return 0
 
     cdef int _uncork(self) except -1:
+        if self._packing is not None:
+            self._pack_noted()
         # Behind bytes that were kept the last record is kept too, and leaves with them; alone it is sent at once.
         self._is_corked = self._out_end > self._out_start
         if self._tls is not None and self._tls._plain_size > 0:
@@ -1577,6 +1689,11 @@ cdef class Relay:
                     else:
                         self._server_message = PyBytes_FromStringAndSize(NULL, take)
                         self._server_have = 0
+                elif verdict == EDIT:
+                    client._send(
+                        <const unsigned char*> PyByteArray_AS_STRING(tracker.edited), tracker.edited_size
+                    )
+                    at = sent = stop + tracker.message_size
                 elif verdict == SWALLOW:
                     self._server_skip = tracker.message_size
                 elif verdict == INVENT:

@@ -180,6 +180,7 @@ class Runtime:
 
     async def _open(self, engine: str, startup: Startup, password: Credential) -> Backend:
         address = self.config.engine[engine].address
+        compression = self.config.engine[engine].server_compression
         try:
             backend = await open_backend(
                 self.wire,
@@ -189,6 +190,7 @@ class Runtime:
                 password,
                 self.config.server_connect_timeout_s,
                 self._tls[engine],
+                packing=None if compression == "none" else compression,
             )
         except ConnectFailed as error:
             self.report_lost(engine, error.text)

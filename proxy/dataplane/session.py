@@ -40,6 +40,7 @@ from protocols.wire import (
     LoginProven,
     LoginRefused,
     Meant,
+    PackingName,
     Startup,
     TlsWanted,
     Tracker,
@@ -62,6 +63,7 @@ from proxy.errors import (
     TransactionLost,
     UnknownDatabase,
 )
+from proxy.packing import Packing
 from proxy.tasks import spawn
 from proxy.tls import NO_LISTENER_TLS, ListenerTls
 
@@ -120,6 +122,7 @@ class Session(Owner):
         "move_notes",
         "must_restore",
         "opened_ns",
+        "packings",
         "relay",
         "runtime",
         "standing",
@@ -131,7 +134,14 @@ class Session(Owner):
     )
 
     def __init__(
-        self, worker: Worker, wire: Wire, number: int, link: Link, client: str, tls: ListenerTls = NO_LISTENER_TLS
+        self,
+        worker: Worker,
+        wire: Wire,
+        number: int,
+        link: Link,
+        client: str,
+        tls: ListenerTls = NO_LISTENER_TLS,
+        packings: Sequence[PackingName] = (),
     ) -> None:
         self.worker = worker
         self.wire = wire
@@ -139,6 +149,8 @@ class Session(Owner):
         self.link = link
         self.tls = tls
         """What its port offers."""
+        self.packings = packings
+        """What its port lets MySQL's clients compress by."""
         self.client = client
         """address:port of the client."""
         self.opened_ns = time.monotonic_ns()
@@ -225,6 +237,7 @@ class Session(Owner):
             connection_id=self.connection_id,
             databases=databases,
             offers_tls=self.tls.context is not None,
+            packings=self.packings,
         )
         self.link.sink = self._login_received
         self.link.is_quiet = True
@@ -446,6 +459,11 @@ class Session(Owner):
         unread = login.take_unread()
         self._login = None
         self.link.send(accepted)
+        if login.packing is not None:
+            # From here on; what came behind the login is compressed already.
+            self.tracker.is_client_packed = True
+            self.link.start_packing(Packing(login.packing.algorithm, login.packing.level, is_to_server=False), unread)
+            unread = b""
         self.relay = Relay(self, self.link, self.tracker, runtime.meter)
         self.relay.notifies = shares
         if self._keeps_backend:

@@ -20,11 +20,13 @@ from typing import Final
 from proxy.embedded.process import BinaryMissing, is_closed_to_nobody
 
 SERVER: Final = "mysql-server-core"
+CLIENT: Final = "mysql-client-core"
+"""MySQL's own client, which speaks what MariaDB's does not: query attributes, zstd."""
 ROUTER: Final = "mysql-router"
 """MySQL's own proxy, which the measurements compare with."""
 
-_PROGRAMS: Final = {SERVER: "mysqld", ROUTER: "mysqlrouter"}
-_FOLDERS: Final = {SERVER: "mysql", ROUTER: "mysql-router"}
+_PROGRAMS: Final = {SERVER: "mysqld", CLIENT: "mysql", ROUTER: "mysqlrouter"}
+_FOLDERS: Final = {SERVER: "mysql", CLIENT: "mysql-client", ROUTER: "mysql-router"}
 
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _TIMEOUT_S: Final = 300

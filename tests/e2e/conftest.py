@@ -109,3 +109,9 @@ async def mysql_turnout(
 def mysql_door(mysql_turnout: Turnout) -> Door:
     """Through Turnout to real MySQL, as app/secret to database app."""
     return Door(name=mysql_turnout.setup.pool_mode, port=mysql_turnout.port)
+
+
+@pytest.fixture
+def mysql_direct(mysql_pair: MySQLPair) -> Door:
+    """Past Turnout, to the same server."""
+    return Door(name="direct", port=mysql_pair.primary.port)

@@ -236,6 +236,7 @@ def test_only_flags_that_shape_the_stream_are_matched() -> None:
             c.CLIENT_LONG_PASSWORD
             | c.CLIENT_SSL
             | c.CLIENT_COMPRESS
+            | c.CLIENT_ZSTD_COMPRESSION_ALGORITHM
             | c.CLIENT_PLUGIN_AUTH_LENENC
             | c.CLIENT_CONNECT_ATTRS
         ),

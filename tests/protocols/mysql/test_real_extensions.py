@@ -55,7 +55,7 @@ def test_mysql_takes_attributes_before_a_text_and_among_parameters(opened: Opene
     trace = (VARCHAR, b"traceparent", lenenc_bytes(b"00-4bf9"))
     assert rows_of(session, session.say(asked(b"select 'seen'", attributes(trace)))) == [[b"seen"]]
     assert rows_of(session, session.say(asked(b"select 'plain'", attributes()))) == [[b"plain"]]
-    statement = int.from_bytes(session.prepare("select concat(?, '/', ?)").to_bytes(4, "little"), "little")
+    statement = session.prepare("select concat(?, '/', ?)")
     text = (VARCHAR, b"", lenenc_bytes(b"v"))
     number = (LONGLONG, b"", (7).to_bytes(8, "little"))
     # Each of them is what libmysqlclient may send: with an attribute, without types, without the flag.
@@ -70,6 +70,21 @@ def test_mysql_takes_attributes_before_a_text_and_among_parameters(opened: Opene
     assert session.move_to(opened(ATTRIBUTED)) == []
     assert b"\x03v/7" in b"".join(session.say(bound(statement, text, number, types=False)))
     assert b"\x03v/7" in b"".join(session.say(bound(statement, text, number, types=False)))
+
+
+@on_mysql
+def test_an_attribute_reaches_who_asks_for_it(opened: Opened) -> None:
+    root = opened(Startup("root", "", capabilities=FLAGS, character_set=45))
+    assert root.ask("install component 'file://component_query_attributes'")[0].error is None
+    try:
+        session = Session(opened(ATTRIBUTED))
+        text = b"select mysql_query_attribute_string('traceparent')"
+        for value in (b"here", b"v" * 700):
+            request = asked(text, attributes((VARCHAR, b"traceparent", lenenc_bytes(value))))
+            assert rows_of(session, session.say(request)) == [[value]]
+        assert rows_of(session, session.say(asked(text, attributes()))) == [[None]]
+    finally:
+        root.ask("uninstall component 'file://component_query_attributes'")
 
 
 @on_mysql

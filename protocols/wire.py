@@ -369,9 +369,20 @@ class TlsRefused:
     is_over: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PackingBegins:
+    """At an engine: from here on the connection is compressed, in both directions. The shell sees to it and calls
+    `receive` again, perhaps with no bytes, for the rest of the login."""
+
+    packing: Packing
+    received: bytes = b""
+    """What came already and is compressed."""
+
+
 LoginFact = (
     TlsWanted
     | TlsRefused
+    | PackingBegins
     | CredentialWanted
     | LoginProven
     | LoginRefused

@@ -60,6 +60,7 @@ from protocols.wire import (
     LoginRefused,
     NativeKey,
     Packing,
+    PackingBegins,
     PackingName,
     Startup,
     TlsRefused,
@@ -456,8 +457,13 @@ class ServerPhase(enum.Enum):
     PROOF = "awaiting the verdict on the proof"
     KEY = "awaiting the public key"
     VERDICT = "awaiting OK"
+    PACKING = "awaiting compression"
     TRACKING = "awaiting OK for session tracking"
     ENDED = "ended"
+
+
+_AWAITS_NOTHING: Final = frozenset({ServerPhase.TLS, ServerPhase.PACKING, ServerPhase.ENDED})
+"""Phases in which the engine is not heard."""
 
 
 class MysqlServerLogin:
@@ -500,7 +506,9 @@ class MysqlServerLogin:
         """Take bytes of the engine. Raises ProtocolViolation."""
         self._packets.feed(data)
         facts: list[LoginFact] = []
-        while self._phase not in (ServerPhase.ENDED, ServerPhase.TLS) and (payload := self._packets.next()) is not None:
+        if self._phase is ServerPhase.PACKING:
+            facts += self._track()
+        while self._phase not in _AWAITS_NOTHING and (payload := self._packets.next()) is not None:
             facts += self._packet(payload)
         return facts
 
@@ -652,6 +660,12 @@ class MysqlServerLogin:
     def _let_in(self) -> list[LoginFact]:
         if self._phase not in (ServerPhase.PROOF, ServerPhase.VERDICT):
             raise ProtocolViolation("server", f"OK while {self._phase.value}")
+        if self._packing is not None:
+            self._phase = ServerPhase.PACKING
+            return [PackingBegins(self._packing, received=self._packets.take_rest())]
+        return self._track()
+
+    def _track(self) -> list[LoginFact]:
         assert self._greeting is not None
         if not self._greeting.capabilities & c.CLIENT_SESSION_TRACK:
             return self._ready()

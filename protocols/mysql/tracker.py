@@ -1456,6 +1456,9 @@ class MysqlTracker(Tracker):
                 return FORWARD
             size = data[position] | data[position + 1] << 8 | data[position + 2] << 16
             sequence = data[position + 3]
+            if sequence == 1 and self._phase == P_DUMP and not self._server_continued:
+                # What the replica said meanwhile has begun a new exchange.
+                self._server_sequence = 1
             is_off = self._is_server_packed and sequence != self._server_sequence and self._phase != P_IDLE
             if is_off:
                 sequence = self._server_sequence
@@ -1476,9 +1479,6 @@ class MysqlTracker(Tracker):
                 return FORWARD
             first = data[position + 4]
             phase = self._phase
-            if sequence != self._server_sequence and phase == P_DUMP and sequence == 1:
-                # What the replica said meanwhile has begun a new exchange.
-                self._server_sequence = 1
             if sequence != self._server_sequence or phase == P_IDLE:
                 # An error is allowed at two more moments: nothing is in flight (the server ends the connection), or
                 # the command is too large (1153), which servers say after its first header, with sequence id 1.
@@ -1937,6 +1937,7 @@ class MysqlTracker(Tracker):
         # A backend that others have used has the insert id of one of them.
         self._is_insert_id_elsewhere = self._shares or self._insert_id != 0
         self._are_counts_elsewhere = self._shares
+        self._is_server_packed = backend.packing is not None
         self._server_ids = notes.setdefault("statement_ids", {})
         self._types_due = notes.setdefault("types_due", set())
         self._has_types_due = bool(self._types_due)

@@ -76,7 +76,6 @@ from protocols.wire import (
     LoginFact,
     LoginProven,
     LoginRefused,
-    Packing,
     Startup,
     TlsRefused,
     TlsWanted,
@@ -112,7 +111,7 @@ _START, _CREDENTIAL, _PROOF, _PROVEN, _ENDED = Phase
 class PostgresClientLogin:
     """See `wire.ClientLogin`."""
 
-    packing: Packing | None = None
+    packing = None
     """PostgreSQL has no compression."""
 
     def __init__(self, *, method: str, offers_tls: bool = False) -> None:

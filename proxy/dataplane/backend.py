@@ -21,6 +21,7 @@ from protocols.wire import (
     BackendRefused,
     Credential,
     Exchange,
+    PackingBegins,
     PackingName,
     Startup,
     TlsRefused,
@@ -375,14 +376,16 @@ async def _open_once(
         if isinstance(fact, TlsWanted | TlsRefused):
             login.go_on(is_encrypted=await settle_tls(engine, link, tls, fact))
             fact = await converse(engine, link, login)
+        if isinstance(fact, PackingBegins):
+            how = fact.packing
+            link.start_packing(Packing(how.algorithm, how.level, is_to_server=True), fact.received)
+            facts = login.receive(b"")
+            fact = facts[0] if facts else await converse(engine, link, login)
         if isinstance(fact, BackendRefused):
             raise EngineRefused(engine, fact)
         assert isinstance(fact, BackendReady)
         backend = Backend(wire, engine, address, startup, link, fact.facts, tls)
-        unread = login.take_unread()
-        if packed := fact.facts.packing:
-            link.start_packing(Packing(packed.algorithm, packed.level, is_to_server=True), unread)
-        elif unread:
+        if unread := login.take_unread():
             backend.hear(unread)
         return backend
     except BaseException:

@@ -72,6 +72,7 @@ async def test_the_client_prints_the_same_as_directly(door: Door, mariadb_direct
     """field-notes: Compression zlib/zstd"""
     expected = await client(mariadb_direct, CONVERSATION)
     seen = await client(door, CONVERSATION, compress)
+    assert seen.err == expected.err
     assert seen.out == expected.out
     assert (seen.err, seen.code) == (expected.err, expected.code)
 

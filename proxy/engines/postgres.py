@@ -82,9 +82,9 @@ _OVER: Final = (
 """The connection cannot be used again. The last one: asyncpg's own state is not what the server's is, which was seen
 when the server ended the session between two statements."""
 
-_FENCE: Final = "alter role all set default_transaction_read_only = on"
+FENCE: Final = "alter role all set default_transaction_read_only = on"
 _NO_FENCE: Final = "alter role all reset default_transaction_read_only"
-_HAS_FENCE: Final = """
+HAS_FENCE: Final = """
 select exists (select from pg_db_role_setting where setdatabase = 0 and setrole = 0
                   and 'default_transaction_read_only=on' = any(setconfig))
 """
@@ -563,7 +563,7 @@ class PostgresEngine(Engine):
             await second.fetch(_EXEMPT)
             await first.fetchval(_END, [])
             await first.fetchval(_ARE_LEFT, [])
-            await first.fetchval(_HAS_FENCE)
+            await first.fetchval(HAS_FENCE)
             await first.fetchval(_IS_SUPERUSER)
             await second.fetchval(_READ_ONLY_NOW)
             await second.fetchval(_IN_RECOVERY)
@@ -589,7 +589,7 @@ class PostgresEngine(Engine):
                 await first.execute(_SYSTEM_FENCE)
                 self._is_written = True
                 return
-            await first.execute(_FENCE)
+            await first.execute(FENCE)
             # Not before the setting is in force: who comes between look and setting would be seen by neither.
             present, code = await asyncio.gather(first.fetchrow(_PRESENT), self._refused_with())
             self._armed = _Armed(code, frozenset(present["clients"]), present["has_workers"])
@@ -661,7 +661,7 @@ class PostgresEngine(Engine):
         if armed is not None:
             code = armed.refused_with
         elif self._is_superuser:
-            await first.execute(_FENCE)
+            await first.execute(FENCE)
         if any(row["is_worker"] for row in found) or not self._is_superuser:
             how, code = "default_transaction_read_only = on", ""
             await self._set_system_fence(first, second, True)
@@ -699,7 +699,7 @@ class PostgresEngine(Engine):
     async def _details(second: Any) -> tuple[list[str], list[str], bool]:
         in_doubt = [row["gid"] for row in await second.fetch(_IN_DOUBT)]
         exempt = [row[0] for row in await second.fetch(_EXEMPT)]
-        return in_doubt, exempt, bool(await second.fetchval(_HAS_FENCE))
+        return in_doubt, exempt, bool(await second.fetchval(HAS_FENCE))
 
     async def unfence(self, timeout_s: float = 1.0) -> None:
         async with self._act(timeout_s) as (first, second):
@@ -742,7 +742,7 @@ class PostgresEngine(Engine):
 
     async def _take_fence_away(self, first: Any, second: Any) -> Any:
         """What is in force, of both kinds, whoever set it. Returns `second`, or what has taken its place."""
-        if await first.fetchval(_HAS_FENCE):
+        if await first.fetchval(HAS_FENCE):
             if not await first.fetchval(_IS_SUPERUSER):
                 raise EngineError(
                     f"engine {self.name} is fenced by ALTER ROLE ALL SET default_transaction_read_only, which only a "

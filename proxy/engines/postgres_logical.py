@@ -30,7 +30,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy.engines.engine import EngineState, Inventory, Leader, Position, Role
-from proxy.engines.postgres import POLL_S, PostgresEngine, poll
+from proxy.engines.postgres import FENCE, HAS_FENCE, POLL_S, PostgresEngine, poll
 from proxy.errors import EngineError
 
 PUBLICATION: Final = "turnout"
@@ -126,6 +126,8 @@ class LogicalPostgresEngine(PostgresEngine):
         self._sequence_margin = sequence_margin
         self._keeps_way_back = keeps_way_back
         self._inside: dict[str, Any] = {}
+        # The fence was taken away to prepare a switch to this server.
+        self._had_fence = False
 
     async def close(self) -> None:
         inside, self._inside = self._inside, {}
@@ -197,8 +199,13 @@ class LogicalPostgresEngine(PostgresEngine):
 
     async def prepare(self, timeout_s: float = 5.0) -> None:
         await super().prepare(timeout_s)
-        async with self._entered(timeout_s) as (first, databases):
+        async with self._act(timeout_s) as (first, second):
             is_standby = bool(await self._subscriptions(first))
+            if is_standby and await first.fetchval(HAS_FENCE):
+                # It was the primary once. Sessions that log in there to be ready for the switch would stay read-only.
+                self._had_fence = True
+                await self._take_fence_away(first, second)
+        async with self._entered(timeout_s) as (_, databases):
             for database in databases:
                 inside = await self._within(database, timeout_s)
                 await inside.fetch(_SEQUENCES, 0)
@@ -281,6 +288,7 @@ class LogicalPostgresEngine(PostgresEngine):
                 await self._switch_subscriptions(rows, "disable", timeout_s)
                 await poll(first, 0, _WORKERS, [row["name"] for row in rows])
                 await super().promote(timeout_s)
+                self._had_fence = False
             except BaseException:
                 # What is not promoted goes on following.
                 await self._switch_subscriptions(rows, "enable", timeout_s)
@@ -334,6 +342,10 @@ class LogicalPostgresEngine(PostgresEngine):
                 await first.fetchval("select pg_drop_replication_slot($1)", row["name"])
 
     async def abandon(self) -> None:
+        if self._had_fence:
+            self._had_fence = False
+            async with self._act(_CLEAN_UP_TIMEOUT_S) as (first, _):
+                await first.execute(FENCE)
         if not self._keeps_way_back:
             return
         async with self._translated(_CLEAN_UP_TIMEOUT_S):

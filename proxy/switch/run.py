@@ -570,9 +570,9 @@ class SwitchRun:
         if self.plan.dry_run:
             return self._enter(Event.DRY_RUN_DONE)
         orders: list[Order] = self._enter(Event.CHECKS_PASSED)
-        if self._moves_data:
-            orders.append(PrepareEngines())
-        orders += [self._tell(worker, self._prepare()) for worker in sorted(self._crew)]
+        # First the engines: a server that was left once still has its fence, and what logs in there before that is taken
+        # away stays read-only.
+        orders += [PrepareEngines()] if self._moves_data else self._prepare_all()
         if Stage.BEFORE_FENCE in self._hooks:
             orders.append(RunHooks(Stage.BEFORE_FENCE))
         return [*orders, StartTimer(Timer.PREPARE, PREPARE_TIMEOUT_S)]
@@ -682,7 +682,7 @@ class SwitchRun:
         match fact:
             case EnginesPrepared() if self.phase is Phase.PREPARING:
                 self._engines_prepared = True
-                return self._when_prepared()
+                return self._prepare_all()
             case Approached() if self.phase is Phase.PREPARING:
                 self._approached = True
                 return self._when_prepared()
@@ -1012,7 +1012,7 @@ class SwitchRun:
         match self.phase:
             case Phase.PREPARING if self._stops_opening:
                 return [self._tell(worker, self._stop_opening()), self._tell(worker, self._prepare())]
-            case Phase.PREPARING:
+            case Phase.PREPARING if self._engines_prepared:
                 return [self._tell(worker, self._prepare())]
             case Phase.HOLDING | Phase.DRAINING | Phase.FENCING | Phase.CATCHING_UP | Phase.PROMOTING:
                 return self._tell_hold(worker)
@@ -1068,6 +1068,9 @@ class SwitchRun:
     def _tell_hold(self, worker: int) -> list[Order]:
         orders: list[Order] = [self._tell(worker, self._hold())]
         return [*orders, self._tell(worker, self._leave())] if self._leaves else orders
+
+    def _prepare_all(self) -> list[Order]:
+        return [self._tell(worker, self._prepare()) for worker in sorted(self._crew)]
 
     def _prepare(self) -> ipc.Prepare:
         return ipc.Prepare(switch=self.id, service=self.plan.service, target=self.plan.target)

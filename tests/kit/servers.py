@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from proxy.embedded import BinaryMissing, MariaDBPair, MySQLPair, PostgresPair, PostgresServer, Workspace, free_port
 from proxy.embedded.fetch_mysql import fetch
+from proxy.embedded.postgres import wheel_bin
 
 Pair = TypeVar("Pair", PostgresPair, MariaDBPair, MySQLPair)
 
@@ -58,6 +59,51 @@ async def mysql_pair_alone() -> AsyncIterator[MySQLPair]:
         pytest.skip(f"no real MySQL: {error.text}")
     async with _closing(await MySQLPair.create(durable=False, niceness=NICENESS)) as pair:
         yield pair
+
+
+class LogicalPair:
+    """Two PostgreSQL servers of different versions, kept equal by logical replication: the first publishes, the second
+    subscribes."""
+
+    def __init__(self, workspace: Workspace, primary: PostgresServer, standby: PostgresServer) -> None:
+        self.workspace = workspace
+        self.primary = primary
+        self.standby = standby
+
+    def servers(self) -> tuple[PostgresServer, PostgresServer]:
+        return self.primary, self.standby
+
+
+LOGICAL_SCHEMA = """
+create table orders (id bigint generated always as identity primary key, note text);
+create sequence tickets increment 10;
+grant all on orders to app;
+"""
+
+
+@asynccontextmanager
+async def logical_pair_alone() -> AsyncIterator[LogicalPair]:
+    """PostgreSQL 16 and 18, both with `LOGICAL_SCHEMA` in database app; account app/secret, superuser postgres/secret."""
+    with Workspace("turnout-logical-", niceness=NICENESS) as place:
+        blue, green = await asyncio.gather(
+            PostgresServer.create(place, "blue", bin_dir=wheel_bin(16), fsync=False),
+            PostgresServer.create(place, "green", fsync=False),
+        )
+        try:
+            await asyncio.gather(blue.start(), green.start())
+            for server in (blue, green):
+                await server.execute("create role app login password 'secret'")
+                await server.execute("create database app owner app")
+                await server.execute(LOGICAL_SCHEMA, database="app")
+            await blue.execute("create publication everything for all tables", database="app")
+            await green.execute(
+                f"create subscription from_blue connection 'host=127.0.0.1 port={blue.port} user=postgres "
+                "password=secret dbname=app' publication everything",
+                database="app",
+            )
+            yield LogicalPair(place, blue, green)
+        finally:
+            await asyncio.gather(blue.stop("immediate"), green.stop("immediate"))
 
 
 @pytest.fixture

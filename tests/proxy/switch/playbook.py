@@ -188,9 +188,9 @@ class Playbook:
 
 TO_PHASE: dict[Phase, tuple[core.Fact, ...]] = {
     Phase.VALIDATING: (),
-    Phase.PREPARING: (core.Examined([PASSED]),),
+    Phase.PREPARING: (core.Examined([PASSED]), core.EnginesPrepared()),
     Phase.HOLDING: (
-        core.EnginesPrepared(), prepared(0), prepared(1), core.Approached(), opening_stopped(0), opening_stopped(1), core.FenceArmed(),
+        prepared(0), prepared(1), core.Approached(), opening_stopped(0), opening_stopped(1), core.FenceArmed(),
     ),
     Phase.DRAINING: (draining(0),),
     Phase.FENCING: (all_held(0), all_held(1)),

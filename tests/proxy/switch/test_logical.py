@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,57 +9,20 @@ import pytest
 import pytest_asyncio
 
 from proxy.config import EngineLogin, Secret
-from proxy.embedded import PostgresServer, Workspace
-from proxy.embedded.postgres import wheel_bin
 from proxy.engines.engine import Position, Role
 from proxy.errors import EngineError
 from proxy.switch.state import Phase
-from tests.kit.servers import NICENESS
+from tests.kit.servers import LogicalPair, logical_pair_alone
 from tests.kit.waiting import until
 from tests.proxy.switch.stage import Stage
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
-SCHEMA = """
-create table orders (id bigint generated always as identity primary key, note text);
-create sequence tickets increment 10;
-"""
-
-
-class LogicalPair:
-    """Two servers of different versions: the first publishes, the second subscribes."""
-
-    def __init__(self, workspace: Workspace, primary: PostgresServer, standby: PostgresServer) -> None:
-        self.workspace = workspace
-        self.primary = primary
-        self.standby = standby
-
-    def servers(self) -> tuple[PostgresServer, PostgresServer]:
-        return self.primary, self.standby
-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pair() -> AsyncIterator[LogicalPair]:
-    with Workspace("turnout-logical-", niceness=NICENESS) as place:
-        blue, green = await asyncio.gather(
-            PostgresServer.create(place, "blue", bin_dir=wheel_bin(16), fsync=False),
-            PostgresServer.create(place, "green", fsync=False),
-        )
-        try:
-            await asyncio.gather(blue.start(), green.start())
-            for server in (blue, green):
-                await server.execute("create role app login password 'secret'")
-                await server.execute("create database app owner app")
-                await server.execute(SCHEMA, database="app")
-            await blue.execute("create publication everything for all tables", database="app")
-            await green.execute(
-                f"create subscription from_blue connection 'host=127.0.0.1 port={blue.port} user=postgres "
-                "password=secret dbname=app' publication everything",
-                database="app",
-            )
-            yield LogicalPair(place, blue, green)
-        finally:
-            await asyncio.gather(blue.stop("immediate"), green.stop("immediate"))
+    async with logical_pair_alone() as one:
+        yield one
 
 
 def stage_of(pair: LogicalPair, folder: Path, **service: object) -> Stage:

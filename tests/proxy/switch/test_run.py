@@ -53,11 +53,10 @@ SERVICE = ServiceConfig(
 
 def test_a_graceful_switch_of_two_workers_from_plan_to_end() -> None:
     play = Playbook(a_run()).begins().does(core.Enter(Phase.VALIDATING), core.Examine())
-    play.sees(core.Examined([PASSED])).does(
-        core.Enter(Phase.PREPARING), core.PrepareEngines(), prepare(0), prepare(1)
-    ).starts(Timer.PREPARE)
+    play.sees(core.Examined([PASSED])).does(core.Enter(Phase.PREPARING), core.PrepareEngines()).starts(Timer.PREPARE)
+    play.sees(core.WorkerJoined(0, False)).does_nothing()
+    play.sees(core.EnginesPrepared()).does(prepare(0), prepare(1))
     play.sees(prepared(0)).does_nothing()
-    play.sees(core.EnginesPrepared()).does_nothing()
     play.sees(prepared(1)).does(core.Approach())
     play.sees(core.Approached()).does(stop_opening(0), stop_opening(1))
     play.sees(opening_stopped(1)).does_nothing()
@@ -116,10 +115,11 @@ def test_a_switch_is_complete_although_the_old_source_does_not_follow(trouble: c
 def test_hooks_run_before_anybody_is_held_and_after_everybody_is_released() -> None:
     play = Playbook(a_run(hooks=("before_fence", "after_release"))).begins()
     play.sees(core.Examined([PASSED])).does(
-        core.Enter(Phase.PREPARING), core.PrepareEngines(), prepare(0), prepare(1),
+        core.Enter(Phase.PREPARING), core.PrepareEngines(),
         core.RunHooks(core.Stage.BEFORE_FENCE),
     )  # fmt: skip
-    play.sees(prepared(0), prepared(1), core.EnginesPrepared()).does_nothing()
+    play.sees(core.EnginesPrepared()).does(prepare(0), prepare(1))
+    play.sees(prepared(0), prepared(1)).does_nothing()
     play.sees(core.HooksRan(core.Stage.BEFORE_FENCE)).does(core.Approach())
     play.sees(core.Approached()).does(stop_opening(0), stop_opening(1))
     play.sees(opening_stopped(0), opening_stopped(1)).does(core.ArmFence())
@@ -320,16 +320,14 @@ def test_a_fence_that_was_not_journaled_is_disarmed() -> None:
 
 
 def test_a_fence_that_cannot_be_armed_undoes_the_switch() -> None:
-    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1), core.Approached())
+    play = play_to(Phase.PREPARING).sees(prepared(0), prepared(1), core.Approached())
     play.sees(opening_stopped(0), opening_stopped(1)).does(core.ArmFence())
     play.sees(core.ActFailed(Act.ARM_FENCE, "no right")).does(core.Enter(Phase.ABORTING), core.Unfence())
     play.sees(core.Unfenced()).does(release_on_source(0), release_on_source(1))
 
 
 def test_the_fence_is_armed_once_no_worker_opens_backends_any_more() -> None:
-    play = play_to(Phase.PREPARING).sees(
-        core.EnginesPrepared(), prepared(0), prepared(1), core.Approached(), opening_stopped(0)
-    )
+    play = play_to(Phase.PREPARING).sees(prepared(0), prepared(1), core.Approached(), opening_stopped(0))
     play.sees(core.WorkerJoined(2, False)).does(stop_opening(2), prepare(2))
     play.sees(opening_stopped(1)).does_nothing()
     play.sees(opening_stopped(2)).does(core.ArmFence())
@@ -339,7 +337,7 @@ def test_the_fence_is_armed_once_no_worker_opens_backends_any_more() -> None:
 
 
 def test_a_worker_that_joins_behind_an_armed_fence_is_waited_for() -> None:
-    play = play_to(Phase.PREPARING).sees(core.EnginesPrepared(), prepared(0), prepared(1), core.Approached())
+    play = play_to(Phase.PREPARING).sees(prepared(0), prepared(1), core.Approached())
     play.sees(opening_stopped(0), opening_stopped(1)).does(core.ArmFence())
     play.sees(core.WorkerJoined(2, False)).does(stop_opening(2), prepare(2))
     play.sees(core.FenceArmed()).does_nothing()

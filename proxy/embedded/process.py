@@ -20,6 +20,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,8 @@ NOBODY: Final = 65534
 PORTS: Final = range(20_000, 32_000)
 """Below Linux' ephemeral range (32768–60999): a connection to a closed port inside that range can be answered by
 itself, and an outgoing connection of somebody else can take a port that was just found free."""
+_given: Final[deque[int]] = deque(maxlen=200)
+"""Ports that `free_port` answered, newest last."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,13 +56,17 @@ class BinaryMissing(ServerFailed):
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on, below the ephemeral range. Raises ServerFailed if there is none."""
+    """A loopback port nobody listens on, below the ephemeral range, and not one that this process was given lately: its
+    server may not have begun to listen. Raises ServerFailed if there is none."""
     for port in random.sample(PORTS, 200):
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.append(port)
             return port
     raise ServerFailed("no free loopback port between 20000 and 31999")
 

@@ -354,9 +354,9 @@ class PostgresTracker(Tracker):
                 if not self._skipping:
                     self._push(BIND)
             elif sent == DESCRIBE:
+                if size > SMALL_BYTES_MAX:
+                    raise ProtocolViolation("client", f"Describe of {size} bytes")
                 if self._fetches_names and (end - position < 6 or data[position + 5] != 0x50):  # P
-                    if size > SMALL_BYTES_MAX:
-                        raise ProtocolViolation("client", f"Describe of {size} bytes")
                     if end - position > 6 and self._edit_name(data, position, position + 6, end, size, DESCRIBE):
                         return EDIT
                     return self._fetch_client(position, size + 1)

@@ -263,3 +263,13 @@ def test_ddl_makes_every_text_new_when_it_ran_and_when_it_is_committed() -> None
     after = prepare(relay, "c", text)
     assert len({former, meanwhile, after}) == 3
     assert relay.client(parse("d", text)) == b"", "it is there now"
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("begin", [5, 6, 7])
+def test_a_describe_that_no_server_would_take_is_a_violation_however_much_of_it_is_there(
+    shares: bool, begin: int
+) -> None:
+    endless = b"D" + (1024 * 1024 + 1).to_bytes(4, "big") + b"P\0"
+    with pytest.raises(ProtocolViolation, match="Describe of 1048577 bytes"):
+        Relay(shares=shares).client(endless[:begin])

@@ -36,10 +36,10 @@ async def test_a_sessions_own_idle_timeout_holds_however_often_it_is_moved(
     try:
         await asyncio.to_thread(idle.query, "set wait_timeout = 1")
         for target in ("two", "one") * 20:
-            if select.select([idle._sock], [], [], 0)[0]:
+            # A tenth of a second for its end, between two switches.
+            if (await asyncio.to_thread(select.select, [idle._sock], [], [], 0.1))[0]:
                 break
             assert (await turnout.switch(target))["phase"] == "completed"
-            await asyncio.sleep(0.1)
         with pytest.raises(pymysql.err.OperationalError) as lost:
             await asyncio.to_thread(idle.query, "select 1")
         assert lost.value.args[0] in (2006, 2013), "the server says nothing either"

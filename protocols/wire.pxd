@@ -38,6 +38,8 @@ cdef class Tracker:
         readonly bint client_left
         # Error messages the server sent to the client, since the session began.
         readonly unsigned long long errors
+        # Those of them that are not the client's own doing: see `CLIENTS_OWN` in wire.py.
+        readonly unsigned long long faults
         # Requests whose answer is complete, since the session began.
         readonly unsigned long long requests
         # Transactions that ended, since the session began.

@@ -57,6 +57,11 @@ if not cython.compiled:
         SWALLOW,
     )
 
+CLIENTS_OWN: Final = frozenset({b"22", b"23", b"42", b"P0", b"45"})
+"""Classes of SQLSTATE that say nothing about the server's health: data, constraints, syntax and access, and what the
+application itself raises (PL/pgSQL's RAISE, MySQL's SIGNAL). PostgreSQL's 25P02, which repeats that an earlier error
+failed the transaction, counts with them."""
+
 CARRY_BYTES_MAX: Final = 64
 """The longest incomplete header a tracker may leave at the end of a chunk."""
 
@@ -82,6 +87,7 @@ class Tracker:
         self.requests = 0
         self.transactions = 0
         self.errors = 0
+        self.faults = 0
         self.client_left = False
         self.has_invented = False
         self.has_last_words = False

@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -325,6 +325,22 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
+class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What one engine of a service did for clients, since the worker began."""
+
+    engine: str
+    requests_total: int
+    """Spans with at least one request in flight that have ended: requests, where nobody pipelines."""
+    errors_total: int
+    """Errors that clients were sent."""
+    faults_total: int
+    """Those of them that are not the clients' own: not of the classes in `protocols.wire.CLIENTS_OWN`."""
+    request_us_total: int
+    """Length of these spans, summed."""
+    latency: list[int]
+    """Spans by length, in the buckets of `proxy.latency`."""
+
+
 class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since the worker began; the supervisor subtracts and adds up."""
 
@@ -342,6 +358,8 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     latency_buckets: list[int]
     """Requests by response time: bucket i counts those under 2**i µs (the last one: all longer)."""
     held: int
+    engines: list[EngineFigures] = []
+    """Those that served something."""
     pools: list[PoolFigures]
     pinned: dict[str, int]
     """Sessions by pin."""

@@ -482,7 +482,8 @@ class Worker:
                 errors += tracker.errors
             for pin in session.portability()[1]:
                 pinned[pin] = pinned.get(pin, 0) + 1
-        meter = runtime.meter
+        engines = [_engine_figures(runtime, name) for name in runtime.config.engine if name in runtime.meters]
+        meters = runtime.meters.values()
         return ipc.ServiceFigures(
             service=runtime.name,
             sessions=len(runtime.registry),
@@ -491,10 +492,11 @@ class Worker:
             transactions_total=transactions,
             errors_total=errors,
             login_failures_total=runtime.login_failures,
-            bytes_in_total=meter.bytes_in,
-            bytes_out_total=meter.bytes_out,
-            request_us_total=meter.request_ns // 1000,
-            latency_buckets=meter.buckets,
+            bytes_in_total=sum(one.bytes_in for one in meters),
+            bytes_out_total=sum(one.bytes_out for one in meters),
+            request_us_total=sum(one.request_ns for one in meters) // 1000,
+            latency_buckets=[sum(counts) for counts in zip(*(one.buckets for one in meters), strict=True)],
+            engines=engines,
             held=runtime.registry.count(Standing.HELD),
             pools=[
                 ipc.PoolFigures(
@@ -560,6 +562,18 @@ class Worker:
         # Last words are in the sockets; the kernel delivers them.
         await asyncio.sleep(0)
         self._ended.set()
+
+
+def _engine_figures(runtime: Runtime, engine: str) -> ipc.EngineFigures:
+    meter = runtime.meters[engine]
+    return ipc.EngineFigures(
+        engine=engine,
+        requests_total=meter.spans,
+        errors_total=meter.errors,
+        faults_total=meter.faults,
+        request_us_total=meter.request_ns // 1000,
+        latency=meter.fine_buckets,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

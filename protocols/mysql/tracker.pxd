@@ -412,3 +412,6 @@ cdef class MysqlTracker(Tracker):
     cdef int _fail(self) except -1
     cdef int _end_definitions(self) except -1
     cdef int _end_statement(self, unsigned long identifier) except -1
+
+
+cdef bint _is_clients_own(int first, int second) noexcept

@@ -466,6 +466,13 @@ class TextScan:
         return self.found
 
 
+def _is_clients_own(first: int, second: int) -> bool:
+    """A class of SQLSTATE, as two digits, is one of `wire.CLIENTS_OWN`."""
+    if first == 0x32:
+        return second == 0x32 or second == 0x33  # 22, 23
+    return first == 0x34 and (second == 0x32 or second == 0x35)  # 42, 45
+
+
 def scan_text(text: bytes, *, has_escapes: bool = True) -> int:
     """TEXT_… bits of a whole text."""
     scan = TextScan()
@@ -1526,8 +1533,9 @@ class MysqlTracker(Tracker):
                 or (phase == P_DUMP and first == OK)
             ):
                 need = 5
-                if first == ERR and self._has_progress:
-                    need = 4 + (size if size < 3 else 3)
+                if first == ERR:
+                    # As far as the class of its SQLSTATE: 0xFF, code (2), '#', state (5).
+                    need = 4 + (size if size < 6 else 6)
             else:
                 need = 4 + (size if size < 21 else 21)
             if end - position < need:
@@ -1546,6 +1554,12 @@ class MysqlTracker(Tracker):
             self._server_continued = size == PAYLOAD_BYTES_MAX
             if first == ERR:
                 if not (self._has_progress and size > 2 and data[position + 5] == 0xFF and data[position + 6] == 0xFF):
+                    if not (
+                        size > 5
+                        and data[position + 7] == 0x23
+                        and _is_clients_own(data[position + 8], data[position + 9])
+                    ):
+                        self.faults += 1
                     self._fail()
                 # Else it is a report of progress (constants.PROGRESS_REPORT), and the answer goes on.
             elif phase == P_ROWS:
@@ -2022,6 +2036,7 @@ class MysqlTracker(Tracker):
             self._untold = aborted
             self._has_untold = True
         self.errors += self._count
+        self.faults += self._count
         self.requests += self._count
         self.message_size = self._client_left
         self._client_left = 0

@@ -80,7 +80,7 @@ from protocols.postgres.statements import (
     unshared,
 )
 from protocols.postgres.text import changes_nothing, custom_names
-from protocols.wire import BackendFacts, ErrorReply, Exchange, Tracker
+from protocols.wire import CLIENTS_OWN, BackendFacts, ErrorReply, Exchange, Tracker
 
 if not cython.compiled:
     from protocols.codes import EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, LEDGER_TOUCHED, SWALLOW
@@ -471,6 +471,7 @@ class PostgresTracker(Tracker):
             elif move == MOVE_FAIL:
                 if size <= ERROR_BYTES_MAX:
                     return self._fetch_server(position, size + 1)
+                # Too long to be looked at; such texts are an application's.
                 self.errors += 1
                 self._fail()
             elif move == MOVE_NOTE:
@@ -1070,6 +1071,8 @@ class PostgresTracker(Tracker):
             self.has_last_words = True
             return b""
         self.errors += 1
+        if _is_fault(fields):
+            self.faults += 1
         if self._shares and b"RRevalidateCachedQuery" in fields:
             # "cached plan must not change result type", in whatever language. The client has to hear it, because what it
             # knows of the columns is wrong now; when it then prepares the same text again, it must not be given the
@@ -1199,12 +1202,14 @@ class PostgresTracker(Tracker):
                 if not is_told:
                     answer.append(told)
                     self.errors += 1
+                    self.faults += 1
                 answer.append(build_ready(status))
                 is_told = has_open_batch = False
         if has_open_batch:
             if not is_told:
                 answer.append(told)
                 self.errors += 1
+                self.faults += 1
             self._skipping = True
         elif self._head == self._tail and not self._skipping and (self._tx == 0x54 or self._unsynced):  # T
             # It awaits nothing now, so it is told in the place of the next error, which is sure to come.
@@ -1240,6 +1245,14 @@ class PostgresTracker(Tracker):
     def disturbed(self) -> None:
         self._unnamed_here = False
         self._decide_fetching()
+
+
+def _is_fault(fields: list[bytes]) -> bool:
+    """An ErrorResponse, as its fields, tells of something that is not the client's own doing."""
+    for field in fields:
+        if field[:1] == b"C":
+            return field[1:3] not in CLIENTS_OWN and field != b"C25P02"
+    return True
 
 
 def _text_at(message: bytes, begin: int, kind: str) -> bytes:

@@ -10,6 +10,7 @@ from proxy.openssl import Connection, Context
 from proxy.packing import Packing
 
 BUCKET_COUNT: Final[int]
+FINE_BUCKET_COUNT: Final[int]
 
 class Owner:
     backend: Backend | None
@@ -30,6 +31,11 @@ class Meter:
     bytes_out: int
     request_ns: int
     spans: int
+    errors: int
+    faults: int
+    def note(self, span_ns: int) -> None: ...
+    @property
+    def fine_buckets(self) -> list[int]: ...
     @property
     def buckets(self) -> list[int]: ...
 
@@ -83,6 +89,7 @@ class Lendable:
     is_doubtful: bool
     on_lost: Callable[[Backend], None] | None
     idle_since_ns: int
+    meter: Meter | None
     _lost: bool
     _unread: list[bytes]
     _heard: Callable[[bytes], None]

@@ -152,6 +152,8 @@ cdef enum:
     NOTHING = -1
     # Latency buckets: bucket i counts requests under 2**i microseconds, the last one all longer ones.
     BUCKETS = 26
+    # The same in eighths of these; proxy/latency.py has the bounds.
+    FINE_BUCKETS = 192
     # Longest content of a TLS record (RFC 8446 section 5.1), and the longest record as it is on the wire (5.2; TLS 1.2
     # allows 2048 more than the content, and a header).
     RECORD_BYTES = 16384
@@ -174,6 +176,7 @@ cdef enum:
     PAUSED_BY_OWNER = 8  # the session asks for it
 
 BUCKET_COUNT = BUCKETS
+FINE_BUCKET_COUNT = FINE_BUCKETS
 
 cdef set _in_haste = in_haste
 
@@ -195,7 +198,7 @@ cdef inline unsigned long long now_ns() noexcept nogil:
 
 
 cdef class Meter:
-    """Counters of one service in this worker. Plain integers; whoever wants figures reads them."""
+    """Counters of one engine of a service in this worker. Plain integers; whoever wants figures reads them."""
 
     cdef:
         # Bytes from clients and to clients.
@@ -205,27 +208,52 @@ cdef class Meter:
         readonly unsigned long long request_ns
         # Spans with at least one request in flight that have ended.
         readonly unsigned long long spans
-        unsigned long long _buckets[BUCKETS]
+        # Errors that clients were sent, and those that are not the clients' own (CLIENTS_OWN in protocols.wire).
+        readonly unsigned long long errors
+        readonly unsigned long long faults
+        unsigned long long _buckets[FINE_BUCKETS]
 
     def __cinit__(self):
         cdef int i
-        for i in range(BUCKETS):
+        for i in range(FINE_BUCKETS):
             self._buckets[i] = 0
 
     cdef inline void add_span(self, unsigned long long span_ns) noexcept:
         cdef unsigned long long us = span_ns // 1000
         cdef int bucket = 0
-        while us > 0 and bucket < BUCKETS - 1:
+        # Sixteen single microseconds, then eight buckets for each power of two.
+        while us >= 16 and bucket < FINE_BUCKETS - 16:
             us >>= 1
-            bucket += 1
-        self._buckets[bucket] += 1
+            bucket += 8
+        self._buckets[bucket + (us if us < 16 else 15)] += 1
         self.request_ns += span_ns
         self.spans += 1
+
+    def note(self, unsigned long long span_ns):
+        """A span that the relay did not see."""
+        self.add_span(span_ns)
+
+    @property
+    def fine_buckets(self):
+        """Spans by length: see `proxy.latency` for the bounds."""
+        return [self._buckets[i] for i in range(FINE_BUCKETS)]
 
     @property
     def buckets(self):
         """Spans by length: item i counts those under 2**i microseconds, the last one all longer ones."""
-        return [self._buckets[i] for i in range(BUCKETS)]
+        cdef int i, us, octave
+        cdef unsigned long long counts[BUCKETS]
+        for i in range(BUCKETS):
+            counts[i] = 0
+        for i in range(FINE_BUCKETS):
+            # Bits of a bucket's lowest number.
+            octave = 0 if i < 16 else i // 8 - 1
+            us = i - 8 * octave
+            while us > 0:
+                us >>= 1
+                octave += 1
+            counts[min(octave, BUCKETS - 1)] += self._buckets[i]
+        return [counts[i] for i in range(BUCKETS)]
 
 
 cdef class Reactor:
@@ -1119,6 +1147,8 @@ cdef class Lendable:
         public bint is_doubtful
         public object on_lost
         public unsigned long long idle_since_ns
+        # Counts what happens on it: its engine's. None until a service opens it.
+        public Meter meter
         # The connection has ended.
         public bint _lost
         # What the server said since the backend was idle.
@@ -1174,7 +1204,8 @@ cdef class Relay:
         readonly Link client
         readonly Link server
         readonly Tracker tracker
-        readonly Meter meter
+        # Of the engine it is attached to, or was last.
+        public Meter meter
         readonly Owner owner
         # Held for a switch: nothing is read from the client.
         readonly bint is_held
@@ -1253,7 +1284,11 @@ cdef class Relay:
         """The server side is gone in the midst of its work: see `Tracker.lose`. None: the session cannot go on. The
         gate closes; of a client's message that was half sent the rest is dropped, of another its beginning is kept.
         """
+        cdef unsigned long long errors = self.tracker.errors
+        cdef unsigned long long faults = self.tracker.faults
         cdef object told = self.tracker.lose(aborted, unknown)
+        self.meter.errors += self.tracker.errors - errors
+        self.meter.faults += self.tracker.faults - faults
         self.lending = None
         self.tracker.gate = GATE_CLOSED
         self.detach()
@@ -1296,6 +1331,8 @@ cdef class Relay:
         self.owner.backend = backend
         told = self.tracker.link(backend.facts, backend.notes)
         self.attach(backend.link)
+        if backend.meter is not None:
+            self.meter = backend.meter
         if told:
             self.client.send(told)
         self.tracker.gate = GATE_OPEN
@@ -1608,6 +1645,7 @@ cdef class Relay:
         cdef Py_ssize_t carried = self._server_carried
         cdef Link server = self.server
         cdef unsigned long long errors = self.tracker.errors
+        cdef unsigned long long faults = self.tracker.faults
         size = server._receive(SCRATCH + carried)
         if size <= 0:
             if size == 0:
@@ -1621,10 +1659,12 @@ cdef class Relay:
         if self.tracker.has_last_words and self.owner is not None:
             self.owner.on_server_end()
             return 0
-        # An error whose answer is complete is no reason why a server would end the session afterwards.
-        self.ended_with_error = self.tracker.errors != errors and (
-            self._span_began_ns == 0 or not self.tracker.is_idle()
-        )
+        self.ended_with_error = False
+        if self.tracker.errors != errors:
+            self.meter.errors += self.tracker.errors - errors
+            self.meter.faults += self.tracker.faults - faults
+            # An error whose answer is complete is no reason why a server would end the session afterwards.
+            self.ended_with_error = self._span_began_ns == 0 or not self.tracker.is_idle()
         if self._stamps_first_answer:
             self._stamps_first_answer = False
             self._told().on_first_answer(now_ns())

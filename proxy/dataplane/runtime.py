@@ -65,7 +65,8 @@ class Runtime:
         self.shown_ids: dict[int, int] = {}
         """Session mode: process ids of backends whose client was told another one, the first backend's, at its login;
         notifications name their sender by it."""
-        self.meter = Meter()
+        self.meters: dict[str, Meter] = {active: Meter()}
+        """What is counted of each engine that served something."""
         self.move: Move | None = None
         """The switch under way, if any."""
         self.last_move: Move | None = None
@@ -196,6 +197,7 @@ class Runtime:
             self.report_lost(engine, error.text)
             raise
         backend.facts = replace(backend.facts, parameters=self._shared(backend.facts.parameters))
+        backend.meter = self.meter_of(engine)
         self._greetings[engine] = backend.facts
         return backend
 
@@ -239,6 +241,13 @@ class Runtime:
         # What it said of its parameters is all known here, so that a tracker need not compare.
         told = {**backend.facts.parameters, **backend.notes.pop("parameters", {}), **exchange.parameters}
         backend.facts = replace(backend.facts, parameters=self._shared(told))
+
+    def meter_of(self, engine: str) -> Meter:
+        """What counts the requests that an engine answers."""
+        meter = self.meters.get(engine)
+        if meter is None:
+            meter = self.meters[engine] = Meter()
+        return meter
 
     def report_lost(self, engine: str, why: str) -> None:
         """Tell the supervisor that the data plane saw an engine fail."""

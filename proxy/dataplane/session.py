@@ -464,7 +464,7 @@ class Session(Owner):
             self.tracker.is_client_packed = True
             self.link.start_packing(Packing(login.packing.algorithm, login.packing.level, is_to_server=False), unread)
             unread = b""
-        self.relay = Relay(self, self.link, self.tracker, runtime.meter)
+        self.relay = Relay(self, self.link, self.tracker, runtime.meter_of(runtime.active))
         self.relay.notifies = shares
         if self._keeps_backend:
             self._lend(backend)
@@ -536,6 +536,8 @@ class Session(Owner):
             self._show(backend)
         told = self.tracker.link(backend.facts, backend.notes)
         self.relay.attach(backend.link)
+        if backend.meter is not None:
+            self.relay.meter = backend.meter
         if told:
             self.link.send(told)
         if unread:

@@ -24,6 +24,7 @@ from proxy.dataplane.pool import Pool, PoolRules
 from proxy.dataplane.relay import Link, Meter, Owner, Relay, leave_for
 from proxy.dataplane.seats import Seats
 from proxy.embedded.certificate import write_certificate
+from proxy.latency import BUCKETS, bucket_of, lower_us
 from proxy.openssl import Context
 from tests.kit.waiting import until
 
@@ -568,3 +569,31 @@ async def test_a_descriptor_of_the_loop_that_is_known_does_not_wait_for_the_end_
 
 def test_a_draining_gate_is_a_position_of_its_own() -> None:
     assert len({GATE_OPEN, GATE_DRAIN, GATE_CLOSED}) == 3
+
+
+async def test_requests_and_errors_are_counted_for_the_engine_that_answered_them(scene: Scene) -> None:
+    """Errors of the client's own making are no faults of the engine."""
+    for sqlstate in (b"42601", b"23505", b"22012", b"25P02", b"P0001", b"53300", b"40001", b"XX000"):
+        scene.client.send(QUERY)
+        await scene.receive(scene.server, len(QUERY))
+        error = message(b"E", b"SERROR\0C" + sqlstate + b"\0Mno\0\0") + message(b"Z", b"I")
+        scene.server.send(error)
+        assert await scene.receive(scene.client, len(error)) == error
+    assert (scene.meter.spans, scene.meter.errors, scene.meter.faults) == (8, 8, 3)
+    assert sum(scene.meter.fine_buckets) == sum(scene.meter.buckets) == 8
+
+
+def test_a_meter_counts_in_the_buckets_that_have_its_bounds() -> None:
+    meter = Meter()
+    lengths = [0, 1, 15, 16, 17, 31, 32, 100, 1_000, 65_535, 65_536, 10**6, 60 * 10**6, 10**9]
+    for us in lengths:
+        meter.note(us * 1000)
+    fine, coarse = [0] * BUCKETS, [0] * 26
+    for us in lengths:
+        bucket = bucket_of(us)
+        assert lower_us(bucket) <= us
+        assert us < lower_us(bucket + 1) or bucket == BUCKETS - 1
+        fine[bucket] += 1
+        coarse[min(us.bit_length(), 25)] += 1
+    assert meter.fine_buckets == fine
+    assert meter.buckets == coarse

@@ -659,11 +659,12 @@ class Wire(Protocol):
         which `redress` can apply it; or why it cannot be served."""
 
     redresses: bool
-    """Shared backends are opened without parameters and get those of the session they are lent to (PostgreSQL: as
-    settings)."""
+    """Shared backends are opened without parameters and get those of the session they are lent to: PostgreSQL as
+    settings, MySQL as session variables."""
 
     def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
-        """Make an idle shared backend like a fresh one of `wanted`; `worn` is what it is like now. The second tells, once
+        """Make an idle shared backend like a fresh one of `wanted`; `worn` is what it is like now, and differs in its
+        parameters only. The second tells, once
         the exchange is complete, what the server refused."""
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from protocols.errors import IllegalUse
 from protocols.mysql import constants as c
 from protocols.mysql import lookup
 from protocols.mysql.exchange import Exchange
 from protocols.mysql.handshake import ChangeUserLogin, MysqlClientLogin, MysqlServerLogin
 from protocols.mysql.kill import KillExchange
-from protocols.mysql.ledger import MysqlLedger, check, reset
+from protocols.mysql.ledger import MysqlLedger, Redress, check, reset
 from protocols.mysql.messages import build_err, build_ok
 from protocols.mysql.replies import error_packet, quit_packet
 from protocols.mysql.tracker import MysqlTracker
@@ -38,7 +37,7 @@ class MysqlWire:
     """See `protocols.wire.Wire`."""
 
     name: ProtocolName = "mysql"
-    redresses = False
+    redresses = True
     resets_all = False
     """A default database cannot be taken away from a connection that was opened without one."""
 
@@ -103,7 +102,7 @@ class MysqlWire:
         return MysqlServerLogin(startup, password, wants_tls=wants_tls, packing=packing)
 
     def ledger(self, startup: Startup, *, shares_backends: bool = False) -> MysqlLedger:
-        return MysqlLedger(startup)
+        return MysqlLedger(startup, shares_backends=shares_backends)
 
     def client_startup(
         self, startup: Startup, *, shares_backends: bool, ignored: Sequence[str]
@@ -112,7 +111,8 @@ class MysqlWire:
         return replace(startup, parameters=()) if shares_backends else startup
 
     def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
-        raise IllegalUse("MySQL's backends are opened as their sessions need them")
+        exchange = Redress(worn, wanted)
+        return exchange, exchange.refusal
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
         assert isinstance(ledger, MysqlLedger)

@@ -7,7 +7,8 @@ variables that differ from what a fresh backend of the same Startup has, user va
 Both servers are asked what an ordinary account may ask. MariaDB lists a session's user variables to everybody; MySQL
 only to accounts that may read `performance_schema`, so there the names seen in the session's texts are asked for as well. What
 neither server tells is kept from the texts, and counts as held until it is given back: HANDLER, XA, SQL PREPARE from a variable, locks and temporary
-tables whose names were not literal. Locks and temporary tables whose names are known are carried while the session is
+tables whose names were not literal. In transaction mode session variables are given to whatever backend the session is
+lent next (`Redress`); all else ties it to the one it has. Locks and temporary tables whose names are known are carried while the session is
 held (`locks`, `temp`).
 
 LAST_INSERT_ID() is the tracker's. Not carried, on purpose: FOUND_ROWS(), ROW_COUNT(), the warnings of the last statement (an
@@ -19,6 +20,7 @@ seen until the next inspection; a planned switch asks every session.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,7 +32,7 @@ from protocols.mysql.messages import command, raw, text
 from protocols.mysql.state import TEXT_HOLDS, TEXT_NAMES, TEXT_SEVERAL
 from protocols.mysql.tracker import Statement
 from protocols.mysql.tracking import Told
-from protocols.wire import BackendFacts, Startup
+from protocols.wire import BackendFacts, BackendRefused, Startup
 
 GAPS_MAX: Final = 256
 """Most statement ids that are used up on a fresh backend so that its ids become those of the client."""
@@ -165,8 +167,10 @@ class _Held:
 class MysqlLedger:
     """See `protocols.wire.Ledger`."""
 
-    def __init__(self, startup: Startup) -> None:
+    def __init__(self, startup: Startup, *, shares_backends: bool = False) -> None:
         self.startup = startup
+        self._shares = shares_backends
+        """Transaction mode: session variables move from backend to backend (`wanted`) and do not tie the session to one."""
         self.version = 0
         self.is_dirty = False
         self.database: bytes = raw(startup.database)
@@ -335,17 +339,25 @@ class MysqlLedger:
 
     @property
     def ties(self) -> list[str]:
-        """All of it keeps the backend: the ledger is not empty."""
-        counts = self.carried()
-        return [*counts, *self._pending]
+        """All of it keeps the backend but session variables, which go from one to the next."""
+        return [*(name for name in self.carried() if name != "variables"), *self._pending]
 
     @property
     def bound(self) -> list[str]:
         """See `wire.Ledger`."""
         return ["user lock"] * self.has_locks + ["temporary table"] * self.has_tables
 
-    wanted: Final[tuple[tuple[str, str], ...]] = ()
-    worn: Final[tuple[tuple[str, str], ...]] = ()
+    @property
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """See `wire.Ledger`: session variables, each with its value as SQL, in ASCII."""
+        return tuple(
+            sorted((name, _variable_literal(name, value).decode("ascii")) for name, value in self.variables.items())
+        )
+
+    @property
+    def worn(self) -> tuple[tuple[str, str], ...]:
+        """The same: a login sets no variables that a reset would not give back."""
+        return self.wanted
 
     @property
     def pins(self) -> list[str]:
@@ -362,7 +374,7 @@ class MysqlLedger:
     def is_empty(self) -> bool:
         return not (
             self.is_dirty
-            or self.variables
+            or (self.variables and not self._shares)
             or self.user_variables
             or self.statements
             or self._held.sql_statements
@@ -574,13 +586,9 @@ class MysqlLedger:
             _query(b"SET @%s = %s" % (_quoted(name), value), f"@{text(name)}")
             for name, value in sorted(self.user_variables.items())
         ]
-        # collation_connection after character_set_connection, which sets it.
-        ordered = sorted(self.variables.items(), key=lambda item: (item[0].startswith("coll"), item[0]))
-        questions += [
-            _query(b"SET SESSION %s = %s" % (name.encode(), _variable_literal(name, value)), name)
-            for name, value in ordered
-            if name != "autocommit"
-        ]
+        questions += _set_variables(
+            {name: _variable_literal(name, value) for name, value in self.variables.items() if name != "autocommit"}
+        )
         return questions
 
     def _replay_statements(self) -> list[tuple[bytes, Question]]:
@@ -704,6 +712,37 @@ class _Replay(Exchange):
         ]
 
 
+def _set_variables(values: Mapping[str, bytes]) -> list[Question]:
+    """One SET for each, `values` being SQL. collation_connection comes after character_set_connection, which sets it;
+    autocommit last, so that nothing of ours begins a transaction."""
+    ordered = sorted(values.items(), key=lambda item: (item[0] == "autocommit", item[0].startswith("coll"), item[0]))
+    return [_query(b"SET SESSION %s = %s" % (name.encode(), value), name) for name, value in ordered]
+
+
+class Redress(Exchange):
+    """Makes a shared backend that has the session variables of `worn` have those of `wanted`, and no others.
+
+    One to be taken off is not set to DEFAULT: that is the server's value, and of some a login made its own.
+    """
+
+    def __init__(self, worn: Startup, wanted: Startup) -> None:
+        old, new = dict(worn.parameters), dict(wanted.parameters)
+        questions: list[Question] = []
+        if not old.keys() <= new.keys():
+            questions, old = _reset_questions(worn), {}
+        changes = {name: value.encode("ascii") for name, value in new.items() if old.get(name) != value}
+        questions += _set_variables(changes)
+        super().__init__(questions, capabilities=wanted.capabilities)
+
+    def refusal(self) -> BackendRefused | None:
+        """The server's first error, once complete."""
+        for answer in self.answers:
+            error = answer.error
+            if error is not None and not answer.question.is_optional:
+                return BackendRefused(str(error.code), error.sqlstate, f"{answer.question.name}: {error.message}")
+        return None
+
+
 def reset(startup: Startup) -> Exchange:
     """Make a used backend of `startup` like a fresh one.
 
@@ -711,6 +750,10 @@ def reset(startup: Startup) -> Exchange:
     charset, both what CLIENT_IGNORE_SPACE and CLIENT_INTERACTIVE mean. These are set again; charsets are named by the
     collation's number, which both servers take in a SET.
     """
+    return Exchange(_reset_questions(startup), capabilities=startup.capabilities)
+
+
+def _reset_questions(startup: Startup) -> list[Question]:
     questions = [Question(command(c.COM_RESET_CONNECTION), "reset")]
     if startup.character_set:
         names = b"SET character_set_client = %d, character_set_results = %d, collation_connection = %d"
@@ -722,7 +765,7 @@ def reset(startup: Startup) -> Exchange:
     if startup.database:
         questions.append(Question(command(c.COM_INIT_DB, raw(startup.database)), "database"))
     questions.append(_query(tracking.turn_on(startup.capabilities), "session tracking", is_optional=True))
-    return Exchange(questions, capabilities=startup.capabilities)
+    return questions
 
 
 def check(startup: Startup, query: str) -> Exchange:

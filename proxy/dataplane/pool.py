@@ -295,13 +295,17 @@ class Pool:
         return True
 
     def _redress_for(self, startup: Startup, idle_s: float) -> bool:
-        """Begin to make a backend of another Startup, that has been idle for `idle_s`, like one of this."""
+        """Begin to make a backend of another Startup, that has been idle for `idle_s`, like one of this. Only settings can
+        be exchanged: what else a client says at its login (MySQL: capabilities, character set) a backend keeps."""
         if self._redress is None:
             return False
+        plain = replace(startup, parameters=())
         since_ns = time.monotonic_ns() - int(idle_s * 1e9)
         for other, shelf in list(self._shelves.items()):
+            if other == startup or replace(other, parameters=()) != plain:
+                continue
             # The longest idle one stands first.
-            while other != startup and shelf.idle and shelf.idle[0].idle_since_ns <= since_ns:
+            while shelf.idle and shelf.idle[0].idle_since_ns <= since_ns:
                 backend = shelf.idle.pop(0)
                 if not backend.is_fresh:
                     backend.close()

@@ -584,6 +584,9 @@ class Session(Owner):
         """Attach another backend at a boundary; the gate stays as it is (moving opens it)."""
         assert self.backend is None, "one backend at a time"
         self.must_restore = False
+        if self.runtime is not None and self.runtime.redresses and self.dress is not None:
+            # It was made like the one before: the settings are on it, too, when nothing ties the session to it any more.
+            backend.become(replace(backend.startup, parameters=self.dress.parameters))
         self._lend(backend)
 
     def _return_backend(self) -> None:
@@ -700,7 +703,8 @@ class Session(Owner):
             if self.tracker is not None:
                 self.tracker.ledger_news = LEDGER_TOUCHED
             if not self.ledger.is_dirty or self.has_ended:
-                return
+                break
+        self._note_dress()
 
     def reopen(self) -> None:
         """After `ask`: the gate as the standing wants it."""
@@ -727,7 +731,6 @@ class Session(Owner):
             return
         if self.has_ended:
             return
-        self._note_dress()
         if ledger.is_empty:
             self._return_backend()
             if self.standing is Standing.SERVING:
@@ -804,9 +807,12 @@ class Session(Owner):
 
     def end_if_idle(self, now_ns: int) -> bool:
         """End it if its own `wait_timeout` or `idle_session_timeout` is over. That is the server's to do, but a backend
-        which the session was given while idle counts anew. True if it has ended."""
+        which the session was given while idle counts anew, and in transaction mode none is its own. True if it has
+        ended."""
         relay, backend, ledger = self.relay, self.backend, self.ledger
-        if relay is None or backend is None or ledger is None or backend.opened_ns < relay.last_request_ns:
+        if relay is None or ledger is None or self._is_asking or relay.has_work:
+            return False
+        if self._keeps_backend if backend is None else backend.opened_ns < relay.last_request_ns:
             return False
         limit_s = ledger.idle_limit_s
         if not limit_s or not relay.at_boundary() or now_ns - relay.last_request_ns < limit_s * 1e9:

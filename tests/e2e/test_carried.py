@@ -444,6 +444,24 @@ async def test_variables_database_and_charset_are_carried(mysql: MySQL) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("mysql_servers", ["mysql"], indirect=True)
+@both_pool_modes
+async def test_a_target_that_remembers_no_password_is_logged_in_to_all_the_same(mysql: MySQL) -> None:
+    """caching_sha2_password asks for the password itself, not for a proof, until it has seen it once.
+
+    field-notes: caching_sha2 fast vs full auth
+    """
+    connections = [await asyncio.to_thread(mysql.connect) for _ in range(5)]
+    for number, connection in enumerate(connections):
+        await asyncio.to_thread(ask, connection, f"set @number = {number}")
+    await mysql.pair.standby.execute("flush privileges")
+    ended = await mysql.switch()
+    assert ended["figures"]["errors_visible"] == 0
+    for number, connection in enumerate(connections):
+        assert await asyncio.to_thread(ask, connection, "select @number") == number
+        connection.close()
+
+
 @both_pool_modes
 async def test_sql_prepared_statements_are_carried(mysql: MySQL) -> None:
     connection = await asyncio.to_thread(mysql.connect)

@@ -188,7 +188,11 @@ async def test_a_session_that_the_server_timed_out_ends(server: MariaDBServer, t
     async def is_gone() -> bool:
         return int(await server.fetchval(count)) == 0
 
+    async def has_no_session() -> bool:
+        return not await turnout.get("/v1/sessions")
+
     await until(is_gone, "the server has ended it")
+    await until(has_no_session, "so has Turnout, in transaction mode by its own clock")
     with pytest.raises(pymysql.err.OperationalError) as error:
         await _value(connection, "select 1")
     assert error.value.args[0] in (2006, 2013)

@@ -78,8 +78,8 @@ class Backend:
 class Session:
     """A client whose session goes through the reference relay to a real backend."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.ledger = MysqlLedger(backend.startup)
+    def __init__(self, backend: Backend, *, shares_backends: bool = False) -> None:
+        self.ledger = MysqlLedger(backend.startup, shares_backends=shares_backends)
         self.relay = Relay(is_linked=False, ledger=self.ledger)
         self.use(backend, {})
 
@@ -284,6 +284,46 @@ def test_a_session_finds_its_state_on_the_next_backend(
     assert session.rows(question) == before
     assert session.move_to(opened()) == []
     assert session.rows(question) == before
+
+
+SETTINGS = [(change, question) for change, question in STATES if change.startswith("set ") and "@" not in change]
+
+
+@pytest.mark.parametrize(("change", "question"), SETTINGS, ids=[change[:40] for change, _ in SETTINGS])
+def test_in_transaction_mode_settings_are_put_on_any_backend_and_taken_off(
+    opened: Opened, change: str, question: str
+) -> None:
+    session = Session(opened(), shares_backends=True)
+    session.do(change)
+    before, ledger = session.rows(question), session.inspect()
+    assert (ledger.is_empty, ledger.ties) == (True, [])
+    dressed = replace(APP, parameters=ledger.wanted)
+    backend, fresh = opened(), Session(opened()).rows(question)
+    for worn, wanted, expected in ((APP, dressed, before), (dressed, APP, fresh)):
+        exchange, refusal = WIRE.redress(worn, wanted)
+        assert (backend.run(exchange), refusal()) == ([], None)
+        again = Session(backend, shares_backends=True)
+        assert again.rows(question) == expected
+        again.ledger.is_dirty = True
+        assert again.inspect().wanted == wanted.parameters
+
+
+def test_one_setting_more_is_put_on_without_a_reset(opened: Opened) -> None:
+    backend = opened()
+    few, more = (("time_zone", "'+01:00'"),), (("lock_wait_timeout", "7"), ("time_zone", "'+01:00'"))
+    for worn, wanted in (((), few), (few, more)):
+        exchange, _ = WIRE.redress(replace(APP, parameters=worn), replace(APP, parameters=wanted))
+        assert exchange.request.count(b"SET SESSION") == 1
+        assert backend.run(exchange) == []
+    assert backend.ask("select @@time_zone, @@lock_wait_timeout")[0].rows == [[b"+01:00", b"7"]]
+
+
+def test_a_setting_that_a_backend_refuses_is_named(opened: Opened) -> None:
+    exchange, refusal = WIRE.redress(APP, replace(APP, parameters=(("sql_mode", "'NO_SUCH_MODE'"),)))
+    opened().run(exchange)
+    refused = refusal()
+    assert refused is not None
+    assert (refused.code, refused.message.partition(":")[0]) == ("1231", "sql_mode")
 
 
 def test_what_is_set_back_is_not_carried(session: Session) -> None:

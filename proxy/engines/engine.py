@@ -116,6 +116,16 @@ class FenceProof(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
 
 
+class CommitSample(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest commits of a server, by names that every server of the same lineage knows them by."""
+
+    by: Literal["xid", "gtid", "position"]
+    """What the names are. `position`: the server names no single commits, only how far it is in each of its streams, each
+    name standing for all commits before it."""
+    names: list[str]
+    """The newest last."""
+
+
 class Leader(msgspec.Struct, frozen=True, kw_only=True):
     """Whom to replicate from, and as whom."""
 
@@ -353,6 +363,15 @@ class Engine(abc.ABC):
         `is_asked`: somebody else was asked to promote it; wait for that."""
 
     # --- afterwards --------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def recent_commits(self, most: int) -> CommitSample:
+        """The newest commits of this server, the fenced source of a switch: at most `most`. Raises EngineError, also where
+        other servers know commits by other names."""
+
+    @abc.abstractmethod
+    async def lacking(self, sample: CommitSample) -> list[str]:
+        """Names of a sample's commits that this server, the target of the switch, does not have."""
 
     async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
         """Make this fenced server, which was the source of a switch, replicate from `leader`, which was the target, and

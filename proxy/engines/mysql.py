@@ -34,6 +34,7 @@ from proxy.engines import mysql_inventory
 from proxy.engines.engine import (
     TRANSACTIONS_MAX,
     Capacity,
+    CommitSample,
     Engine,
     EngineFigures,
     EngineState,
@@ -578,6 +579,24 @@ class MySqlEngine(Engine):
 
         await self._acting.run(promote, timeout_s)
 
+    async def recent_commits(self, most: int) -> CommitSample:
+        position = await self._watching.run(self._position, 5.0)
+        if self._flavour == "mariadb":
+            # A position has the last number of each domain; those before it may have other servers' ids.
+            names = ["-".join(one) for one in _gtids(position.text)]
+            return CommitSample(by="position", names=names[:most])
+        return CommitSample(by="gtid", names=_newest(position.text, most))
+
+    async def lacking(self, sample: CommitSample) -> list[str]:
+        def look(link: _Link) -> list[str]:
+            if sample.by == "position":
+                have = self._position(link).text
+                return [name for name in sample.names if not _covers(have, name)]
+            text = link.value("select gtid_subtract(%s, @@global.gtid_executed)", ",".join(sample.names)) or ""
+            return _newest(str(text).replace("\n", ""), len(sample.names))
+
+        return await self._watching.run(look, 5.0)
+
     async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
         return await self._acting.run(lambda link: self._follow(link, leader), timeout_s)
 
@@ -764,6 +783,32 @@ def _covers(have: str, wanted: str) -> bool:
     """Whether a MariaDB position (`0-1-42,1-2-7`: domain, server, sequence) includes another."""
     reached = {domain: int(number) for domain, _, number in _gtids(have)}
     return all(reached.get(domain, 0) >= int(number) for domain, _, number in _gtids(wanted))
+
+
+def _newest(gtids: str, most: int) -> list[str]:
+    """Single transactions out of MySQL's set of them (`uuid:1-5:9,uuid:tag:1-3`; tags came with 8.3): at most `most`,
+    shared out among its sources, of each the ones with the highest numbers, which stand last."""
+    sources: list[tuple[str, list[tuple[int, int]]]] = []
+    for part in filter(None, gtids.replace(" ", "").split(",")):
+        uuid, *pieces = part.split(":")
+        prefix = uuid
+        for piece in pieces:
+            first, _, last = piece.partition("-")
+            if not first.isdigit():
+                prefix = f"{uuid}:{piece}"
+                continue
+            if not sources or sources[-1][0] != prefix:
+                sources.append((prefix, []))
+            sources[-1][1].append((int(first), int(last or first)))
+    names: list[str] = []
+    for number, (prefix, intervals) in enumerate(sources):
+        left = (most - len(names)) // (len(sources) - number)
+        found: list[str] = []
+        for lowest, highest in reversed(intervals):
+            numbers = range(max(lowest, highest + 1 - (left - len(found))), highest + 1)
+            found = [*(f"{prefix}:{one}" for one in numbers), *found]
+        names += found
+    return names
 
 
 def _gtids(text: str) -> list[tuple[str, str, str]]:

@@ -50,6 +50,7 @@ from proxy.engines import postgres_inventory
 from proxy.engines.engine import (
     TRANSACTIONS_MAX,
     Capacity,
+    CommitSample,
     Engine,
     EngineFigures,
     EngineState,
@@ -164,10 +165,26 @@ _END: Final = "select count(pg_terminate_backend(pid)) from unnest($1::int[]) as
 _ARE_LEFT: Final = "select count(*) from pg_stat_activity where pid = any($1::int[])"
 _READ_ONLY_NOW: Final = "select current_setting('default_transaction_read_only') = 'on'"
 _WHY_READ_ONLY: Final = "select source from pg_settings where name = 'default_transaction_read_only' and setting = 'on'"
-# The message's commit flushes all that is before it, the position included.
-_POSITION: Final = "select pg_current_wal_insert_lsn()::text, pg_logical_emit_message(true, 'turnout', 'fence')"
+# The message's commit flushes all that is before it, the position included. Of what the snapshot shows as committed, all
+# is before the position: the snapshot is taken first.
+_POSITION: Final = """
+select pg_current_wal_insert_lsn()::text as lsn, pg_current_snapshot()::text as snapshot,
+       pg_logical_emit_message(true, 'turnout', 'fence')
+"""
 _IS_SUPERUSER: Final = "select rolsuper from pg_roles where rolname = current_user"
 _IN_RECOVERY: Final = "select pg_is_in_recovery()"
+# Numbers below 3 are no transactions. A number that was never given out is an error of pg_xact_status.
+_RECENT_COMMITS: Final = """
+select one::text as xid
+  from (select $1::text::pg_snapshot as seen, pg_snapshot_xmax($1::text::pg_snapshot)::text::int8 as next) fence,
+       generate_series(greatest(3, next - $2::int8), next - 1) as one
+ where pg_visible_in_snapshot(one::text::xid8, seen) and pg_xact_status(one::text::xid8) = 'committed' order by one
+"""
+_LACKING: Final = """
+select one as xid from unnest($1::text[]) as one
+ where case when one::xid8 >= pg_snapshot_xmax(pg_current_snapshot()) then true
+            else pg_xact_status(one::xid8) is distinct from 'committed' end
+"""
 _IN_DOUBT: Final = "select gid from pg_prepared_xacts order by gid"
 _REACHED: Final = """
 select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end
@@ -236,6 +253,8 @@ class PostgresEngine(Engine):
         self._acting: list[Any] = []
         self._is_superuser = False
         self._armed: _Armed | None = None
+        self._snapshot = ""
+        """What was committed when `position` was asked last."""
         # `arm` has written the setting of the whole server to its disk; nobody has read it yet.
         self._is_written = False
         """SQLSTATE with which a session that began after `arm` was refused to write."""
@@ -713,7 +732,9 @@ class PostgresEngine(Engine):
 
     async def position(self) -> Position:
         async with self._act(5.0) as (first, _):
-            return Position("lsn", self._settled(await first.fetchval(_POSITION)))
+            row = await first.fetchrow(_POSITION)
+            self._snapshot = row["snapshot"]
+            return Position("lsn", self._settled(row["lsn"]))
 
     async def reached(self, position: Position) -> bool:
         async with self._act(5.0) as (_, second):
@@ -737,6 +758,17 @@ class PostgresEngine(Engine):
                 await poll(second, False, _IN_RECOVERY)
             # The source's fence came by replication, or an older one in a base backup or by pg_rewind.
             await self._prove_writable(await self._take_fence_away(first, second))
+
+    async def recent_commits(self, most: int) -> CommitSample:
+        if not self._snapshot:
+            raise EngineError(f"engine {self.name}: what was committed at its fence is not known to this supervisor")
+        async with self._watch() as connection:
+            rows = await connection.fetch(_RECENT_COMMITS, self._snapshot, most)
+        return CommitSample(by="xid", names=[row["xid"] for row in rows])
+
+    async def lacking(self, sample: CommitSample) -> list[str]:
+        async with self._watch() as connection:
+            return [row["xid"] for row in await connection.fetch(_LACKING, sample.names)]
 
     # --- parts -------------------------------------------------------------------------------------------------------
 

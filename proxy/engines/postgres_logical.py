@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.engines.engine import EngineState, Inventory, Leader, Position, Role
+from proxy.engines.engine import CommitSample, EngineState, Inventory, Leader, Position, Role
 from proxy.engines.postgres import FENCE, HAS_FENCE, POLL_S, PostgresEngine, poll
 from proxy.errors import EngineError
 
@@ -300,6 +300,13 @@ class LogicalPostgresEngine(PostgresEngine):
             await inside.execute(f"alter subscription {_quoted(row['name'])} {how}")
 
     # --- afterwards --------------------------------------------------------------------------------------------------
+
+    async def recent_commits(self, most: int) -> CommitSample:
+        del most
+        raise EngineError(
+            f"engine {self.name} replicates logically, so that its commits have other names elsewhere",
+            hint="compare the rows of both instead",
+        )
 
     async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
         name = f"turnout_from_{_plain(leader.name)}"

@@ -18,8 +18,23 @@ cutover_ms     Turnout's own part: the blackout, less what of drain, catch-up an
                  first_request_to_release     requests waited, but no answer came in the window of the verification
                  hold_to_release              no request waited: from the order to hold to the last worker's release
 errors_visible sessions that did not come through, and requests that were refused after `hold_ms_max`.
-acked_lost     acknowledged commits that are not on the target; null where nobody asked for an audit: who counts them
-               (the demo, a test) adds it.
+acked_lost     commits of the audit's sample that the target does not have; null where there was no audit.
+
+The audit of acknowledged commits
+---------------------------------
+Once clients work on the target, the fenced source is asked for its newest commits by name, at most AUDIT_COMMITS, and the
+target is asked which of them it does not have. What any client was told is committed, through Turnout or past it, was
+committed on the source before its fence, so it is among what the source names, or older; and nothing can be added there
+any more. It is asked for after the release: the data path and the hold know nothing of it.
+
+What it proves, by `by`:
+    xid       PostgreSQL, physical replication: each transaction has the status "committed" on the target too.
+    gtid      MySQL: each transaction is in the target's set of executed ones.
+    position  MariaDB names no single older commits: the target is as far as the source in each domain, and what replicates
+              by GTID has no gaps in a domain.
+It does not look at rows, nor at commits older than the sample: these the catch-up is responsible for, which waits until
+the target has all of the source's log. With logical replication commits have other names on the other server, and there
+is no audit; nor is there one between two addresses of one server.
 affected_transactions  requests that waited.
 downtime_ms    the blackout: what a client may call down.
 """
@@ -33,13 +48,19 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy import ipc
-from proxy.engines.engine import FenceProof, Position
+from proxy.engines.engine import CommitSample, FenceProof, Position
 from proxy.switch.hooks import HookResult
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.readiness import Check
 
 INTERRUPTED_SHOWN_MAX: Final = 1_000
 """Sessions a report lists; the count is always whole."""
+
+AUDIT_COMMITS: Final = 1_000
+"""Newest commits of the source that the target is asked for: the last ones before the fence are those in danger."""
+
+MISSING_SHOWN_MAX: Final = 20
+"""Of those it does not have, how many a report names."""
 
 Window = Literal["first_request_to_first_row", "first_request_to_release", "hold_to_release", "not_cut_over"]
 
@@ -50,6 +71,34 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
     p50: float
     p99: float
     max: float
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module's docstring."""
+
+    by: str = ""
+    checked: int = 0
+    oldest: str = ""
+    newest: str = ""
+    """Ends of the sample, as the source names them."""
+    lost: int | None = None
+    """Of those checked; null where it could not be made."""
+    missing: list[str] = []
+    """Their names, the first MISSING_SHOWN_MAX."""
+    why: str = ""
+    """Why there is none."""
+
+    @classmethod
+    def of(cls, sample: CommitSample, lacking: list[str]) -> Audit:
+        names = sample.names
+        return cls(
+            by=sample.by,
+            checked=len(names),
+            oldest=names[0] if names else "",
+            newest=names[-1] if names else "",
+            lost=len(lacking),
+            missing=lacking[:MISSING_SHOWN_MAX],
+        )
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +157,7 @@ class Evidence:
         """With a semi-synchronous gate: who has the fenced position."""
         self.way_back = ""
         """How the source follows the target afterwards; empty: it does not, and was not to."""
+        self.audit: Audit | None = None
         self.waiting_for: list[str] = []
         """What the sessions that were not at a boundary waited for, as last heard."""
         self._sessions: dict[int, int] = {}
@@ -171,7 +221,7 @@ class Evidence:
             cutover_ms=_round(max(0, own_ns) / 1e6),
             measured_by=measured_by,
             errors_visible=self._errors_visible(),
-            acked_lost=None,
+            acked_lost=self.audit.lost if self.audit is not None else None,
             switch_duration_ms=_round((ended_ns - began_ns) / 1e6),
             affected_transactions=len(waits),
             downtime_ms=_round(blackout_ms),
@@ -226,7 +276,7 @@ class Evidence:
             "in_doubt_resolved": self.resolved,
             "replicas": self.replicas,
             "way_back": self.way_back or None,
-            "audit": None,
+            "audit": msgspec.to_builtins(self.audit) if self.audit is not None else None,
         }
 
 

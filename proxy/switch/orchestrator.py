@@ -38,7 +38,7 @@ from proxy.engines.engine import Engine, EngineState, Leader, Position, Role
 from proxy.errors import Conflict, EngineError, NotFound
 from proxy.switch import hooks
 from proxy.switch import run as core
-from proxy.switch.evidence import Evidence, Span
+from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
 from proxy.switch.findings import Comparison
 from proxy.switch.inquiry import inquire
 from proxy.switch.journal import Journal, Standing
@@ -263,6 +263,7 @@ class Orchestrator:
             promote_timeout_s=config.switch.promote_timeout_s,
             phase=record.phase,
             moves_data=config.replication != "none",
+            audits=True,
             reverses=config.reverse_replication,
             hooks={hook.at for hook in config.hook},
         )
@@ -587,6 +588,8 @@ class Orchestrator:
                 self._ask(running, Act.UNFENCE, partial(self._unfenced, source, pending))
             case core.RunHooks(stage):
                 self._ask(running, Act.HOOKS, partial(self._hooks_ran, running, stage))
+            case core.Audit():
+                self._ask(running, Act.AUDIT, partial(self._audited, running))
             case core.Follow():
                 self._ask(running, Act.FOLLOW, partial(self._followed, running))
             case _:
@@ -721,6 +724,21 @@ class Orchestrator:
         await cancel_and_wait(*pending)
         await source.unfence(UNFENCE_TIMEOUT_S)
         return core.Unfenced()
+
+    async def _audited(self, running: _Running) -> core.Fact:
+        try:
+            sample = await running.source.recent_commits(AUDIT_COMMITS)
+            lacking = await running.target.lacking(sample)
+        except EngineError as error:
+            running.evidence.audit = Audit(why=error.text)
+            raise
+        running.evidence.audit = audit = Audit.of(sample, lacking)
+        if lacking:
+            _log.error(
+                "commits of the source are not on the target", switch=running.record.id, by=audit.by, lost=audit.lost,
+                missing=audit.missing,
+            )  # fmt: skip
+        return core.Audited(len(lacking))
 
     async def _followed(self, running: _Running) -> core.Fact:
         leader = _leader(running.record.target, running.config)

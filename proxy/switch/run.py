@@ -39,6 +39,8 @@ from proxy.switch.terms import (
     Approach,
     Approached,
     ArmFence,
+    Audit,
+    Audited,
     AwaitPosition,
     CancelAsked,
     EnginesPrepared,
@@ -83,6 +85,8 @@ __all__ = [
     "Approach",
     "Approached",
     "ArmFence",
+    "Audit",
+    "Audited",
     "AwaitPosition",
     "CancelAsked",
     "EnginesPrepared",
@@ -217,11 +221,12 @@ class SwitchRun:
         promote_timeout_s: float,
         phase: Phase = Phase.PENDING,
         moves_data: bool = True,
+        audits: bool = False,
         reverses: bool = False,
         hooks: Collection[str] = (),
     ) -> None:
         """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers. `moves_data` is
-        false where source and target are one server; with `reverses` the source follows the target afterwards. `hooks` are the stages that have some."""
+        false where source and target are one server; with `audits` the target is asked for what the source has committed; with `reverses` the source follows the target afterwards. `hooks` are the stages that have some."""
         assert plan.drain_timeout_s is not None
         self.id = switch_id
         self.plan = plan
@@ -259,6 +264,7 @@ class SwitchRun:
         # Stages whose hooks have not run.
         self._hooks = {stage for stage in Stage if stage in hooks}
         # What is left to do while the first answers are waited for.
+        self._must_audit = audits and moves_data
         self._must_follow = reverses and moves_data
         self._verify_expired = False
         self._was_let_go = False
@@ -497,6 +503,8 @@ class SwitchRun:
                 return self._when_armed()
             case Unfenced() if self.phase is Phase.ABORTING:
                 return self._let_go()
+            case Audited(lost) if self.phase is Phase.VERIFYING and self._must_audit:
+                return self._done_auditing(lost)
             case Followed() if self.phase is Phase.VERIFYING and self._must_follow:
                 return self._done_following()
             case HooksRan(stage, failed):
@@ -524,6 +532,9 @@ class SwitchRun:
                 return [Look()] if self._promotions_failed == 1 else [StartTimer(Timer.LOOK_AGAIN, LOOK_AGAIN_S)]
             case Act.UNFENCE if self.phase is Phase.ABORTING:
                 return self._unfence_failed(why)
+            case Act.AUDIT if self.phase is Phase.VERIFYING and self._must_audit:
+                # The report says so: a source that died since the fence cannot be asked.
+                return self._done_auditing(0)
             case Act.FOLLOW if self.phase is Phase.VERIFYING and self._must_follow:
                 return self._done_following(why)
             case Act.HOOKS if self.phase is Phase.PREPARING:
@@ -623,13 +634,27 @@ class SwitchRun:
 
     def _afterwards(self) -> list[Order]:
         """What is done behind the clients' backs. If it fails, the switch has gone well all the same."""
-        orders: list[Order] = [Follow()] if self._must_follow else []
+        orders: list[Order] = [Audit()] if self._must_audit else self._follow()
         if Stage.AFTER_RELEASE in self._hooks:
             orders.append(RunHooks(Stage.AFTER_RELEASE))
         return [*orders, StartTimer(Timer.AFTERWARDS, AFTERWARDS_TIMEOUT_S)] if orders else []
 
+    def _follow(self) -> list[Order]:
+        return [Follow()] if self._must_follow else []
+
+    def _done_auditing(self, lost: int) -> list[Order]:
+        self._must_audit = False
+        if lost:
+            self._note(
+                f"{lost} of the newest commits of {self.plan.source} are not on {self.plan.target}: the report names them; "
+                f"save what {self.plan.source} has before it is changed"
+            )
+            # It would be overwritten by the way back.
+            self._must_follow = False
+        return [*self._follow(), *self._when_verified()]
+
     def _when_verified(self) -> list[Order]:
-        if self._must_follow or Stage.AFTER_RELEASE in self._hooks:
+        if self._must_audit or self._must_follow or Stage.AFTER_RELEASE in self._hooks:
             return []
         if self._someone_waited and not self._saw_first_row and self._crew and not self._verify_expired:
             return []
@@ -753,7 +778,7 @@ class SwitchRun:
             case Timer.AFTERWARDS if self.phase is Phase.VERIFYING:
                 self._hooks.clear()
                 self._note(f"what follows a release was not done within {AFTERWARDS_TIMEOUT_S:g} s: see the report")
-                self._must_follow = False
+                self._must_audit = self._must_follow = False
                 return self._when_verified()
             case Timer.LOOK_AGAIN if self.phase is Phase.PROMOTING:
                 return [Look()]

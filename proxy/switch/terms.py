@@ -28,6 +28,7 @@ class Act(enum.StrEnum):
     AWAIT_POSITION = "await_position"
     PROMOTE = "promote"
     UNFENCE = "unfence"
+    AUDIT = "audit"
     FOLLOW = "follow"
     HOOKS = "hooks"
 
@@ -128,6 +129,13 @@ class Unfenced:
 
 
 @dataclass(frozen=True, slots=True)
+class Audited:
+    """The target was asked for the source's newest commits; `lost` are those it does not have."""
+
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
 class Followed:
     """The source replicates from the target."""
 
@@ -185,6 +193,7 @@ Fact = (
     | PositionAwaited
     | Promoted
     | Unfenced
+    | Audited
     | Followed
     | HooksRan
     | ActFailed
@@ -269,6 +278,12 @@ class Unfence:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """Ask the target for the source's newest commits, while clients work there and the source is still as the fence left
+    it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Follow:
     """Make the source a replica of the target, while clients work there."""
 
@@ -312,6 +327,7 @@ Order = (
     | Promote
     | Look
     | Unfence
+    | Audit
     | Follow
     | RunHooks
     | StartTimer

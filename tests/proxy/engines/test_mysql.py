@@ -13,7 +13,7 @@ import pytest_asyncio
 from proxy.embedded import MariaDBPair, MySQLPair, free_port
 from proxy.embedded.mysql import MySqlFamilyServer
 from proxy.engines import MySqlEngine, Position, Role
-from proxy.engines.mysql import _covers
+from proxy.engines.mysql import _covers, _newest
 from proxy.errors import AuthRefused, EngineError
 from proxy.switch import parity
 from tests.kit.waiting import until
@@ -236,6 +236,36 @@ async def test_a_wrong_password_is_refused_by_name_and_never_shown(pair: Pair) -
     assert "blue" in caught.value.text
     assert "hunter2" not in caught.value.text
     await engine.close()
+
+
+async def test_commits_that_the_replica_lacks_are_named(pair: Pair, source: MySqlEngine, target: MySqlEngine) -> None:
+    await pair.primary.execute("create table if not exists app.audited (i int)")
+    assert await target.wait_reached(await source.position(), 5.0)
+    before = await source.recent_commits(1_000)
+    assert await target.lacking(before) == []
+    await pair.standby.execute("stop replica sql_thread")
+    try:
+        await pair.primary.execute(*["insert into app.audited values (1)"] * 3)
+        sample = await source.recent_commits(1_000)
+        lacking = await target.lacking(sample)
+        if sample.by == "gtid":
+            assert lacking == [name for name in sample.names if name not in before.names]
+            assert len(lacking) == 3
+        else:
+            assert lacking == sample.names
+    finally:
+        await pair.standby.execute("start replica")
+    assert await target.wait_reached(await source.position(), 5.0)
+    assert await target.lacking(sample) == []
+    await pair.primary.execute("drop table app.audited")
+
+
+def test_the_newest_transactions_of_a_gtid_set_are_shared_out_among_its_sources() -> None:
+    one, two = "3e11fa47-71ca-11e1-9e33-c80aa9429562", "3e11fa47-71ca-11e1-9e33-c80aa9429563"
+    assert _newest(f"{one}:1-100:105", 3) == [f"{one}:99", f"{one}:100", f"{one}:105"]
+    assert _newest(f"{one}:1-2,{two}:1-9", 6) == [f"{one}:1", f"{one}:2", *(f"{two}:{n}" for n in (6, 7, 8, 9))]
+    assert _newest(f"{one}:7:nightly:1-2", 9) == [f"{one}:7", f"{one}:nightly:1", f"{one}:nightly:2"]
+    assert _newest("", 9) == []
 
 
 def test_a_mariadb_position_covers_another_domain_by_domain() -> None:

@@ -246,6 +246,38 @@ async def test_the_position_covers_commits_that_were_acknowledged_before_they_we
     await client.close()
 
 
+async def test_commits_that_the_standby_lacks_are_named(
+    postgres_pair: PostgresPair, source: PostgresEngine, target: PostgresEngine
+) -> None:
+    primary, standby = postgres_pair.primary, postgres_pair.standby
+    await asyncio.gather(source.prepare(), target.prepare())
+    await primary.execute("create table if not exists audited (i int)", database="app")
+    assert await target.wait_reached(await source.position(), 5.0)
+    client = await primary.connect("app")
+    await standby.execute("select pg_wal_replay_pause()")
+    try:
+        added = [
+            str(await client.fetchval("insert into audited values (1) returning pg_current_xact_id()::text"))
+            for _ in range(3)
+        ]
+        rolled_back = client.transaction()
+        await rolled_back.start()
+        no_commit = await client.fetchval("insert into audited values (2) returning pg_current_xact_id()::text")
+        await rolled_back.rollback()
+        position = await source.position()
+        late = await client.fetchval("insert into audited values (1) returning pg_current_xact_id()::text")
+        sample = await source.recent_commits(1_000)
+        assert sample.names[-3:] == added
+        assert not {no_commit, late} & set(sample.names)
+        assert await target.lacking(sample) == added
+        assert (await source.recent_commits(2)).names == added[-1:]
+    finally:
+        await standby.execute("select pg_wal_replay_resume()")
+        await client.close()
+    assert await target.wait_reached(position, 5.0)
+    assert await target.lacking(sample) == []
+
+
 async def test_the_position_at_the_start_of_a_wal_segment_can_be_reached(
     postgres_pair: PostgresPair, source: PostgresEngine, target: PostgresEngine
 ) -> None:

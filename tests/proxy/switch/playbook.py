@@ -32,6 +32,7 @@ def a_run(
     phase: Phase = Phase.PENDING,
     hold_ms_max: int = 5_000,
     moves_data: bool = True,
+    audits: bool = False,
     reverses: bool = False,
     hooks: tuple[str, ...] = (),
     **plan: Any,
@@ -47,6 +48,7 @@ def a_run(
         promote_timeout_s=10.0,
         phase=phase,
         moves_data=moves_data,
+        audits=audits,
         reverses=reverses,
         hooks=hooks,
     )

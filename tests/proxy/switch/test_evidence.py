@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proxy import ipc
-from proxy.switch.evidence import Evidence, Figures, Span
+from proxy.engines.engine import CommitSample
+from proxy.switch.evidence import Audit, Evidence, Figures, Span
 from tests.proxy.switch.test_journal import a_record
 
 MS = 1_000_000
@@ -144,3 +145,14 @@ def test_a_report_says_what_was_planned_and_when_each_phase_began() -> None:
     assert report["plan"]["target"] == "green"
     assert report["phases_us"] == [{"phase": "pending", "at_us": 0}, {"phase": "validating", "at_us": 4_999}]
     assert report["figures"]["acked_lost"] is None
+
+
+def test_an_audit_counts_all_that_is_missing_and_names_the_first() -> None:
+    names = [f"{number}" for number in range(700, 800)]
+    evidence = _of()
+    evidence.audit = Audit.of(CommitSample(by="xid", names=names), names[10:60])
+    figures = _figures(evidence)
+    assert figures.acked_lost == 50
+    assert evidence.report(a_record("s"), figures, [])["audit"] == {
+        "by": "xid", "checked": 100, "oldest": "700", "newest": "799", "lost": 50, "missing": names[10:30], "why": "",
+    }  # fmt: skip

@@ -60,6 +60,8 @@ async def test_there_and_back_with_nothing_lost_and_no_number_handed_out_twice(
         order = await green.fetchval("insert into orders (note) values ('from green') returning id", database="app")
         assert order == 3 + 100 + 1
         report = stage.journal.report(there.id)
+        assert report["figures"]["acked_lost"] is None
+        assert "replicates logically" in report["audit"]["why"]
         assert report["way_back"] == "follows green by subscription turnout_from_green"
         assert report["positions"]["source"] == report["positions"]["target"]
         verdicts = {check["name"]: check["verdict"] for check in report["checks"]}

@@ -63,6 +63,9 @@ async def test_a_switch_promotes_the_target_and_remembers_it(stage: Stage) -> No
     report = stage.journal.report(record.id)
     assert report["fence"]["refused_with"] == "25006"
     assert report["positions"]["source"] == report["positions"]["target"]
+    audit = report["audit"]
+    assert (audit["by"], audit["lost"], report["figures"]["acked_lost"]) == ("xid", 0, 0)
+    assert audit["checked"] > 0
     assert report["figures"]["measured_by"] == "hold_to_release"
     assert report["figures"]["cutover_ms"] < 1000
     assert report["plan"]["reason"] == "drill"

@@ -112,6 +112,29 @@ def test_a_switch_is_complete_although_the_old_source_does_not_follow(trouble: c
     assert play.run.error == ""
 
 
+def test_the_audit_comes_before_the_old_source_is_changed_and_the_end_waits_for_it() -> None:
+    play = play_to(Phase.RELEASING, audits=True, reverses=True).sees(released(0), released(1))
+    play.does(core.Enter(Phase.VERIFYING), core.Audit()).starts(Timer.AFTERWARDS)
+    play.sees(core.Audited(0)).does(core.Follow())
+    play.sees(core.Followed()).does(core.Enter(Phase.COMPLETED))
+    assert play.run.remedy == ""
+
+
+def test_a_source_that_has_what_the_target_lacks_is_left_as_it_is() -> None:
+    play = play_to(Phase.VERIFYING, audits=True, reverses=True).sees(first_row(0)).does_nothing()
+    play.sees(core.Audited(2)).does(core.Enter(Phase.COMPLETED))
+    assert play.run.remedy.startswith("2 of the newest commits of blue are not on green")
+
+
+@pytest.mark.parametrize(
+    "trouble", [core.ActFailed(Act.AUDIT, "it is gone"), core.TimerRang(Timer.AFTERWARDS)], ids=["failed", "late"]
+)
+def test_a_switch_is_complete_although_there_was_no_audit(trouble: core.Fact) -> None:
+    play = play_to(Phase.VERIFYING, audits=True).sees(first_row(0)).does_nothing()
+    play.sees(trouble).does(core.Enter(Phase.COMPLETED))
+    assert play.run.error == ""
+
+
 def test_hooks_run_before_anybody_is_held_and_after_everybody_is_released() -> None:
     play = Playbook(a_run(hooks=("before_fence", "after_release"))).begins()
     play.sees(core.Examined([PASSED])).does(

@@ -39,6 +39,8 @@ async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp
         there = await stage.switch(target="green")
         assert (there.phase, there.error, there.remedy) == (Phase.COMPLETED, "", "")
         report = stage.journal.report(there.id)
+        assert report["figures"]["acked_lost"] == 0
+        assert report["audit"]["checked"] > 0
         assert report["way_back"] == "replicates from green by GTID"
         assert [(one["at"], one["output"]) for one in report["hooks"]] == [("after_release", "green serves")]
         state = await stage.engines["blue"].probe()

@@ -630,6 +630,10 @@ class Wire(Protocol):
         """MySQL's COM_CHANGE_USER: a login in the middle of a session of `startup`, that begins with `message`. Its
         first facts come from `receive(b"")`. IllegalUse in PostgreSQL, which has no such thing."""
 
+    def lone_statement(self, work: bytes, tracker: Tracker) -> bytes | None:
+        """The text of the statement that a client's `work` executes at a boundary; b"" if it executes nothing; None if it is
+        not surely one complete unit and nothing else, or if this protocol cannot tell."""
+
     def tls_request(self) -> Login | None:
         """What begins a connection to an engine that shall have TLS: yields TlsWanted or TlsRefused, after which a
         login or a cancel request follows. None: this protocol does not begin so."""

@@ -85,6 +85,9 @@ class MysqlWire:
             databases=databases,
         )
 
+    def lone_statement(self, work: bytes, tracker: Tracker) -> bytes | None:
+        return None
+
     def tls_request(self) -> None:
         """MySQL asks for TLS in the login."""
 

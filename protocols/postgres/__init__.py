@@ -7,7 +7,7 @@ from typing import Final
 
 from protocols.errors import IllegalUse
 from protocols.postgres import ledger as _ledger
-from protocols.postgres import lookup, replies
+from protocols.postgres import lookup, replies, units
 from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.handshake import NEWEST_MINOR, PostgresClientLogin, PostgresServerLogin, PostgresTlsRequest
 from protocols.postgres.ledger import PostgresLedger
@@ -71,6 +71,10 @@ class PostgresWire:
         databases: Sequence[str],
     ) -> ClientLogin:
         raise IllegalUse("PostgreSQL has no login in the middle of a session")
+
+    def lone_statement(self, work: bytes, tracker: Tracker) -> bytes | None:
+        assert isinstance(tracker, PostgresTracker)
+        return units.lone_statement(work, tracker.text_of)
 
     def tls_request(self) -> Login | None:
         return PostgresTlsRequest()

@@ -828,6 +828,14 @@ class PostgresTracker(Tracker):
         self._push(PARSE | WATCHED)
         return before + statement.parse_message()
 
+    def text_of(self, name: bytes) -> bytes | None:
+        """Transaction mode, at a boundary: the text of the client's prepared statement of this name, b"" being the
+        unnamed one; None if there is none."""
+        if not name:
+            return None if self._unnamed is None else self._unnamed[6 : self._unnamed.index(0, 6)]
+        statement = self._names.find(name)
+        return None if statement is None else statement.body[: statement.body.index(0)]
+
     def _take_bind(self, message: bytes) -> bytes:
         self._unsynced = True
         if self._skipping:

@@ -1209,6 +1209,8 @@ cdef class Relay:
         readonly Owner owner
         # Held for a switch: nothing is read from the client.
         readonly bint is_held
+        # The owner chooses the server by the work: it is asked when `peek_work` shows it, and `_borrow` is no way then.
+        public bint is_routed
         # Tell the owner of boundaries.
         public bint notifies
         bint _stamps_first_answer
@@ -1374,6 +1376,10 @@ cdef class Relay:
     def has_work(self):
         """Client bytes are kept back by the gate."""
         return len(self._stash) > 0
+
+    def peek_work(self):
+        """What the gate keeps back."""
+        return self._stash
 
     cpdef bint at_boundary(self) noexcept:
         """The backend may be exchanged: the tracker says so, and no half message is kept here."""
@@ -1591,6 +1597,14 @@ cdef class Relay:
                     if corked is not None:
                         corked._uncork()
                         corked = None
+                    if self.is_routed and self.server is None and not self.is_held:
+                        self._stash = PyBytes_FromStringAndSize(<char*> data + stop, size - stop)
+                        if self.waiting_since_ns == 0:
+                            self.waiting_since_ns = now_ns()
+                        self.client._pause(PAUSED_BY_GATE)
+                        # It may open the gate, and have all of that sent, right here.
+                        self._told().on_gate()
+                        return 0
                     # The owner may link a server and open the gate right here.
                     if tracker.gate == GATE_CLOSED and not self.is_held and not self._borrow():
                         self._told().on_gate()

@@ -26,6 +26,7 @@ from proxy.tls import engine_tls
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
+    from proxy.dataplane.routing import Router
 
 
 REDRESS_TIMEOUT_S: Final = 10.0
@@ -90,6 +91,8 @@ class Runtime:
         self._may_serve = asyncio.Event()
         self._may_serve.set()
         self._may_open = True
+        self.router = _router(config)
+        """The rules about reads; None: there are none."""
 
     @property
     def shares_backends(self) -> bool:
@@ -398,7 +401,7 @@ class Runtime:
         if self.move is not None:
             return
         for name, pool in list(self._pools.items()):
-            if name[0] == self.active:
+            if name[0] == self.active or (self.router is not None and name[0] in self.router.engines):
                 pool.keep(now_ns)
             if pool.is_unused(now_ns):
                 self._unused_pools[name] = self._pools.pop(name)
@@ -406,6 +409,15 @@ class Runtime:
         for session in self.registry.members(Standing.SERVING):
             if session.keep(now_ns, may_look=looks > 0):
                 looks -= 1
+
+
+def _router(config: ServiceConfig) -> Router | None:
+    if not config.route:
+        return None
+    # Half a second and some 30 MB, for services with rules only.
+    from proxy.dataplane.routing import Router
+
+    return Router(config)
 
 
 def rules_of(config: ServiceConfig) -> PoolRules:

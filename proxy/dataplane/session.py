@@ -48,6 +48,7 @@ from protocols.wire import (
 )
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.kills import NobodyHasIt
+from proxy.dataplane.pool import Waiter
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link, Owner, Relay
 from proxy.dataplane.tls import accept_tls
@@ -69,7 +70,8 @@ from proxy.tls import NO_LISTENER_TLS, ListenerTls
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
-    from proxy.dataplane.pool import Pool, Shelf, Waiter
+    from proxy.dataplane.pool import Pool, Shelf
+    from proxy.dataplane.routing import Router
     from proxy.dataplane.runtime import Runtime
     from proxy.worker import Worker
 
@@ -90,6 +92,10 @@ UNASKED_PAUSE_S: Final = 0.001
 RESTORE_PAUSE_S: Final = 0.1
 """Between tries to get another backend for a session that has lost its own."""
 
+READER_WAIT_NS: Final = 500_000_000
+"""Longest wait of a read for a backend of the engine that the rules name, in nanoseconds; then the engine that serves does
+it."""
+
 FAREWELL_TIMEOUT_S: Final = 10.0
 """Longest time a client may take to read the last error."""
 
@@ -105,12 +111,14 @@ class Session(Owner):
         "_idle_mark",
         "_is_asking",
         "_is_killing",
+        "_is_reading",
         "_is_restoring",
         "_login",
         "_pool",
         "_pool_epoch",
         "_shelf",
         "_waiter",
+        "_wrote_ns",
         "cancel_key",
         "client",
         "dress",
@@ -186,6 +194,10 @@ class Session(Owner):
         self._pool: Pool | None = None
         self._pool_epoch = -1
         self._shelf: Shelf | None = None
+        # Services with rules about reads: when it last ended something that may have written, and whether what it does
+        # now surely only reads.
+        self._wrote_ns = 0
+        self._is_reading = False
 
     @property
     def connection_id(self) -> int:
@@ -466,6 +478,7 @@ class Session(Owner):
             unread = b""
         self.relay = Relay(self, self.link, self.tracker, runtime.meter_of(runtime.active))
         self.relay.notifies = shares
+        self.relay.is_routed = runtime.router is not None and shares and not startup.is_replication
         if self._keeps_backend:
             self._lend(backend)
             if self.has_ended:
@@ -610,6 +623,15 @@ class Session(Owner):
             return
         if runtime.is_holding or (self._waiter is not None and not self._waiter.is_over):
             return
+        if runtime.router is not None and self._read_elsewhere(runtime.router):
+            return
+        self._want_active()
+
+    def _want_active(self) -> None:
+        """A backend of the engine that serves."""
+        runtime, startup = self.runtime, self.dress
+        assert runtime is not None
+        assert startup is not None
         if self._pool is None or self._pool_epoch != runtime.epoch:
             self._pool = runtime.pool(runtime.active, startup)
             self._shelf = self._pool.shelf(runtime.login_of(runtime.active, startup))
@@ -617,13 +639,66 @@ class Session(Owner):
         assert self._shelf is not None
         assert self.relay is not None
         assert self.ledger is not None
-        if self.relay.lending is None:
+        if self.relay.lending is None and not self.relay.is_routed:
             self.relay.lending = self._pool.lending(self._shelf, self.ledger)
         backend = self._pool.take_from(self._shelf)
         if backend is not None:
             self._granted(backend)
         else:
             self._waiter = runtime.request(startup, self._granted, self._refused)
+
+    def _read_elsewhere(self, router: Router) -> bool:
+        """Send what waits at the gate to another engine, if the rules say so. False: it is for the engine that serves."""
+        runtime, startup, relay, tracker = self.runtime, self.dress, self.relay, self.tracker
+        assert runtime is not None
+        assert startup is not None
+        assert relay is not None
+        assert tracker is not None
+        text = self.wire.lone_statement(relay.peek_work(), tracker)
+        now_ns = time.monotonic_ns()
+        self._is_reading = text is not None and (not text or router.is_read(text, now_ns))
+        if not text or not self._is_reading:
+            return False
+        engine = router.choose(text, startup, runtime.active, self._wrote_ns, now_ns)
+        if engine is None:
+            return False
+        pool = runtime.pool(engine, startup)
+        backend = pool.take_from(pool.shelf(runtime.login_of(engine, startup)))
+        if backend is not None:
+            self._granted_to_read(backend)
+            return True
+        deadline_ns = now_ns + READER_WAIT_NS
+        waiter = Waiter(
+            runtime.login_of(engine, startup), self._granted_to_read, self._not_granted_to_read, deadline_ns
+        )
+        self._waiter = waiter
+        pool.request(waiter)
+        return True
+
+    def _granted_to_read(self, backend: Backend) -> None:
+        """A backend for the one statement that waits."""
+        runtime, relay = self.runtime, self.relay
+        assert runtime is not None
+        is_late = self.standing is not Standing.SERVING or runtime.is_holding or backend.engine == runtime.active
+        if is_late or self.backend is not None or relay is None:
+            runtime.give_back(backend)
+            if self.standing is Standing.SERVING and self.backend is None:
+                self.want_backend()
+            return
+        assert runtime.router is not None
+        runtime.router.routed += 1
+        self._lend(backend)
+        if not self.has_ended:
+            self._pass_one()
+
+    def _not_granted_to_read(self, error: ProxyError) -> None:
+        """That engine has no room, or is away: the one that serves does it."""
+        _log.debug("a read goes to the engine that serves", session=self.id, why=error.text)
+        if self.standing is Standing.SERVING and self.backend is None and self.runtime is not None:
+            if self.runtime.is_holding:
+                self.want_backend()
+            else:
+                self._want_active()
 
     def _granted(self, backend: Backend) -> None:
         if self.standing is Standing.ENDED or self.backend is not None or self.standing is Standing.HELD:
@@ -634,7 +709,21 @@ class Session(Owner):
         self._lend(backend)
         if self.has_ended:
             return
-        self.relay.set_gate(GATE_DRAIN if self.standing is Standing.DRAINING else GATE_OPEN)
+        if self.standing is Standing.DRAINING:
+            self._is_reading = False
+            self.relay.set_gate(GATE_DRAIN)
+        elif self._is_reading:
+            self._pass_one()
+        else:
+            self.relay.set_gate(GATE_OPEN)
+
+    def _pass_one(self) -> None:
+        """Send the one statement that waits. Whatever the client sends behind it waits for the next decision."""
+        relay, backend = self.relay, self.backend
+        assert relay is not None
+        relay.set_gate(GATE_OPEN)
+        if self.backend is backend and not self.has_ended:
+            relay.tracker.gate = GATE_CLOSED
 
     def _refused(self, error: ProxyError) -> None:
         if self.standing is Standing.ENDED:
@@ -885,6 +974,11 @@ class Session(Owner):
         assert runtime is not None
         assert ledger is not None
         assert relay is not None
+        if runtime.router is not None:
+            # Whatever was not surely a read has written. Later than its commit, so that no read is too early.
+            if not self._is_reading:
+                self._wrote_ns = time.monotonic_ns()
+            self._is_reading = False
         if runtime.shares_backends:
             if ledger.is_dirty and not ledger.has_warnings:
                 # In this very step: the client may send its next statement before anything else runs.
@@ -1021,6 +1115,7 @@ class Session(Owner):
         assert runtime is not None
         assert ledger is not None
         engine = backend.engine
+        self._is_reading = False
         runtime.report_lost(engine, why)
         text = f"the connection to the database server was lost: {why}"
         # Only a switch can carry these two, from a backend that lives.
@@ -1054,6 +1149,7 @@ class Session(Owner):
 
     def restore(self) -> None:
         """Get another backend and make it like the lost one, while the client waits or does nothing."""
+        self._is_reading = False
         if not self._is_restoring:
             self._is_restoring = True
             spawn(self._guard(self._restore()), name=f"restore session {self.id}")

@@ -1,0 +1,63 @@
+"""How fresh the engines are that reads may be sent to: up to which moment each has everything that was committed.
+
+The position of the engine that serves is noted again and again, each with a time taken before it was asked for: whatever a
+client was told to be committed before that time is at or before that position. When a standby has applied the position, it is
+fresh up to that time. Only standbys that replicate from the serving engine's own history count; an old primary that has come
+back writable is behind nobody, and ahead of everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from proxy.clock import Clock
+from proxy.engines.engine import Engine, EngineState, Position, Role
+from proxy.errors import EngineError
+
+
+class Freshness:
+    """Of one service."""
+
+    def __init__(self, clock: Clock, *, is_one_server: bool) -> None:
+        """`is_one_server`: its engines are addresses of one server (`replication` none)."""
+        self._clock = clock
+        self._is_one_server = is_one_server
+        self._active = ""
+        self._mark: tuple[int, Position] | None = None
+        self._awaited: dict[str, tuple[int, Position]] = {}
+        self._fresh: dict[str, int] = {}
+
+    async def look(
+        self, active: Engine, readers: dict[str, tuple[Engine, EngineState | None]], serving: EngineState | None
+    ) -> dict[str, int]:
+        """By name of those that can be read from: the moment, in nanoseconds of the host's clock, up to which they have
+        everything. The others are left out."""
+        if active.name != self._active:
+            # Another history: what was reached in the former one says nothing.
+            self._active, self._mark, self._awaited, self._fresh = active.name, None, {}, {}
+        began_ns = self._clock.now_ns()
+        try:
+            self._mark = (began_ns, await active.written())
+        except EngineError:
+            return {}
+        able = {name: engine for name, (engine, state) in readers.items() if self._is_able(state, serving)}
+        await asyncio.gather(*(self._ask(name, engine) for name, engine in able.items()))
+        return {name: self._fresh[name] for name in able if name in self._fresh}
+
+    def _is_able(self, state: EngineState | None, serving: EngineState | None) -> bool:
+        if state is None or serving is None or not state.is_reachable or not serving.is_reachable:
+            return False
+        if self._is_one_server:
+            return state.instance == serving.instance
+        return state.role is Role.STANDBY and state.is_replicating and state.server_id == serving.server_id
+
+    async def _ask(self, name: str, engine: Engine) -> None:
+        assert self._mark is not None
+        at_ns, position = self._awaited.setdefault(name, self._mark)
+        try:
+            if await engine.has_applied(position, is_standby=not self._is_one_server):
+                self._fresh[name] = at_ns
+                del self._awaited[name]
+        except EngineError:
+            self._awaited.pop(name, None)
+            self._fresh.pop(name, None)

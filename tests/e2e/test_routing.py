@@ -1,0 +1,211 @@
+"""Reads that go to a standby, and everything else that does not: on a primary with a standby, through rules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import PostgresPair, Setup, Turnout
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from tests.e2e.doors import Door
+from tests.kit.waiting import until
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+WHERE = "select in_standby()"
+"""Tells which server answers; a rule says that the function only reads."""
+
+Connection = psycopg.AsyncConnection[Any]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def turnout(postgres_pair: PostgresPair, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Turnout]:
+    direct = await psycopg.AsyncConnection.connect(_direct(postgres_pair), autocommit=True)
+    await direct.execute(
+        "create or replace function in_standby() returns boolean stable language sql as 'select pg_is_in_recovery()'"
+    )
+    await direct.execute("create table if not exists routed (n int)")
+    await direct.execute("create sequence if not exists routed_numbers")
+    await direct.close()
+    started = Turnout(
+        Setup(
+            protocol="postgresql",
+            engines={server.name: server.address for server in postgres_pair.servers()},
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={"app": PASSWORD},
+            pool_mode="transaction",
+            service={
+                "route": [{"to": [postgres_pair.standby.name], "functions": ["in_standby"], "lag_ms_max": 60_000}]
+            },
+        ),
+        tmp_path_factory.mktemp("routing"),
+    )
+    await started.start()
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+def _direct(pair: PostgresPair) -> str:
+    return Door(name="direct", port=pair.primary.port).dsn()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(turnout: Turnout) -> AsyncIterator[Connection]:
+    """Whose reads go to the standby."""
+    connection = await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True)
+    await _until_routed(connection)
+    yield connection
+    await connection.close()
+
+
+def _dsn(turnout: Turnout) -> str:
+    return Door(name="transaction", port=turnout.port).dsn()
+
+
+async def _one(connection: Connection, text: str) -> Any:
+    cursor = await connection.execute(text)
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0]
+
+
+async def _until_routed(connection: Connection) -> None:
+    async def is_standby() -> bool:
+        return bool(await _one(connection, WHERE))
+
+    await until(is_standby, "a read goes to the standby")
+
+
+async def test_reads_go_to_the_standby_and_writes_and_transactions_do_not(client: Connection) -> None:
+    await client.execute("begin")
+    assert await _one(client, WHERE) is False
+    await client.execute("commit")
+    await client.execute("delete from routed")
+    await client.execute("insert into routed select generate_series(1, 3)")
+    await _until_routed(client)
+    assert await _one(client, "select count(*) from routed") == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "select in_standby() from (select 1 as n for update) x",
+        "with w as (insert into routed values (9) returning n) select in_standby() from w",
+        "select in_standby(), nextval('routed_numbers')",
+        "select in_standby(); select 1",
+        "select in_standby(), pg_backend_pid()",
+    ],
+)
+async def test_what_is_not_surely_a_read_stays(client: Connection, text: str) -> None:
+    cursor = await client.execute(text)
+    row = await cursor.fetchone()
+    assert row is not None
+    assert row[0] is False
+
+
+async def test_each_session_reads_what_it_has_written(turnout: Turnout) -> None:
+    """Over and over, so that the standby would be caught behind if it were asked too early."""
+    async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
+        await connection.execute("delete from routed")
+        elsewhere = 0
+        for number in range(1, 200):
+            await connection.execute("insert into routed values (%s)", [number])
+            cursor = await connection.execute("select count(*), bool_or(in_standby()) from routed")
+            row = await cursor.fetchone()
+            assert row is not None
+            assert row[0] == number
+            elsewhere += bool(row[1])
+            if number % 20 == 0:
+                await _until_routed(connection)
+                cursor = await connection.execute("select count(*), in_standby() from routed group by 2")
+                assert await cursor.fetchone() == (number, True)
+
+
+async def test_what_is_pipelined_behind_a_read_does_not_follow_it(turnout: Turnout) -> None:
+    async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
+        await _until_routed(connection)
+        async with connection.pipeline():
+            cursors = [
+                await connection.execute(text)
+                for text in (WHERE, "insert into routed values (7) returning in_standby()", WHERE)
+            ]
+        answers = [await cursor.fetchone() for cursor in cursors]
+        assert answers[1] == (False,)
+
+
+async def test_prepared_statements_are_read_from_the_standby_too(turnout: Turnout) -> None:
+    connection = await asyncpg.connect(_dsn(turnout))
+    try:
+        statement = await connection.prepare("select in_standby() where $1 = 1")
+
+        async def is_standby() -> bool:
+            return bool(await statement.fetchval(1))
+
+        await until(is_standby, "a prepared read goes to the standby")
+        assert await connection.fetchval("insert into routed values ($1) returning in_standby()", 1) is False
+        await until(is_standby, "and does so again after a write")
+    finally:
+        await connection.close()
+
+
+async def test_a_session_with_a_setting_reads_with_it_on_the_standby(client: Connection) -> None:
+    await client.execute("set datestyle to 'German'")
+
+    async def is_german() -> bool:
+        cursor = await client.execute("select in_standby(), cast(make_date(2026, 11, 21) as text)")
+        row = await cursor.fetchone()
+        assert row is not None
+        assert row[1] == "21.11.2026"
+        return bool(row[0])
+
+    await until(is_german, "the standby is asked with the session's settings")
+
+
+async def test_a_standby_that_does_not_follow_is_passed_over(
+    client: Connection, turnout: Turnout, postgres_pair: PostgresPair
+) -> None:
+    """It stops applying: what a session has written is not there, and is read where it is."""
+    standby = await psycopg.AsyncConnection.connect(
+        Door(name="standby", port=postgres_pair.standby.port, user=SUPERUSER).dsn(), autocommit=True
+    )
+    await standby.execute("select pg_wal_replay_pause()")
+    try:
+        await client.execute("delete from routed")
+        await client.execute("insert into routed values (1)")
+        for _ in range(20):
+            assert await _one(client, "select count(*) from routed") == 1
+            assert await _one(client, WHERE) is False
+            await asyncio.sleep(0)
+    finally:
+        await standby.execute("select pg_wal_replay_resume()")
+        await standby.close()
+    await _until_routed(client)
+    assert await _one(client, "select count(*) from routed") == 1
+
+
+async def test_many_clients_read_and_write_and_each_sees_its_own(turnout: Turnout) -> None:
+    async def work(name: int) -> int:
+        elsewhere = 0
+        async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
+            for step in range(60):
+                if step % 10 == 0:
+                    await connection.execute("insert into routed values (%s)", [1000 + name])
+                cursor = await connection.execute(
+                    "select count(*), count(*) filter (where in_standby()) from routed where n = %s", [1000 + name]
+                )
+                row = await cursor.fetchone()
+                assert row is not None
+                assert row[0] == step // 10 + 1
+                elsewhere += row[1] > 0
+        return elsewhere
+
+    assert sum(await asyncio.gather(*(work(name) for name in range(8)))) > 0

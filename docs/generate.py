@@ -49,18 +49,25 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "service.shop.hook.command": '["/usr/local/bin/notify", "{target} serves {service}"]',
     "service.shop.hook.token": '{ env = "HOOK_TOKEN" }',
     "service.shop.engine.blue.login.password": '{ file = "login.txt" }',
+    "service.shop.policy.slow.trigger": '"performance_degradation"',
+    "service.shop.policy.slow.response_time_threshold_ms": "250.0",
+    "service.shop.policy.slow.target_engine": '"green"',
+    "service.shop.route.to": '["green"]',
 }
 """Values of the sample that are not the default, or show it although it is."""
+
+_OPTIONAL: Final = ("engine.blue.login.", "replication_login.", "hook.", "policy.", "route.")
+"""Tables of the sample's service that are commented out as a whole."""
 
 LIVE: Final = frozenset(
     key
     for key in EXAMPLES
     if key not in ("control.token", "service.shop.auth.hba")
-    and not key.startswith(("service.shop.engine.blue.login.", "service.shop.replication_login.", "service.shop.hook."))
+    and not key.startswith(tuple(f"service.shop.{table}" for table in _OPTIONAL))
 )
 """Keys of the sample that are not commented out."""
 
-NAMES: Final = {"service": "shop", "engine": "blue"}
+NAMES: Final = {"service": "shop", "engine": "blue", "policy": "slow"}
 """Name of the sample's entry in a table of tables."""
 
 INTRO: Final = f"""\

@@ -16,11 +16,14 @@ import math
 import os
 import re
 import tomllib
+import zoneinfo
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+from cronsim import CronSim, CronSimError
 from msgspec import Meta, inspect
 
 from protocols.mysql.auth import unfit as unfit_for_mysql
@@ -41,7 +44,10 @@ __all__ = [
     "EngineLogin",
     "HookConfig",
     "ListenerConfig",
+    "LoadConfig",
     "LogConfig",
+    "PolicyConfig",
+    "RouteConfig",
     "Secret",
     "ServiceConfig",
     "SwitchConfig",
@@ -52,6 +58,7 @@ __all__ = [
     "masked",
     "parse_address",
     "parse_users",
+    "policy_faults",
     "reload_diff",
     "unfit_secret",
 ]
@@ -209,6 +216,25 @@ class EngineLogin(_Table, frozen=True, kw_only=True):
     """Its password."""
 
 
+class LoadConfig(_Table, frozen=True, kw_only=True):
+    """Where `cpu_usage_percent` and `memory_usage_percent` of an engine come from. What is not known is not shown, and no
+    policy fires on it."""
+
+    source: Literal["none", "process", "node_exporter", "query"] = "none"
+    """`none`: they are unknown. `process`: the server runs on this host; its processes are found by the port in `address`, or
+    by `pid_file`, and their part of all processors and of the whole memory is shown. `node_exporter`: a Prometheus node
+    exporter on the server's host is read, and the whole host is shown. `query`: the server is asked by SQL."""
+    pid_file: str = ""
+    """With `process`: file whose first line is the server's process id (`postmaster.pid`); empty: whoever listens on the
+    engine's port. Needed where Turnout's account may not see that, or where something else listens there."""
+    node_exporter: str = ""
+    """With `node_exporter`: host:port of the exporter, which is read by `http://host:port/metrics`."""
+    cpu_query: str = ""
+    """With `query`: SQL of one row and one number from 0 to 100; empty: unknown."""
+    memory_query: str = ""
+    """The same for memory."""
+
+
 class EngineConfig(_Table, frozen=True, kw_only=True):
     """One database server. Its name is the key; commands and reports call it so."""
 
@@ -237,6 +263,8 @@ class EngineConfig(_Table, frozen=True, kw_only=True):
     server_compression: Annotated[Literal["none", "zlib", "zstd"], Meta(extra=RELOADABLE)] = "none"
     """Compress the connections of sessions to this MySQL or MariaDB server: worth it over slow lines only. A server that
     does not have it (MariaDB has zlib) refuses them by its name."""
+    load: LoadConfig = LoadConfig()
+    """Where its use of processor and memory is read."""
 
 
 class SwitchConfig(_Table, frozen=True, kw_only=True):
@@ -299,6 +327,76 @@ class HookConfig(_Table, frozen=True, kw_only=True):
     """`abort`: the switch is undone, if it still can be; `ignore`: it goes on. Either way the report has what happened."""
 
 
+class PolicyConfig(_Table, frozen=True, kw_only=True):
+    """When Turnout switches by itself, and to which engine. Its name is the key, and no other policy of any service has
+    it. See docs/policies.md. Policies can be set by command, too; those that stand in the file are changed there."""
+
+    trigger: Literal["performance_degradation", "load_threshold", "error_rate", "failure", "manual", "scheduled"]
+    """What makes it fire; the figures are those of the engine that serves. `performance_degradation`: requests take longer
+    than `response_time_threshold_ms`. `load_threshold`: processor, memory or connections are above their thresholds.
+    `error_rate`: more requests than `error_rate_threshold` end with an error that is not the client's own. `failure`: the
+    engine has failed; the policy says who is to take over. `manual`: when an operator says so. `scheduled`: by
+    `cron_expression`."""
+    target_engine: str
+    """Engine to go to."""
+    strategy: Literal["graceful", "immediate", "rolling", "canary"] = "graceful"
+    """How, as in `turnout switch --strategy`."""
+    priority: Annotated[int, Meta(ge=0, le=255)] = 100
+    """Of several that could fire at once the one with the highest number does; of equals the first by name."""
+    enabled: bool = True
+    """False: it is kept, and never fires."""
+    window_duration: Annotated[int, Meta(ge=1, le=900)] = 60
+    """The last so many seconds are looked at as a whole."""
+    response_time_threshold_ms: Annotated[float, Meta(ge=0, le=3_600_000)] = 0.0
+    """With `performance_degradation`: mean time from request to the end of its answer, in milliseconds, as Turnout sees it;
+    a tenth of the requests must be slower, too, so that a few long ones are not mistaken for a slow engine."""
+    error_rate_threshold: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """With `error_rate`: share of requests that ended with an error of the server, in percent."""
+    cpu_threshold: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """With `load_threshold`: mean of `cpu_usage_percent`; 0: not looked at."""
+    memory_threshold: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    """With `load_threshold`: mean of `memory_usage_percent`; 0: not looked at."""
+    connection_threshold: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """With `load_threshold`: mean of `active_connections`; 0: not looked at."""
+    cron_expression: str = ""
+    """With `scheduled`: minute, hour, day of month, month, day of week as in Debian's cron: `30 2 * * SUN`."""
+    time_zone: str = "UTC"
+    """With `scheduled`: zone of these times, by its name: `Europe/Berlin`."""
+    cool_down: Annotated[int, Meta(ge=0, le=604_800)] = 300
+    """Triggers that watch figures do not fire for so many seconds after any switch of the service, by whomever."""
+    hysteresis: Annotated[float, Meta(ge=0, le=100)] = 10.0
+    """Percent of the threshold. One that has fired fires again only after the figure has been so far below the threshold
+    over a whole window."""
+    max_switches_per_hour: Annotated[int, Meta(ge=1, le=3_600)] = 4
+    """It does not fire once policies have begun so many switches of the service within an hour."""
+    min_evidence: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    """Least number of requests in the window that time and errors are judged by."""
+
+
+class RouteConfig(_Table, frozen=True, kw_only=True):
+    """Statements that surely only read may go to another engine than the one that serves: to a standby, or to one that
+    is kept for reports. PostgreSQL in transaction mode. The first rule that fits decides; see docs/routing.md."""
+
+    to: list[str]
+    """Engines to read from, in turn; those that are not fresh enough are passed over. If none is left, the engine that
+    serves is asked."""
+    statements: Literal["reads", "aggregates"] = "reads"
+    """`aggregates`: only those that add up rows (an aggregate, GROUP BY or DISTINCT)."""
+    users: list[str] = []
+    """Only of these users; empty: of all."""
+    databases: list[str] = []
+    """Only in these databases; empty: in all."""
+    applications: list[str] = []
+    """Only with one of these as `application_name`; empty: with any."""
+    pattern: str = ""
+    """Only texts in which this regular expression (Python's, case does not matter) is found; empty: any."""
+    functions: list[str] = []
+    """Functions of your own that only read, by name (`schema.name` where they are called so). A statement that calls one
+    which Turnout does not know stays with the engine that serves. Those of all rules count for all."""
+    lag_ms_max: Annotated[int, Meta(ge=100, le=3_600_000)] = 2_000
+    """How old what is read may be, in milliseconds. What a session has written itself it always reads."""
+
+
 class ServiceConfig(_Table, frozen=True, kw_only=True):
     """What a client reaches: a set of engines, one of them active. Its name is the key."""
 
@@ -331,6 +429,10 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     """Limits of its switches."""
     hook: list[HookConfig] = []
     """What else is to run with each switch, in this order."""
+    policy: Annotated[dict[str, PolicyConfig], Meta(extra=RELOADABLE)] = {}
+    """When Turnout switches by itself."""
+    route: list[RouteConfig] = []
+    """Which reads may go elsewhere, in this order."""
     pool_size: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
     """Most backends of one (engine, database, user), in all workers together. PgBouncer: `default_pool_size`."""
     min_pool_size: Annotated[int, Meta(ge=0, le=100_000, extra=RELOADABLE)] = 0
@@ -765,6 +867,7 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
         if listener.protocol not in served:
             problems.add(("listener", index, "protocol"), f'no service has protocol = "{listener.protocol}"')
     claimed: dict[tuple[str, str | None], str] = {}
+    policies: dict[str, str] = {}
     for name, service in config.service.items():
         at: KeyPath = ("service", name)
         if service.protocol not in listened:
@@ -792,6 +895,14 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
                 problems.add((*at, "hook", index, "on_failure"), "what promotes the target cannot be ignored")
             if hook.at == "promote" and service.replication == "none":
                 problems.add((*at, "hook", index, "at"), 'nobody is promoted with replication = "none"')
+        for policy_name, policy in service.policy.items():
+            for key, text in policy_faults(policy, service):
+                problems.add((*at, "policy", policy_name, key) if key else (*at, "policy", policy_name), text)
+            if (owner := policies.setdefault(policy_name, name)) != name:
+                problems.add((*at, "policy", policy_name), f'service "{owner}" has a policy of this name already')
+        _check_routes(service, at, problems)
+        for engine_name, engine in service.engine.items():
+            _check_load(engine.load, (*at, "engine", engine_name, "load"), problems)
         if service.reverse_replication and service.replication_login is None:
             problems.add((*at, "reverse_replication"), 'needs "replication_login": the account that replicates')
         if service.reverse_replication and service.protocol == "postgresql" and service.replication != "logical":
@@ -799,6 +910,73 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
             problems.add((*at, "reverse_replication"), text)
         if service.replication == "logical" and service.protocol == "mysql":
             problems.add((*at, "replication"), '"logical" is for postgresql; MySQL replicates by "stream"')
+
+
+def _check_routes(service: ServiceConfig, at: KeyPath, problems: _Problems) -> None:
+    for index, rule in enumerate(service.route):
+        here = (*at, "route", index)
+        if service.protocol != "postgresql":
+            problems.add(here, "is for postgresql only")
+        elif service.pool_mode != "transaction":
+            problems.add(here, 'needs pool_mode = "transaction": in session mode a client keeps its backend')
+        elif service.replication == "logical":
+            problems.add(here, 'needs replication = "stream" or "none": only there it is known how fresh an engine is')
+        for number, name in enumerate(rule.to):
+            if name not in service.engine:
+                text = f'no engine of this service is called "{name}"; there are: {", ".join(service.engine)}'
+                problems.add((*here, "to", number), text)
+        if not rule.to:
+            problems.add((*here, "to"), "is empty; it needs an engine to read from")
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            problems.add((*here, "pattern"), f"is no regular expression: {error}")
+
+
+def _check_load(load: LoadConfig, at: KeyPath, problems: _Problems) -> None:
+    if load.source == "node_exporter":
+        _address(load.node_exporter, (*at, "node_exporter"), problems)
+    if load.source == "query" and not load.cpu_query and not load.memory_query:
+        problems.add(at, '"query" needs "cpu_query" or "memory_query"')
+
+
+CRON_CHARS_MAX: Final = 200
+"""No schedule that a person can read is longer."""
+
+
+def policy_faults(policy: PolicyConfig, service: ServiceConfig) -> Iterator[tuple[str, str]]:
+    """What cannot be about a policy of this service: the key, or nothing, and a line that says what to change."""
+    if policy.target_engine not in service.engine:
+        names = ", ".join(service.engine)
+        yield "target_engine", f'no engine of this service is called "{policy.target_engine}"; there are: {names}'
+    match policy.trigger:
+        case "performance_degradation" if not policy.response_time_threshold_ms:
+            yield "response_time_threshold_ms", "is missing; the trigger needs a time above 0 milliseconds"
+        case "error_rate" if not policy.error_rate_threshold:
+            yield "error_rate_threshold", "is missing; the trigger needs a share above 0 percent"
+        case "load_threshold" if not (policy.cpu_threshold or policy.memory_threshold or policy.connection_threshold):
+            yield "", "the trigger needs cpu_threshold, memory_threshold or connection_threshold"
+        case "scheduled":
+            yield from _schedule_faults(policy)
+        case _:
+            return
+
+
+def _schedule_faults(policy: PolicyConfig) -> Iterator[tuple[str, str]]:
+    expression = policy.cron_expression
+    if len(expression) > CRON_CHARS_MAX or len(expression.split()) != 5:
+        yield "cron_expression", "expected five fields: minute, hour, day of month, month, day of week"
+    else:
+        try:
+            next(CronSim(expression, datetime.now(UTC)))
+        except CronSimError as error:
+            yield "cron_expression", f'"{expression}": {str(error).lower()}'
+        except StopIteration:
+            yield "cron_expression", f'"{expression}" never comes'
+    try:
+        zoneinfo.ZoneInfo(policy.time_zone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        yield "time_zone", f'"{policy.time_zone}" is no time zone; expected a name like "Europe/Berlin"'
 
 
 def _check_databases(
@@ -1093,10 +1271,22 @@ def _with_paths(config: Config, path: Path) -> Config:
         runtime_dir=str(runtime),
         listener=[_with_tls_paths(one, folder) for one in config.listener],
         service={
-            name: replace(service, engine={key: _with_tls_paths(one, folder) for key, one in service.engine.items()})
+            name: replace(
+                service,
+                engine={
+                    key: _with_load_path(_with_tls_paths(one, folder), folder) for key, one in service.engine.items()
+                },
+            )
             for name, service in config.service.items()
         },
     )
+
+
+def _with_load_path(engine: EngineConfig, folder: Path) -> EngineConfig:
+    if not engine.load.pid_file:
+        return engine
+    replace = msgspec.structs.replace
+    return replace(engine, load=replace(engine.load, pid_file=str(folder / engine.load.pid_file)))
 
 
 def _with_tls_paths(table: _AnyTable, folder: Path) -> _AnyTable:

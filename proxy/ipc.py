@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 6
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -144,6 +144,15 @@ class KillDone(Message, tag=True, frozen=True, kw_only=True):
     text: str
 
 
+class Fresh(Message, tag=True, frozen=True, kw_only=True):
+    """How fresh the engines are that reads of `service` may be sent to; ten times a second, for services with rules."""
+
+    service: str
+    until_ns: dict[str, int]
+    """By engine: the moment up to which it has everything that was committed on the engine that serves. An engine that
+    is not here cannot be read from."""
+
+
 class Quit(Message, tag=True, frozen=True, kw_only=True):
     """Accept nobody any more, wait `drain_s` seconds at most for sessions to reach a boundary, end."""
 
@@ -165,6 +174,7 @@ Order = (
     | CancelDone
     | KillSession
     | KillDone
+    | Fresh
     | Quit
 )
 

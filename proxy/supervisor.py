@@ -28,8 +28,13 @@ from proxy.clock import SystemClock
 from proxy.config import Config, Secret, encode_effective, reload_diff
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, EngineState
+from proxy.engines.figures import Stream, Window
+from proxy.engines.freshness import Freshness
+from proxy.engines.measuring import Measurer
 from proxy.errors import ConfigError, NotFound, PlanRefused, ProxyError
 from proxy.log import set_up as set_up_log
+from proxy.policy.keeper import PolicyKeeper
+from proxy.policy.store import PolicyStore
 from proxy.switch.journal import Journal
 from proxy.switch.orchestrator import Orchestrator
 from proxy.switch.plan import SwitchPlan, SwitchRecord
@@ -42,6 +47,13 @@ _log = structlog.get_logger("turnout.supervisor")
 
 PROBE_INTERVAL_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 2.0
+
+FRESHNESS_INTERVAL_S: Final = 0.1
+"""Between two looks at how fresh the engines are that reads may go to; services with rules only."""
+
+MEASURE_INTERVAL_S: Final = 1.0
+"""Between two seconds of the stream of figures, each of which the policies are judged by."""
+
 DRAIN_S: Final = 10.0
 """Time that sessions get to reach a boundary when Turnout is told to end."""
 
@@ -72,6 +84,9 @@ class Supervisor:
         self._salt_key = b""
         self._orchestrator: Orchestrator | None = None
         self._workers: Workers | None = None
+        self._stream = Stream()
+        self._policies: PolicyKeeper | None = None
+        self._measuring: list[asyncio.Task[None]] = []
         self._probes: list[asyncio.Task[None]] = []
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -100,12 +115,27 @@ class Supervisor:
         await workers.listen()
         hellos = await workers.adopt()
         await self._settle(hellos)
+        keeper = self._policies = PolicyKeeper(
+            self.config.service,
+            PolicyStore(self._journal),
+            self._stream,
+            self._orchestrator,
+            self._clock,
+            self._publish,
+        )
+        self.subscribe(keeper.hear)
         workers.configure_adopted()
         workers.fill()
         self._probes = [
             spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
             for service, engines in self._engines.items()
             for engine in engines.values()
+        ]
+        self._measuring = [spawn(self._measure(workers, keeper), name="measure engines")]
+        self._measuring += [
+            spawn(self._watch_freshness(name), name=f"freshness of {name}")
+            for name, service in self.config.service.items()
+            if service.route
         ]
         await workers.wait_configured()
         _log.info("serving", workers=self.config.workers, services=sorted(self.config.service))
@@ -144,7 +174,7 @@ class Supervisor:
 
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
-        await cancel_and_wait(*self._probes)
+        await cancel_and_wait(*self._probes, *self._measuring)
         if self._orchestrator is not None:
             await self._orchestrator.stop()
         if self._workers is not None:
@@ -184,6 +214,7 @@ class Supervisor:
                     is_active=engine == standing.active,
                     state=state,
                     probed_at=probed_at,
+                    figures=self._stream.figures((name, engine)),
                 )
             )
         return ServiceView(
@@ -196,6 +227,20 @@ class Supervisor:
             engines=engines,
             running=self._switches.running(name),
         )
+
+    @property
+    def policies(self) -> PolicyKeeper:
+        """The policies, of all services."""
+        assert self._policies is not None, "started"
+        return self._policies
+
+    def window(self, service: str, engine: str, span_s: float) -> Window:
+        """What is known of an engine over the last so many seconds."""
+        return self._stream.window((service, engine), self._clock.now_ns(), span_s)
+
+    def preferred_after_failure(self, service: str) -> str | None:
+        """The engine that a policy wants to take over when the one that serves has failed; None: no policy says."""
+        return self.policies.after_failure(service)
 
     def workers(self) -> list[WorkerView]:
         """One for each worker process."""
@@ -263,6 +308,7 @@ class Supervisor:
         self.config = merged
         set_up_log(merged.log, who="supervisor")
         self._switches.reconfigure(merged.service)
+        self.policies.reconfigure(merged.service)
         self._crew.tell_all(self._configuration())
         _log.info("config reloaded", applied=applied, needs_restart=needs_restart)
         self._publish(
@@ -314,6 +360,41 @@ class Supervisor:
     def _publish(self, event: Event) -> None:
         for callback in list(self._subscribers):
             callback(event)
+
+    async def _watch_freshness(self, service: str) -> None:
+        """Tell the workers how fresh the engines are that reads of a service may go to; for ever."""
+        config = self.config.service[service]
+        names = {name for rule in config.route for name in rule.to}
+        freshness = Freshness(self._clock, is_one_server=config.replication == "none")
+        while True:
+            active = self._switches.standing(service).active
+            engines = self._engines[service]
+            readers = {
+                name: (engines[name], self._probed.get((service, name), (None, 0.0))[0])
+                for name in names - {active}
+                if name in engines
+            }
+            serving = self._probed.get((service, active), (None, 0.0))[0]
+            until_ns = await freshness.look(engines[active], readers, serving)
+            self._crew.tell_all(ipc.Fresh(service=service, until_ns=until_ns))
+            await asyncio.sleep(FRESHNESS_INTERVAL_S)
+
+    async def _measure(self, workers: Workers, keeper: PolicyKeeper) -> None:
+        """A second of figures, and a look at the policies; for ever."""
+
+        def last_probe(service: str, engine: str) -> EngineState | None:
+            return self._probed.get((service, engine), (None, 0.0))[0]
+
+        measurer = Measurer(self._stream, self._clock, workers.figures, last_probe)
+        try:
+            while True:
+                began_ns = self._clock.now_ns()
+                await measurer.look(self.config.service, self._engines)
+                keeper.tick()
+                took_s = (self._clock.now_ns() - began_ns) / 1e9
+                await asyncio.sleep(max(0.0, MEASURE_INTERVAL_S - took_s))
+        finally:
+            await measurer.close()
 
     async def _probe(self, service: str, engine: Engine) -> None:
         """Look at one engine every second, for ever."""

@@ -195,6 +195,10 @@ class Worker:
                 spawn(self.kills.kill_for_another(order), name="kill for another worker")
             case ipc.KillDone():
                 self.kills.done(order)
+            case ipc.Fresh():
+                router = self.runtimes[order.service].router
+                if router is not None:
+                    router.hear(order.until_ns)
             case ipc.Quit():
                 self._on_quit(order.drain_s)
 

@@ -29,6 +29,18 @@ SWITCH_FIGURES: Final = ("hold_ms", "blackout_ms", "drain_ms", "catchup_ms", "pr
 """Figures of the last completed switch that are shown as gauges, in seconds. `hold_ms` is its maximum."""
 
 
+_ENGINE_FIGURES: Final = (
+    ("response_time_ms", "response_time_seconds", 1e-3, "Mean time of a request on the wire, over 10 s."),
+    ("query_rate_per_second", "request_rate", 1.0, "Requests through Turnout in a second, over 10 s."),
+    ("error_rate_percent", "error_ratio", 1e-2, "Requests that ended with an error of the server, over 10 s."),
+    ("active_connections", "connections", 1.0, "Connections that the server counts."),
+    ("availability_percent", "availability_ratio", 1e-2, "Looks at which the last probe had been answered."),
+    ("cpu_usage_percent", "cpu_usage_ratio", 1e-2, "Processors in use, as the config's `load` tells."),
+    ("memory_usage_percent", "memory_usage_ratio", 1e-2, "Memory in use, as the config's `load` tells."),
+)
+"""Figure, name, factor to the base unit, help."""
+
+
 class Metrics:
     """One for the life of a supervisor; it subscribes to the ends of switches."""
 
@@ -217,6 +229,18 @@ class _Scrape:
                 if state.lag_ms is not None:
                     lag.add_metric(label, state.lag_ms / 1e3)
         yield from (active, up, writable, lag_bytes, lag, response)
+        yield from self._of_figures()
+
+    def _of_figures(self) -> Iterator[Metric]:
+        """What is known of the engines; what is not has no sample."""
+        for field, name, scale, text in _ENGINE_FIGURES:
+            gauge = GaugeMetricFamily(f"turnout_engine_{name}", text, labels=["service", "engine"])
+            for service in self._services:
+                for engine in service.engines:
+                    value = getattr(engine.figures, field) if engine.figures is not None else None
+                    if value is not None:
+                        gauge.add_metric([service.name, engine.name], value * scale)
+            yield gauge
 
     def _of_switches(self) -> Iterator[Metric]:
         epoch = GaugeMetricFamily("turnout_service_epoch", "Raised by every cutover.", labels=["service"])

@@ -8,7 +8,6 @@ from proxy.config import ServiceConfig
 from proxy.engines.engine import (
     Capacity,
     Engine,
-    EngineFigures,
     EngineState,
     FenceProof,
     MissingRight,
@@ -24,7 +23,6 @@ from proxy.tls import library_tls
 __all__ = [
     "Capacity",
     "Engine",
-    "EngineFigures",
     "EngineState",
     "FenceProof",
     "LogicalPostgresEngine",

@@ -10,8 +10,8 @@ Rules for every method:
 - A server that cannot be reached is `ConnectFailed`, a refused login `AuthRefused`, everything else `EngineError`;
   texts name the engine and what to do, never a secret. `probe` alone does not raise: being down is what it looks for.
 - It may be repeated. `fence`, `unfence` and `promote` of something that is so already prove it again and return.
-- It may be called from one task at a time, except `probe` and `figures`, which have a connection of their own, so that
-  health checks go on while a switch waits.
+- It may be called from one task at a time, except `probe`, and `connections` with `ask_number`, which have connections of
+  their own: health checks go on while a switch waits, or while an operator's query does.
 """
 
 from __future__ import annotations
@@ -241,24 +241,6 @@ class Inventory(msgspec.Struct, kw_only=True):
     """Why `objects` is not the whole, and what to do about it; empty: it is."""
 
 
-class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of an engine by the names of design.md. None: this server does not tell."""
-
-    response_time_ms: float | None
-    """Median round trip of the last probes."""
-    active_connections: int | None
-    query_rate_per_second: float | None
-    """MySQL: statements; PostgreSQL: transactions, since it counts no statements by itself. Between two calls."""
-    error_rate_percent: float | None
-    """Share of transactions that were rolled back (PostgreSQL) or of aborted connections (MySQL)."""
-    availability_percent: float
-    """Share of probes that were answered, since the start, over at most the last 1,000."""
-    cpu_usage_percent: float | None = None
-    memory_usage_percent: float | None = None
-    last_updated: float
-    """Seconds since 1970."""
-
-
 class Engine(abc.ABC):
     """See the module's docstring for the rules all methods keep."""
 
@@ -281,8 +263,24 @@ class Engine(abc.ABC):
         """Look, never raise. Reconnects when needed."""
 
     @abc.abstractmethod
-    async def figures(self) -> EngineFigures:
-        """Load and health. Rates are since the call before; None the first time."""
+    async def connections(self, timeout_s: float = 1.0) -> int:
+        """Connections that the server counts, by whomever. Raises EngineError."""
+
+    @abc.abstractmethod
+    async def ask_number(self, sql: str, timeout_s: float = 1.0) -> float | None:
+        """The number in the first column of the first row of an operator's query; None: there is none. Raises
+        EngineError."""
+
+    async def written(self, timeout_s: float = 1.0) -> Position:
+        """How far this server has written, for comparing only: not flushed anywhere, and cheap. Raises EngineError."""
+        del timeout_s
+        raise EngineError(f"engine {self.name} cannot be compared with others by its position")
+
+    async def has_applied(self, position: Position, *, is_standby: bool, timeout_s: float = 1.0) -> bool:
+        """Whether this server has everything up to `position`, and (`is_standby`) still follows another one. Raises
+        EngineError."""
+        del position, is_standby, timeout_s
+        raise EngineError(f"engine {self.name} cannot be compared with others by its position")
 
     @abc.abstractmethod
     async def permissions(self) -> list[MissingRight]:

@@ -16,11 +16,9 @@ Why the fence is built as it is
 from __future__ import annotations
 
 import asyncio
-import collections
 import re
 import socket
 import ssl
-import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +34,6 @@ from proxy.engines.engine import (
     Capacity,
     CommitSample,
     Engine,
-    EngineFigures,
     EngineState,
     FenceProof,
     Flavour,
@@ -200,8 +197,7 @@ class MySqlEngine(Engine):
         self._flavour: Flavour = "mysql"
         self._watching = _Link(self, "looks")
         self._acting = _Link(self, "acts")
-        self._probes: collections.deque[float | None] = collections.deque(maxlen=1000)
-        self._counted: tuple[float, int, int, int] | None = None
+        self._measuring = _Link(self, "measures")
 
     def __repr__(self) -> str:
         return f"<MySqlEngine {self.name} {self.address}>"
@@ -270,8 +266,10 @@ class MySqlEngine(Engine):
     async def close(self) -> None:
         self._watching.close()
         self._acting.close()
+        self._measuring.close()
         self._watching = _Link(self, "looks")
         self._acting = _Link(self, "acts")
+        self._measuring = _Link(self, "measures")
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -284,9 +282,7 @@ class MySqlEngine(Engine):
                 # A connection from before a restart says nothing about the server that runs now.
                 state = await self._watching.run(lambda link: self._state(link, at_ns), timeout_s)
         except EngineError as error:
-            self._probes.append(None)
             return EngineState(name=self.name, is_reachable=False, why=error.text, flavour=self._flavour, at_ns=at_ns)
-        self._probes.append(state.response_time_ms)
         return state
 
     def _state(self, link: _Link, at_ns: int) -> EngineState:
@@ -321,38 +317,19 @@ class MySqlEngine(Engine):
             at_ns=at_ns,
         )
 
-    async def figures(self) -> EngineFigures:
-        names = ("Threads_connected", "Questions", "Connections", "Aborted_clients", "Aborted_connects")
-
-        def look(link: _Link) -> dict[str, int]:
-            wanted = ", ".join(f"'{name}'" for name in names)
-            rows = link.ask(f"show global status where variable_name in ({wanted})")
-            return {row["Variable_name"]: int(row["Value"]) for row in rows}
-
-        rate = errors = None
-        try:
-            now_is = await self._watching.run(look, 5.0)
-        except EngineError:
-            now_is = {}
-        if now_is:
-            now = time.monotonic()
-            aborted = now_is["Aborted_clients"] + now_is["Aborted_connects"]
-            if self._counted is not None:
-                before, questions, connections, bad = self._counted
-                # A restart sets the counters back.
-                rate = max(0, now_is["Questions"] - questions) / max(now - before, 1e-6)
-                new = max(0, now_is["Connections"] - connections)
-                errors = min(100.0, 100.0 * max(0, aborted - bad) / new) if new else 0.0
-            self._counted = (now, now_is["Questions"], now_is["Connections"], aborted)
-        answered = [one for one in self._probes if one is not None]
-        return EngineFigures(
-            response_time_ms=statistics.median(answered[-20:]) if answered else None,
-            active_connections=now_is.get("Threads_connected"),
-            query_rate_per_second=rate,
-            error_rate_percent=errors,
-            availability_percent=100.0 * len(answered) / len(self._probes) if self._probes else 100.0,
-            last_updated=time.time(),
+    async def connections(self, timeout_s: float = 1.0) -> int:
+        rows = await self._measuring.run(
+            lambda link: link.ask("show global status where variable_name = 'Threads_connected'"), timeout_s
         )
+        return int(rows[0]["Value"])
+
+    async def ask_number(self, sql: str, timeout_s: float = 1.0) -> float | None:
+        # Without arguments PyMySQL leaves a `%` as it is.
+        value = await self._measuring.run(lambda link: link.value(sql), timeout_s)
+        try:
+            return None if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"engine {self.name}: a query for its load did not answer with a number") from error
 
     async def permissions(self) -> list[MissingRight]:
         return await self._watching.run(self._missing_rights, 5.0)
@@ -638,7 +615,8 @@ class MySqlEngine(Engine):
     # --- parts; all run in a link's thread ---------------------------------------------------------------------------
 
     def _admin_ids(self) -> set[int]:
-        return {one for one in (self._watching.thread_id, self._acting.thread_id) if one is not None}
+        links = (self._watching, self._acting, self._measuring)
+        return {one for link in links if (one := link.thread_id) is not None}
 
     def _position(self, link: _Link) -> Position:
         if self._flavour == "mariadb":

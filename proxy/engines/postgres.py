@@ -35,9 +35,7 @@ replayed until something follows; `_settled` takes the header off.
 from __future__ import annotations
 
 import asyncio
-import collections
 import ssl
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -52,7 +50,6 @@ from proxy.engines.engine import (
     Capacity,
     CommitSample,
     Engine,
-    EngineFigures,
     EngineState,
     FenceProof,
     Inventory,
@@ -110,6 +107,11 @@ select pg_is_in_recovery() as in_recovery,
             then greatest(r.latest_end_lsn, pg_last_wal_receive_lsn()) - pg_last_wal_replay_lsn() end::bigint as lag,
        (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::float8 as age_ms
   from (select 1) one left join pg_stat_wal_receiver r on true
+"""
+
+_HAS_APPLIED: Final = """
+select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() >= $1::text::pg_lsn
+            else not $2 and pg_current_wal_insert_lsn() >= $1::text::pg_lsn end
 """
 
 # Without those that still log in: they will read the new value before their first statement.
@@ -250,6 +252,8 @@ class PostgresEngine(Engine):
         self._tls = tls
         self._watching: Any = None
         self._watch_lock = asyncio.Lock()
+        self._measuring: Any = None
+        self._measure_lock = asyncio.Lock()
         self._acting: list[Any] = []
         self._is_superuser = False
         self._armed: _Armed | None = None
@@ -260,8 +264,6 @@ class PostgresEngine(Engine):
         """SQLSTATE with which a session that began after `arm` was refused to write."""
         self._wal_page_bytes = 8192
         self._wal_segment_bytes = 16 * 1024 * 1024
-        self._probes: collections.deque[float | None] = collections.deque(maxlen=1000)
-        self._counted: tuple[float, int, int] | None = None
 
     def __repr__(self) -> str:
         return f"<PostgresEngine {self.name} {self.address}>"
@@ -327,13 +329,13 @@ class PostgresEngine(Engine):
             self._watching = await self._open(timeout_s)
 
     async def close(self) -> None:
-        open_ones = [one for one in (self._watching, *self._acting) if one is not None]
-        self._watching, self._acting = None, []
+        open_ones = [one for one in (self._watching, self._measuring, *self._acting) if one is not None]
+        self._watching, self._measuring, self._acting = None, None, []
         for one in open_ones:
             one.terminate()
 
     def _admin_pids(self) -> list[int]:
-        mine = (self._watching, *self._acting)
+        mine = (self._watching, self._measuring, *self._acting)
         return [one.get_server_pid() for one in mine if one is not None and not one.is_closed()]
 
     @asynccontextmanager
@@ -349,6 +351,20 @@ class PostgresEngine(Engine):
                         self._watching.terminate()
                     self._watching = None
                     raise
+
+    @asynccontextmanager
+    async def _measure(self, timeout_s: float) -> AsyncIterator[Any]:
+        """The connection for figures; kept and dropped as that of `_watch`, which an operator's query must not hold up."""
+        async with self._measure_lock, self._translated(timeout_s):
+            if self._measuring is None or self._measuring.is_closed():
+                self._measuring = await self._open(timeout_s)
+            try:
+                yield self._measuring
+            except (TimeoutError, asyncio.CancelledError, OSError, *_OVER):
+                if self._measuring is not None:
+                    self._measuring.terminate()
+                self._measuring = None
+                raise
 
     @asynccontextmanager
     async def _act(self, timeout_s: float) -> AsyncIterator[tuple[Any, Any]]:
@@ -394,9 +410,7 @@ class PostgresEngine(Engine):
                 # A connection from before a restart says nothing about the server that runs now.
                 response_ms, row = await self._look(timeout_s)
         except EngineError as error:
-            self._probes.append(None)
             return EngineState(name=self.name, is_reachable=False, why=error.text, at_ns=at_ns)
-        self._probes.append(response_ms)
         is_standby = row["in_recovery"]
         lag = max(0, row["lag"]) if row["lag"] is not None else None
         return EngineState(
@@ -426,34 +440,25 @@ class PostgresEngine(Engine):
             await connection.execute("select 1")
             return (time.monotonic_ns() - began_ns) / 1e6, await connection.fetchrow(_STATE)
 
-    async def figures(self) -> EngineFigures:
+    async def connections(self, timeout_s: float = 1.0) -> int:
+        async with self._measure(timeout_s) as connection:
+            return int(await connection.fetchval("select sum(numbackends)::int from pg_stat_database"))
+
+    async def ask_number(self, sql: str, timeout_s: float = 1.0) -> float | None:
+        async with self._measure(timeout_s) as connection:
+            value = await connection.fetchval(sql)
         try:
-            async with self._watch() as connection:
-                row = await connection.fetchrow(
-                    "select sum(numbackends)::int as backends, sum(xact_commit)::int8 as commits,"
-                    " sum(xact_rollback)::int8 as rollbacks from pg_stat_database"
-                )
-        except EngineError:
-            row = None
-        rate = errors = None
-        if row is not None:
-            now = time.monotonic()
-            if self._counted is not None:
-                before, commits, rollbacks = self._counted
-                # A restart sets the counters back.
-                good, bad = max(0, row["commits"] - commits), max(0, row["rollbacks"] - rollbacks)
-                rate = (good + bad) / max(now - before, 1e-6)
-                errors = 100.0 * bad / (good + bad) if good + bad else 0.0
-            self._counted = (now, row["commits"], row["rollbacks"])
-        answered = [one for one in self._probes if one is not None]
-        return EngineFigures(
-            response_time_ms=statistics.median(answered[-20:]) if answered else None,
-            active_connections=row["backends"] if row is not None else None,
-            query_rate_per_second=rate,
-            error_rate_percent=errors,
-            availability_percent=100.0 * len(answered) / len(self._probes) if self._probes else 100.0,
-            last_updated=time.time(),
-        )
+            return None if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            raise EngineError(f"engine {self.name}: a query for its load did not answer with a number") from error
+
+    async def written(self, timeout_s: float = 1.0) -> Position:
+        async with self._measure(timeout_s) as connection:
+            return Position("lsn", str(await connection.fetchval("select pg_current_wal_insert_lsn()::text")))
+
+    async def has_applied(self, position: Position, *, is_standby: bool, timeout_s: float = 1.0) -> bool:
+        async with self._measure(timeout_s) as connection:
+            return bool(await connection.fetchval(_HAS_APPLIED, position.text, is_standby))
 
     async def permissions(self) -> list[MissingRight]:
         async with self._watch() as connection:

@@ -1,4 +1,5 @@
-"""The state file: who is active, the journal of the switches, their reports, a key. SQLite, written by the supervisor alone.
+"""The state file: who is active, the journal of the switches, their reports, a key. SQLite, written by the supervisor
+alone. Its tables are made and upgraded here, those of others too.
 
 How much is synced to the disk, and why
 ---------------------------------------
@@ -28,22 +29,43 @@ from proxy.errors import NotFound, ProxyError
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.state import ENDED, Phase
 
-LAYOUT: Final = 1
-"""Raised when the tables change; a file of another layout is refused."""
-
 SWITCHES_KEPT: Final = 1_000
 """Older ones are dropped, with their steps and reports."""
 
-_TABLES: Final = """
-create table if not exists services (name text primary key, active text not null, epoch integer not null);
-create table if not exists switches (
+_STEPS: Final[tuple[str, ...]] = (
+    # 1: services, switches with their steps and reports, keys
+    """
+create table services (name text primary key, active text not null, epoch integer not null);
+create table switches (
     id text primary key, began_at real not null, service text not null, ended integer not null, record blob not null);
-create index if not exists switches_by_time on switches (began_at);
-create table if not exists steps (switch text not null, at_ns integer not null, phase text not null);
-create index if not exists steps_by_switch on steps (switch);
-create table if not exists reports (switch text primary key, report blob not null);
-create table if not exists keys (name text primary key, key blob not null);
-"""
+create index switches_by_time on switches (began_at);
+create table steps (switch text not null, at_ns integer not null, phase text not null);
+create index steps_by_switch on steps (switch);
+create table reports (switch text primary key, report blob not null);
+create table keys (name text primary key, key blob not null);
+""",
+    # 2: policies that were set by command, how all policies stand, what was decided
+    """
+create table policies (name text primary key, policy blob not null);
+create table policy_standings (name text primary key, is_enabled integer, is_resting integer not null);
+create table policy_decisions (
+    number integer primary key autoincrement, at real not null, acts integer not null, policy text not null,
+    decision blob not null);
+create index policy_decisions_by_policy on policy_decisions (policy, number);
+create index policy_decisions_by_kind on policy_decisions (acts, number);
+""",
+)
+"""What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
+that was released is never changed: a new one is added."""
+
+LAYOUT: Final = len(_STEPS)
+
+
+def upgrade(database: sqlite3.Connection, layout: int = 0) -> None:
+    """Make the newest layout out of `layout`; 0: an empty file."""
+    for number in range(layout, LAYOUT):
+        # One transaction each: whoever is killed in the middle finds the layout before it.
+        database.executescript(f"begin immediate; {_STEPS[number]} pragma user_version = {number + 1}; commit;")
 
 
 class StateFileError(ProxyError):
@@ -90,16 +112,20 @@ class Journal:
         # Checkpoints sync; they are made when a switch begins and ends, not when a page count says so.
         self._db.execute("pragma wal_autocheckpoint = 0")
         layout = self._db.execute("pragma user_version").fetchone()[0]
-        if layout not in (0, LAYOUT):
+        if layout > LAYOUT:
             raise StateFileError(
-                f"state file {self.path} has layout {layout}; this version reads {LAYOUT}",
+                f"state file {self.path} has layout {layout}; this version reads up to {LAYOUT}",
                 hint="use the Turnout that wrote it, or move the file away",
             )
-        self._db.executescript(_TABLES)
-        self._db.execute(f"pragma user_version = {LAYOUT}")
+        upgrade(self._db, layout)
         for (found,) in self._db.execute("pragma quick_check"):
             if found != "ok":
                 raise sqlite3.DatabaseError(found)
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """For what else is kept in the file (`proxy.policy.store`, for one), in tables of its own; autocommits."""
+        return self._db
 
     def close(self) -> None:
         """Sync and close."""
@@ -115,7 +141,7 @@ class Journal:
 
     def stand(self, service: str, standing: Standing) -> None:
         """Remember who is active."""
-        with self._transaction():
+        with self.transaction():
             self._stand(service, standing)
 
     def _stand(self, service: str, standing: Standing) -> None:
@@ -127,7 +153,7 @@ class Journal:
 
     def key(self, name: str) -> bytes:
         """32 random bytes that are the same for ever, made when they are asked for first."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute("insert or ignore into keys values (?, ?)", (name, secrets.token_bytes(32)))
         row = self._db.execute("select key from keys where name = ?", (name,)).fetchone()
         return bytes(row[0])
@@ -136,7 +162,7 @@ class Journal:
 
     def begin(self, record: SwitchRecord) -> None:
         """A new switch; on the disk when this returns."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "insert into switches values (?, ?, ?, 0, ?)",
                 (record.id, record.began_at, record.service, msgspec.json.encode(record)),
@@ -148,7 +174,7 @@ class Journal:
     def enter(self, record: SwitchRecord, at_ns: int, *, standing: Standing | None = None) -> None:
         """The record's new phase, before it is acted on. `standing` is set in the same transaction: who is active and
         that the switch has cut over are one truth. Raises sqlite3.Error if it cannot be written."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "update switches set record = ?, ended = ? where id = ?",
                 (msgspec.json.encode(record), record.phase in ENDED, record.id),
@@ -161,7 +187,7 @@ class Journal:
 
     def end(self, record: SwitchRecord, report: dict[str, Any]) -> None:
         """The report of a switch that has ended, and its figures; on the disk when this returns."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "update switches set record = ?, ended = 1 where id = ?", (msgspec.json.encode(record), record.id)
             )
@@ -221,7 +247,8 @@ class Journal:
         self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing."""
         self._db.execute("begin immediate")
         try:
             yield

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from proxy.engines.engine import EngineState
+from proxy.engines.figures import EngineFigures
 from proxy.switch.plan import SwitchRecord
 
 
@@ -14,7 +15,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that subscribers are told."""
 
     kind: str
-    """switch.phase, switch.progress, switch.ended, engine.changed, worker.joined, worker.lost, config.reloaded"""
+    """switch.phase, switch.progress, switch.ended, engine.changed, worker.joined, worker.lost, config.reloaded,
+    policy.decided"""
     at: float
     """Seconds since 1970."""
     service: str = ""
@@ -32,6 +34,8 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     """Last probe; None: not probed yet."""
     probed_at: float
     """Seconds since 1970 of that probe; 0: never."""
+    figures: EngineFigures | None = None
+    """What is known of its load and health; None: not looked at yet."""
 
 
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,8 @@ class Between:
         """What a StartupMessage is answered by; None: what the server says."""
         self.behind_login = b""
         """Follows the first ReadyForQuery of a connection at once."""
+        self.delay_s = 0.0
+        """How late the server's answers come, piece by piece."""
         self._server_port = server_port
         self._name = b"user\0" + user + b"\0"
         self._open: set[asyncio.StreamWriter] = set()
@@ -72,7 +74,7 @@ class Between:
         try:
             await asyncio.gather(
                 self._ask(reader, behind, writer, is_meddled_with),
-                self._answer(behind_reader, writer, self.behind_login if is_meddled_with else b""),
+                self._answer(behind_reader, writer, self.behind_login if is_meddled_with else b"", is_meddled_with),
             )
         finally:
             self._open.discard(writer)
@@ -97,10 +99,13 @@ class Between:
         finally:
             behind.close()
 
-    @staticmethod
-    async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, behind_login: bytes) -> None:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, behind_login: bytes, is_meddled_with: bool
+    ) -> None:
         try:
             while data := await reader.read(65536):
+                if is_meddled_with and self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 if behind_login and data.endswith(_READY):
                     data += behind_login
                     behind_login = b""

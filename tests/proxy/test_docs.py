@@ -36,8 +36,14 @@ def test_the_sample_config_is_a_config() -> None:
     assert list(loaded.service) == ["shop"]
 
 
+def _with_every_key() -> str:
+    """The sample with nothing commented out; rules about reads are for transaction mode."""
+    text = re.sub(r"^#(?=\S)", "", sample(), flags=re.MULTILINE)
+    return text.replace('pool_mode = "session"', 'pool_mode = "transaction"', 1)
+
+
 def test_the_sample_config_is_one_with_every_key_set_too(tmp_path: Path) -> None:
-    (tmp_path / "turnout.toml").write_text(re.sub(r"^#(?=\S)", "", sample(), flags=re.MULTILINE))
+    (tmp_path / "turnout.toml").write_text(_with_every_key())
     (tmp_path / "users.txt").write_text((ROOT / "conf/users.txt").read_text())
     (tmp_path / "login.txt").write_text("x\n")
     (tmp_path / "hba.conf").write_text("host all all all md5\n")
@@ -46,7 +52,7 @@ def test_the_sample_config_is_one_with_every_key_set_too(tmp_path: Path) -> None
 
 
 def test_what_the_sample_shows_as_default_is_the_default(tmp_path: Path) -> None:
-    (tmp_path / "turnout.toml").write_text(re.sub(r"^#(?=\S)", "", sample(), flags=re.MULTILINE))
+    (tmp_path / "turnout.toml").write_text(_with_every_key())
     (tmp_path / "users.txt").write_text('"a" "b"\n')
     (tmp_path / "login.txt").write_text("x\n")
     (tmp_path / "hba.conf").write_text("host all all all md5\n")

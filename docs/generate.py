@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sqlite3
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,10 @@ WIDTH: Final = 100
 EXAMPLES: Final[Mapping[str, str]] = {
     "control.listen": '"127.0.0.1:7432"',
     "control.token": '{ env = "TURNOUT_TOKEN" }',
+    "control.caller.alice.role": '"operator"',
+    "control.caller.alice.token": '{ file = "alice.txt" }',
+    "control.jwt.issuer": '"https://login.example"',
+    "control.jwt.audience": '"turnout"',
     "service.shop.protocol": '"postgresql"',
     "service.shop.databases": '["shop"]',
     "service.shop.pool_mode": '"session"',
@@ -63,11 +68,12 @@ LIVE: Final = frozenset(
     key
     for key in EXAMPLES
     if key not in ("control.token", "service.shop.auth.hba")
+    and not key.startswith(("control.caller.", "control.jwt."))
     and not key.startswith(tuple(f"service.shop.{table}" for table in _OPTIONAL))
 )
 """Keys of the sample that are not commented out."""
 
-NAMES: Final = {"service": "shop", "engine": "blue", "policy": "slow"}
+NAMES: Final = {"service": "shop", "engine": "blue", "policy": "slow", "caller": "alice"}
 """Name of the sample's entry in a table of tables."""
 
 INTRO: Final = f"""\
@@ -355,6 +361,11 @@ class _NoSupervisor:
     """The schema needs a door, and nobody behind it."""
 
     config = Config(listener=[], service={})
+    started_at = 0.0
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        return sqlite3.connect(":memory:")
 
     def subscribe(self, _callback: object) -> object:
         return lambda: None

@@ -11,6 +11,7 @@ messages do not); the values fit each other (`_check_meaning`); the secrets are 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import ipaddress
 import math
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from cronsim import CronSim, CronSimError
@@ -32,27 +34,32 @@ from protocols.wire import PackingName
 from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
 from proxy.errors import ConfigError
 from proxy.hba import HbaError, expand, parse_hba
-from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, engine_tls, listener_tls
+from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, control_tls, engine_tls, listener_tls
 
 __all__ = [
     "AdminConfig",
     "AuthConfig",
+    "CallerConfig",
     "Config",
     "ConfigErrors",
     "ControlConfig",
     "EngineConfig",
     "EngineLogin",
     "HookConfig",
+    "JwtConfig",
     "ListenerConfig",
     "LoadConfig",
     "LogConfig",
+    "LogLevel",
     "PolicyConfig",
     "RouteConfig",
+    "RoleName",
     "Secret",
     "ServiceConfig",
     "SwitchConfig",
     "decode_effective",
     "encode_effective",
+    "hash_token",
     "is_loopback",
     "load",
     "masked",
@@ -88,13 +95,93 @@ class Secret(_Table, frozen=True, kw_only=True):
         return "Secret(***)"
 
 
+RoleName = Literal["viewer", "operator", "admin"]
+"""What a caller of the control port may do: look; switch, cancel and set policies as well; everything."""
+
+
+class CallerConfig(_Table, frozen=True, kw_only=True):
+    """Somebody who may use the control port. Its name is the key; records and the audit log call it so."""
+
+    role: RoleName
+    """What it may do. `viewer`: look. `operator`: also switch, cancel, and set policies. `admin`: also force a switch, add
+    and remove engines, end sessions, reload the config, set the log's level, and read the audit log."""
+    token: Secret | None = None
+    """Bearer token that it shows: at least 16 characters, or `sha256:` and the hash of one in hex, so that the token
+    itself stands nowhere. `turnout token` makes both. Turnout keeps the hash only."""
+    certificate: str = ""
+    """Name in the client certificate that it shows (`tls_client_cert`): the subject's common name, or a DNS name, an e-mail
+    address or a URI among its alternative names."""
+
+
+class JwtConfig(_Table, frozen=True, kw_only=True):
+    """Callers of the control port who show a token (JWT) of an OpenID Connect provider."""
+
+    issuer: str
+    """Who must have signed it: its claim `iss`, letter by letter."""
+    audience: str
+    """For whom it must be: its claim `aud`, or one of them."""
+    jwks_url: str = ""
+    """https:// address of the issuer's keys; empty: the one that ISSUER/.well-known/openid-configuration names."""
+    jwks_file: str = ""
+    """File with the issuer's keys, in place of an address; relative to the config file."""
+    algorithms: list[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+    ] = msgspec.field(default_factory=lambda: ["RS256", "ES256", "EdDSA"])
+    """Signatures that count."""
+    name_claim: str = "sub"
+    """Claim with the caller's name."""
+    role_claim: str = "roles"
+    """Claim with its roles: one text or a list of them. A dot leads into an object: `realm_access.roles`."""
+    viewer: list[str] = msgspec.field(default_factory=lambda: ["turnout-viewer"])
+    """Values of that claim that make a viewer."""
+    operator: list[str] = msgspec.field(default_factory=lambda: ["turnout-operator"])
+    """Values of that claim that make an operator."""
+    admin: list[str] = msgspec.field(default_factory=lambda: ["turnout-admin"])
+    """Values of that claim that make an admin."""
+    leeway_s: Annotated[float, Meta(ge=0, le=300)] = 30.0
+    """How far the issuer's clock may differ from ours, in seconds."""
+
+
 class ControlConfig(_Table, frozen=True, kw_only=True):
-    """The control port: REST, metrics, health. One for the whole Turnout."""
+    """The control port: REST, MCP, dashboard, metrics, health. One for the whole Turnout."""
 
     listen: str = "127.0.0.1:7432"
     """Address and port of the control port."""
-    token: Secret | None = None
-    """Bearer token callers must show. Required unless `listen` is a loopback address."""
+    token: Annotated[Secret | None, Meta(extra=RELOADABLE)] = None
+    """Bearer token of a caller who may do everything; in short for a `caller` with role admin."""
+    tls_cert_file: str = ""
+    """Certificate of the control port, and what leads from it to the CA, in PEM form; relative to the config file. Empty:
+    plain HTTP. Read again at each reload, like the other files."""
+    tls_key_file: str = ""
+    """Its private key; empty: in the same file."""
+    tls_ca_file: str = ""
+    """CA certificates that vouch for client certificates."""
+    tls_client_cert: Literal["none", "optional", "required"] = "none"
+    """Client certificates (mutual TLS): not asked for; a caller with one is known by it, others show a token; no connection
+    without one."""
+    allow_without_access_control: bool = False
+    """Open the control port on an address that others can reach although nobody has to show who they are: whoever reaches it
+    may do everything."""
+    allow_without_tls: bool = False
+    """Open the control port on an address that others can reach although it has no certificate: whoever is on the way can
+    read and use the tokens."""
+    requests_per_s: Annotated[float, Meta(gt=0, le=100_000, extra=RELOADABLE)] = 200.0
+    """Most requests of one caller, in a second on average; twice as many at once. Callers who fail to show who they are
+    count by their address, and get a tenth."""
+    requests_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
+    """Most requests at the same time; one more is answered 503."""
+    body_bytes_max: Annotated[int, Meta(ge=1_024, le=16 * 1024 * 1024)] = 64 * 1024
+    """Longest body of a request, in bytes."""
+    caller: Annotated[dict[str, CallerConfig], Meta(extra=RELOADABLE)] = {}
+    """Who may use the control port, by name. With none, and neither `token` nor `jwt`, whoever reaches it may do
+    everything, and it listens on a loopback address only."""
+    jwt: Annotated[JwtConfig | None, Meta(extra=RELOADABLE)] = None
+    """Callers by OpenID Connect."""
+
+    @property
+    def has_access_control(self) -> bool:
+        """Callers have to show who they are."""
+        return bool(self.token or self.caller or self.jwt)
 
 
 class ListenerConfig(_Table, frozen=True, kw_only=True):
@@ -135,10 +222,13 @@ class ListenerConfig(_Table, frozen=True, kw_only=True):
         return [name for name in names if name in self.client_compression.split(",")]
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
 class LogConfig(_Table, frozen=True, kw_only=True):
     """What is written to stderr."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(extra=RELOADABLE)] = "info"
+    level: Annotated[LogLevel, Meta(extra=RELOADABLE)] = "info"
     """Lowest level that is logged."""
     format: Literal["text", "json"] = "text"
     """One line per event, for people or for machines."""
@@ -515,6 +605,21 @@ CONFIG_BYTES_MAX: Final = 1024 * 1024
 
 SECRET_BYTES_MAX: Final = 16 * 1024 * 1024
 """Most bytes of a password or users file: some 80,000 users with SCRAM-SHA-256 verifiers."""
+
+HASHED: Final = "sha256:"
+"""What a token begins with that stands as its hash."""
+
+TOKEN_LENGTH_MIN: Final = 16
+"""Of a token in clear text. One that people think of could be guessed; `turnout token` makes 43 random characters."""
+
+
+def hash_token(token: str) -> str:
+    """`sha256:` and the hash in hex, also of what is a hash already. A plain hash is enough: a token is random, so that
+    there is nothing to guess it by."""
+    if token.startswith(HASHED):
+        return token.lower()
+    return HASHED + hashlib.sha256(token.encode()).hexdigest()
+
 
 _METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "postgresql": ("trust", "password", "md5", "scram-sha-256", "cert", "hba"),
@@ -1039,15 +1144,64 @@ def _check_ports(config: Config, problems: _Problems) -> None:
                 break
         taken[port].append((host, spell(key)))
     address = _address(config.control.listen, ("control", "listen"), None)
-    if address is not None and config.control.token is None and not is_loopback(address[0]):
-        problems.add(
-            ("control",),
-            f'"token" is missing; without one, only a loopback address may be listened on, not {address[0]}',
-        )
+    if address is not None:
+        _check_control(config.control, address[0], problems)
+
+
+def _check_control(control: ControlConfig, host: str, problems: _Problems) -> None:
+    """Nobody else's machine reaches it without access control and TLS, unless the file says so in so many words."""
+    at: KeyPath = ("control",)
+    if not is_loopback(host):
+        if not control.has_access_control and not control.allow_without_access_control:
+            problems.add(
+                at,
+                f'"token" is missing, or a [control.caller.NAME]; without one, only a loopback address may be listened on, '
+                f"not {host}",
+            )
+        if not control.tls_cert_file and not control.allow_without_tls:
+            problems.add(
+                at,
+                f'"tls_cert_file" is missing; without TLS, only a loopback address may be listened on, not {host}, unless '
+                '"allow_without_tls" says so',
+            )
+    for name, caller in control.caller.items():
+        if caller.token is None and not caller.certificate:
+            problems.add((*at, "caller", name), 'has neither "token" nor "certificate": nobody could be it')
+        if caller.certificate and control.tls_client_cert == "none":
+            problems.add((*at, "caller", name, "certificate"), 'needs tls_client_cert = "optional" or "required"')
+    if control.tls_client_cert != "none" and not (control.tls_cert_file and control.tls_ca_file):
+        problems.add((*at, "tls_client_cert"), 'needs "tls_cert_file" and "tls_ca_file"')
+    jwt = control.jwt
+    if jwt is None:
+        return
+    if jwt.jwks_url and jwt.jwks_file:
+        problems.add((*at, "jwt"), 'has both "jwks_url" and "jwks_file"; one says where the keys are')
+    for key, url in (
+        ("issuer", jwt.issuer if not jwt.jwks_url and not jwt.jwks_file else ""),
+        ("jwks_url", jwt.jwks_url),
+    ):
+        if url and not _is_safe_url(url):
+            problems.add((*at, "jwt", key), "expected an address that begins with https://: the keys come from there")
+    if not jwt.algorithms:
+        problems.add((*at, "jwt", "algorithms"), "is empty: no token would be good")
+
+
+def _is_safe_url(url: str) -> bool:
+    """Whoever changes what comes from there on the way could make keys of his own."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 
 
 def _check_tls(config: Config, problems: _Problems) -> None:
     """Make every context once: what is wrong with a certificate is told now, not to the first client."""
+    try:
+        control_tls(config.control)
+    except TlsProblem as problem:
+        problems.add(("control", f"tls_{problem.key}"), problem.text)
     for index, listener in enumerate(config.listener):
         at: KeyPath = ("listener", index)
         if listener.protocol != "mysql" and listener.client_tls_sslmode in MYSQL_NAMES:
@@ -1139,8 +1293,38 @@ class _Resolver:
                 auth=replace(service.auth, users=users, hba=hba),
                 engine=engines,
             )
-        token = self._password(control.token, ("control", "token"))
-        return replace(config, control=replace(control, token=token), service=services)
+        token = self._token(control.token, ("control", "token"))
+        callers = {
+            name: replace(caller, token=self._token(caller.token, ("control", "caller", name, "token")))
+            for name, caller in control.caller.items()
+        }
+        self._check_different(token, callers)
+        return replace(config, control=replace(control, token=token, caller=callers), service=services)
+
+    def _token(self, secret: Secret | None, at: KeyPath) -> Secret | None:
+        """A bearer token as its hash."""
+        secret = self._password(secret, at)
+        if secret is None or not secret.value:
+            return secret
+        value = secret.value.strip()
+        if value.startswith(HASHED) and not re.fullmatch(r"[0-9a-f]{64}", value.removeprefix(HASHED).lower()):
+            self._problems.add(
+                at, f"{_origin(secret)} begins with {HASHED} but is no SHA-256 in hex; see `turnout token`"
+            )
+        elif not value.startswith(HASHED) and len(value) < TOKEN_LENGTH_MIN:
+            text = f"{_origin(secret)} is shorter than {TOKEN_LENGTH_MIN} characters; `turnout token` makes one that is not"
+            self._problems.add(at, text)
+        return msgspec.structs.replace(secret, value=hash_token(value))
+
+    def _check_different(self, token: Secret | None, callers: Mapping[str, CallerConfig]) -> None:
+        """Who shows a token must be one caller."""
+        owners = {token.value: "control.token"} if token is not None else {}
+        for name, caller in callers.items():
+            if caller.token is None or not caller.token.value:
+                continue
+            owner = owners.setdefault(caller.token.value, f"control.caller.{name}")
+            if owner != f"control.caller.{name}":
+                self._problems.add(("control", "caller", name, "token"), f"is the same as that of {owner}")
 
     def _password(self, secret: Secret | None, at: KeyPath) -> Secret | None:
         """A secret of one line."""
@@ -1269,6 +1453,7 @@ def _with_paths(config: Config, path: Path) -> Config:
         config,
         state_file=str(state_file),
         runtime_dir=str(runtime),
+        control=_with_control_paths(config.control, folder),
         listener=[_with_tls_paths(one, folder) for one in config.listener],
         service={
             name: replace(
@@ -1287,6 +1472,15 @@ def _with_load_path(engine: EngineConfig, folder: Path) -> EngineConfig:
         return engine
     replace = msgspec.structs.replace
     return replace(engine, load=replace(engine.load, pid_file=str(folder / engine.load.pid_file)))
+
+
+def _with_control_paths(control: ControlConfig, folder: Path) -> ControlConfig:
+    replace = msgspec.structs.replace
+    jwt = control.jwt
+    if jwt is not None and jwt.jwks_file:
+        jwt = replace(jwt, jwks_file=str(folder / jwt.jwks_file))
+    keys = ("tls_cert_file", "tls_key_file", "tls_ca_file")
+    return replace(control, jwt=jwt, **{key: str(folder / name) for key in keys if (name := getattr(control, key))})
 
 
 def _with_tls_paths(table: _AnyTable, folder: Path) -> _AnyTable:

@@ -153,6 +153,14 @@ class Fresh(Message, tag=True, frozen=True, kw_only=True):
     is not here cannot be read from."""
 
 
+class EndSession(Message, tag=True, frozen=True, kw_only=True):
+    """End the session of this number, with an error of class 57P01 / 1053 that gives `reason`."""
+
+    request: int
+    session: int
+    reason: str
+
+
 class Quit(Message, tag=True, frozen=True, kw_only=True):
     """Accept nobody any more, wait `drain_s` seconds at most for sessions to reach a boundary, end."""
 
@@ -175,6 +183,7 @@ Order = (
     | KillSession
     | KillDone
     | Fresh
+    | EndSession
     | Quit
 )
 
@@ -420,6 +429,14 @@ class KillTaken(Message, tag=True, frozen=True, kw_only=True):
     text: str = ""
 
 
+class SessionEnded(Message, tag=True, frozen=True, kw_only=True):
+    """An EndSession has been dealt with."""
+
+    request: int
+    is_found: bool
+    """It was a session of this worker."""
+
+
 class EngineLost(Message, tag=True, frozen=True, kw_only=True):
     """The data plane saw an engine fail: connections refused or ended."""
 
@@ -446,6 +463,7 @@ Fact = (
     | CancelTaken
     | KillWanted
     | KillTaken
+    | SessionEnded
     | EngineLost
 )
 

@@ -25,13 +25,13 @@ import structlog
 
 from proxy import ipc
 from proxy.clock import SystemClock
-from proxy.config import Config, Secret, encode_effective, reload_diff
+from proxy.config import Config, EngineConfig, LogLevel, Secret, encode_effective, reload_diff
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, EngineState
 from proxy.engines.figures import Stream, Window
 from proxy.engines.freshness import Freshness
 from proxy.engines.measuring import Measurer
-from proxy.errors import ConfigError, NotFound, PlanRefused, ProxyError
+from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyError
 from proxy.log import set_up as set_up_log
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
@@ -39,6 +39,7 @@ from proxy.switch.journal import Journal
 from proxy.switch.orchestrator import Orchestrator
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
+from proxy.switch.roster import Roster
 from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
 from proxy.tasks import cancel_and_wait, spawn
 from proxy.workers import Workers
@@ -73,10 +74,7 @@ class Supervisor:
         self._clock = SystemClock()
         self._state_file = base / config.state_file
         self._runtime_dir = base / config.runtime_dir
-        self._engines: dict[str, dict[str, Engine]] = {
-            name: {engine: engine_for(service, engine) for engine in service.engine}
-            for name, service in config.service.items()
-        }
+        self._engines: dict[str, dict[str, Engine]] = {}
         self._probed: dict[tuple[str, str], tuple[EngineState, float]] = {}
         self._subscribers: list[Callable[[Event], None]] = []
         self._lock_fd = -1
@@ -87,7 +85,8 @@ class Supervisor:
         self._stream = Stream()
         self._policies: PolicyKeeper | None = None
         self._measuring: list[asyncio.Task[None]] = []
-        self._probes: list[asyncio.Task[None]] = []
+        self._roster: Roster | None = None
+        self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -103,6 +102,12 @@ class Supervisor:
         self._take_folder()
         self._journal = Journal(self._state_file)
         self._salt_key = self._journal.key("salts")
+        self._roster = Roster(self._journal.database)
+        self.config = self._roster.apply(self.config)
+        self._engines.update(
+            (name, {engine: engine_for(service, engine) for engine in service.engine})
+            for name, service in self.config.service.items()
+        )
         workers = self._workers = Workers(
             self._runtime_dir / "supervisor.sock",
             self.config.workers,
@@ -126,11 +131,9 @@ class Supervisor:
         self.subscribe(keeper.hear)
         workers.configure_adopted()
         workers.fill()
-        self._probes = [
-            spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
-            for service, engines in self._engines.items()
-            for engine in engines.values()
-        ]
+        for service, engines in self._engines.items():
+            for engine in engines.values():
+                self._watch(service, engine)
         self._measuring = [spawn(self._measure(workers, keeper), name="measure engines")]
         self._measuring += [
             spawn(self._watch_freshness(name), name=f"freshness of {name}")
@@ -174,7 +177,7 @@ class Supervisor:
 
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
-        await cancel_and_wait(*self._probes, *self._measuring)
+        await cancel_and_wait(*self._probes.values(), *self._measuring)
         if self._orchestrator is not None:
             await self._orchestrator.stop()
         if self._workers is not None:
@@ -295,14 +298,91 @@ class Supervisor:
         """Begin to undo. Raises NotFound, Conflict (past the cutover, or ended)."""
         return self._switches.cancel(switch_id, by)
 
-    def reload(self) -> list[str]:
-        """Read the config again, apply what may be applied; one line for each change that needs a restart.
+    async def end_session(self, session: int, reason: str) -> bool:
+        """End one client's session; `reason` is told to it. False: there is none of that number."""
+        return await self._crew.end_session(session, reason)
+
+    @property
+    def database(self) -> sqlite3.Connection:
+        """The open state file."""
+        assert self._journal is not None, "started"
+        return self._journal.database
+
+    # --- engines that come and go ------------------------------------------------------------------------------------
+
+    def add_engine(self, service: str, name: str, engine: EngineConfig) -> None:
+        """From now on `service` has this engine; kept over restarts. The config is good and the name is free: the door
+        has looked. Raises NotFound; PlanRefused: the state file cannot be written."""
+        self._known(service)
+        self._change_roster(lambda roster: roster.add(service, name, engine))
+        self._put_engines(service, {**self.config.service[service].engine, name: engine})
+        added = self._engines[service][name] = engine_for(self.config.service[service], name)
+        self._watch(service, added)
+        self._publish(Event(kind="engine.added", at=self._clock.wall(), service=service, data={"engine": name}))
+
+    async def remove_engine(self, service: str, name: str) -> None:
+        """Forget an engine that does not serve; kept over restarts. Raises NotFound; Conflict: it serves, it takes part in
+        the switch under way, or it is the last one; PlanRefused: the state file cannot be written."""
+        self._known(service)
+        engines = dict(self.config.service[service].engine)
+        if name not in engines:
+            raise NotFound(f"service {service!r} has no engine {name!r}", hint=f"it has: {', '.join(sorted(engines))}")
+        running = self._switches.running(service)
+        if running is not None and name in (running.source, running.target):
+            raise Conflict(f"engine {name!r} takes part in switch {running.id}", hint="wait until it has ended")
+        if name == self._switches.standing(service).active:
+            raise Conflict(f"engine {name!r} serves {service!r}", hint="switch to another engine first")
+        for policy in self.policies.policies(service):
+            if policy.target_engine == name:
+                raise Conflict(f"policy {policy.name!r} goes to engine {name!r}", hint="remove that policy first")
+        for rule in self.config.service[service].route:
+            if name in rule.to:
+                raise Conflict(f"a [[service.{service}.route]] sends reads to {name!r}", hint="take it out of the config")
+        self._change_roster(lambda roster: roster.remove(service, name))
+        del engines[name]
+        self._put_engines(service, engines)
+        # Out of every index before anything is waited for: one of the same name may be added meanwhile.
+        probe, engine = self._probes.pop((service, name)), self._engines[service].pop(name)
+        await cancel_and_wait(probe)
+        self._probed.pop((service, name), None)
+        await engine.close()
+        self._publish(Event(kind="engine.removed", at=self._clock.wall(), service=service, data={"engine": name}))
+
+    def _change_roster(self, change: Callable[[Roster], None]) -> None:
+        assert self._roster is not None, "started"
+        try:
+            change(self._roster)
+        except sqlite3.Error as error:
+            raise PlanRefused(
+                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
+            ) from error
+
+    def _put_engines(self, service: str, engines: dict[str, EngineConfig]) -> None:
+        replace = msgspec.structs.replace
+        changed = replace(self.config.service[service], engine=engines)
+        self.config = replace(self.config, service={**self.config.service, service: changed})
+        self._switches.reconfigure(self.config.service)
+        self.policies.reconfigure(self.config.service)
+        self._crew.tell_all(self._configuration())
+
+    # --- settings ----------------------------------------------------------------------------------------------------
+
+    def set_log_level(self, level: LogLevel) -> None:
+        """Of this process and of the workers, until a reload or a restart says otherwise."""
+        self.config = msgspec.structs.replace(self.config, log=msgspec.structs.replace(self.config.log, level=level))
+        set_up_log(self.config.log, who="supervisor")
+        self._crew.tell_all(self._configuration())
+
+    def reload(self) -> tuple[list[str], list[str]]:
+        """Read the config again and apply what may be applied. One line for each change that was applied, and for each that
+        needs a restart.
 
         Raises ConfigError; then nothing is changed.
         """
         if self._reload is None:
-            return []
-        new = self._reload()
+            return [], []
+        assert self._roster is not None, "started"
+        new = self._roster.apply(self._reload())
         applied, needs_restart = reload_diff(self.config, new)
         merged = _reloadable(self.config, new)
         self.config = merged
@@ -318,7 +398,7 @@ class Supervisor:
                 data={"applied": applied, "needs_restart": needs_restart},
             )
         )
-        return needs_restart
+        return applied, needs_restart
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call `callback` for every event, in this loop, where it must not block. Returns what takes it back."""
@@ -360,6 +440,10 @@ class Supervisor:
     def _publish(self, event: Event) -> None:
         for callback in list(self._subscribers):
             callback(event)
+
+    def _watch(self, service: str, engine: Engine) -> None:
+        task = spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
+        self._probes[service, engine.name] = task
 
     async def _watch_freshness(self, service: str) -> None:
         """Tell the workers how fresh the engines are that reads of a service may go to; for ever."""

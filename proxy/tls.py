@@ -19,7 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from proxy.openssl import Context, KeyEncrypted, OpenSSLError
 
 if TYPE_CHECKING:
-    from proxy.config import EngineConfig, ListenerConfig
+    from proxy.config import ControlConfig, EngineConfig, ListenerConfig
 
 TlsMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
@@ -175,6 +175,36 @@ def listener_tls(config: ListenerConfig) -> ListenerTls:
     )
     context = _link_context(wanted, is_server=True)
     return ListenerTls(mode, context, end_point_of(_first_certificate(config.client_tls_cert_file)))
+
+
+def control_tls(config: ControlConfig) -> ssl.SSLContext | None:
+    """Of the control port; None: it has no TLS. Raises TlsProblem."""
+    if not config.tls_cert_file:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    load_control_files(context, config)
+    if config.tls_client_cert != "none":
+        is_required = config.tls_client_cert == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
+    return context
+
+
+def load_control_files(context: ssl.SSLContext, config: ControlConfig) -> None:
+    """Read certificate, key and CA into a context; connections made from then on have them. Raises TlsProblem."""
+    # The same checks as for listeners, and in the same words.
+    _load_certificate(Context(is_server=True), config.tls_cert_file, config.tls_key_file)
+    try:
+        context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None, password="")
+    except (OSError, ValueError) as error:
+        raise TlsProblem("cert_file", f"{config.tls_cert_file} cannot be used: {error}") from error
+    if config.tls_ca_file:
+        _readable("ca_file", config.tls_ca_file)
+        try:
+            context.load_verify_locations(cafile=config.tls_ca_file)
+        except (OSError, ValueError) as error:
+            raise TlsProblem("ca_file", f"{config.tls_ca_file} has no certificates in PEM form") from error
 
 
 def engine_tls(config: EngineConfig, protocol: str) -> EngineTls:

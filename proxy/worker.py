@@ -199,6 +199,8 @@ class Worker:
                 router = self.runtimes[order.service].router
                 if router is not None:
                     router.hear(order.until_ns)
+            case ipc.EndSession():
+                self._end_session(order)
             case ipc.Quit():
                 self._on_quit(order.drain_s)
 
@@ -428,6 +430,15 @@ class Worker:
         if not is_sure:
             _log.info("nobody knows whether a cancel request was heard", session=session.id, engine=backend.engine)
         return True
+
+    def _end_session(self, order: ipc.EndSession) -> None:
+        session = self.sessions.get(order.session)
+        # One that has not logged in is in no list that an operator sees.
+        is_found = session is not None and session.id not in self.strangers
+        if session is not None and is_found:
+            _log.info("session is ended", session=session.id, why=order.reason)
+            session.end_with(Aborted(f"terminating connection due to administrator command: {order.reason}"))
+        self.emit(ipc.SessionEnded(request=order.request, is_found=is_found))
 
     # --- figures ---
 

@@ -285,6 +285,13 @@ class Workers:
         )
         return next((one for one in answers if one.is_found), None)
 
+    async def end_session(self, session: int, reason: str) -> bool:
+        """Have the worker that has it end a session. False: none has it."""
+        answers = await self._ask(
+            lambda request: ipc.EndSession(request=request, session=session, reason=reason), ipc.SessionEnded
+        )
+        return any(one.is_found for one in answers)
+
     async def _ask(
         self,
         order: Callable[[int], ipc.Order],
@@ -310,7 +317,9 @@ class Workers:
         return [one for one in answers if isinstance(one, answer)]
 
     def _answered(
-        self, index: int, fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken | ipc.KillTaken
+        self,
+        index: int,
+        fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken | ipc.KillTaken | ipc.SessionEnded,
     ) -> None:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
@@ -394,7 +403,7 @@ class Workers:
                     if self._restarts.get(worker.index):
                         self._kill(worker, "it could not open all ports")
                 self._notify()
-            case ipc.SessionList() | ipc.WorkerFigures() | ipc.CancelTaken() | ipc.KillTaken():
+            case ipc.SessionList() | ipc.WorkerFigures() | ipc.CancelTaken() | ipc.KillTaken() | ipc.SessionEnded():
                 self._answered(worker.index, fact)
             case _:
                 self._ears.worker_said(worker.index, fact)

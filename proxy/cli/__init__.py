@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
 from proxy import VERSION
 from proxy.control.client import DEFAULT_URL, ClientError, ControlClient
 from proxy.demo import demo
+
+if TYPE_CHECKING:
+    import ssl
 
 REFUSED: Final = 1
 WRONG_USE: Final = 2
@@ -59,12 +62,30 @@ class _Globals:
 
     url: str | None = None
     token_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
 
 
 @app.callback()
-def _root(url: Url = None, token_file: TokenFile = None) -> None:
+def _root(
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option("--ca-file", envvar="TURNOUT_CA_FILE", help="CA that vouches for the control port (https://)."),
+    ] = None,
+    cert_file: Annotated[
+        Path | None,
+        typer.Option("--cert-file", envvar="TURNOUT_CERT_FILE", help="Certificate to show to the control port."),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", envvar="TURNOUT_KEY_FILE", help="Its private key, if in another file.")
+    ] = None,
+) -> None:
     _Globals.url = url
     _Globals.token_file = token_file
+    _Globals.ca_file, _Globals.cert_file, _Globals.key_file = ca_file, cert_file, key_file
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -92,7 +113,8 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _client(url: str | None, token_file: Path | None) -> ControlClient:
+def _where(url: str | None, token_file: Path | None) -> tuple[str, str | None]:
+    """Address and token of the control port that is meant."""
     url = url or _Globals.url or os.environ.get("TURNOUT_URL") or DEFAULT_URL
     token_file = token_file or _Globals.token_file
     token = os.environ.get("TURNOUT_TOKEN") or None
@@ -101,8 +123,28 @@ def _client(url: str | None, token_file: Path | None) -> ControlClient:
             token = token_file.read_text().partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
             _fail(f"--token-file {token_file} cannot be read: {getattr(error, 'strerror', error)}", code=WRONG_USE)
+    return url, token
+
+
+def _tls() -> ssl.SSLContext | None:
+    """What the options about certificates ask for; None: the system's CAs, and no certificate."""
+    if _Globals.ca_file is None and _Globals.cert_file is None:
+        return None
+    import ssl
+
     try:
-        return ControlClient(url, token=token)
+        context = ssl.create_default_context(cafile=_Globals.ca_file)
+        if _Globals.cert_file is not None:
+            context.load_cert_chain(_Globals.cert_file, _Globals.key_file, password="")
+    except (OSError, ValueError) as error:
+        _fail(f"the files of --ca-file, --cert-file or --key-file cannot be used: {error}", code=WRONG_USE)
+    return context
+
+
+def _client(url: str | None, token_file: Path | None) -> ControlClient:
+    address, token = _where(url, token_file)
+    try:
+        return ControlClient(address, token=token, tls=_tls())
     except ValueError as error:
         _fail(str(error), code=WRONG_USE)
 
@@ -223,7 +265,7 @@ def sessions(service: Service = None, url: Url = None, token_file: TokenFile = N
     """Every client connection, and what it would take to move it."""
     from proxy.cli.show import show_sessions
 
-    _show(_client(url, token_file).get("/v1/sessions", service=service), as_json, show_sessions)
+    _show(_client(url, token_file).pages("/v1/sessions", service=service), as_json, show_sessions)
 
 
 @app.command()
@@ -396,3 +438,9 @@ def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, a
     _show(ended, as_json, show_outcome)
     if ended["phase"] not in ("aborted", "rolled_back"):
         _fail(f"switch {switch_id} {ended['phase']}: it could not be undone", ended["remedy"])
+
+
+# The commands that change settings, engines and sessions stand in a module of their own, and use what stands above.
+from proxy.cli import admin  # noqa: E402
+
+admin.register(app)

@@ -380,3 +380,52 @@ def show_reached(out: Console, rows: list[Json]) -> None:
     for row in rows:
         for problem in row["problems"]:
             out.print(Text.assemble((f"{row['service']}.{row['engine']}: ", "bold"), problem))
+
+
+# --- for whoever runs it ------------------------------------------------------------------------------------------
+
+
+def show_pools(out: Console, rows: list[Json]) -> None:
+    """One line for each pool of backends."""
+    numbers = ("idle", "in use", "waiting")
+    table = _table("service", "engine", "database", "user", *numbers, right=numbers)
+    for row in rows:
+        waiting = Text(str(row["waiting"]), "yellow" if row["waiting"] else "")
+        counts = (str(row["idle"]), str(row["in_use"]))
+        table.add_row(row["service"], row["engine"], row["database"], row["user"], *counts, waiting)
+    out.print(table)
+    if not rows:
+        out.print("no pool yet")
+
+
+def show_audit(out: Console, entries: list[Json]) -> None:
+    """One line for each entry; why something was refused stands below it."""
+    table = _table("when", "who", "role", "action", "outcome", "what")
+    for entry in entries:
+        what = Text(entry["target"])
+        if entry["outcome"] != "done":
+            what.append(f"\n{entry['detail'].get('why', '')}", "yellow")
+        outcome = Text(entry["outcome"], "" if entry["outcome"] == "done" else "yellow")
+        table.add_row(moment(entry["at"]), entry["caller"], entry["role"] or "-", entry["action"], outcome, what)
+    out.print(table)
+    if not entries:
+        out.print("no entry")
+
+
+def show_event(out: Console, event: Json) -> None:
+    """One line for each event."""
+    data = ", ".join(
+        f"{key} {value}" for key, value in event.get("data", {}).items() if not isinstance(value, dict | list)
+    )
+    about = f"{event['service']}: " if event.get("service") else ""
+    out.print(Text.assemble((f"{moment(event.get('at'))}  ", "dim"), (event["kind"], "bold"), f"  {about}{data}"))
+
+
+def show_reloaded(out: Console, reloaded: Json) -> None:
+    """What a reload changed."""
+    for line in reloaded["applied"]:
+        out.print(Text.assemble(("applied  ", "green"), line))
+    for line in reloaded["needs_restart"]:
+        out.print(Text.assemble(("needs a restart  ", "yellow"), line))
+    if not reloaded["applied"] and not reloaded["needs_restart"]:
+        out.print("nothing has changed")

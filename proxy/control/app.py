@@ -6,22 +6,37 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from proxy.config import Config, parse_address
 from proxy.control.rest import build_app
 from proxy.control.service import ControlService
 from proxy.errors import ConfigError
+from proxy.switch.views import Event
 from proxy.tasks import cancel_and_wait, spawn
+from proxy.tls import TlsProblem, control_tls, load_control_files
 
 _log = structlog.get_logger("turnout.control")
 
-REQUESTS_MAX: Final = 256
-"""Requests at the same time; more are answered 503."""
+SPARE_CONNECTIONS: Final = 200
+"""Above `requests_max`, before uvicorn itself answers 503: connections that stay open for events, or are idle."""
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, with the client certificate of the connection in the state of each request's scope."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        certificate = transport.get_extra_info("peercert")
+        if certificate:  # verified: without a CA file none is asked for
+            self.app_state = {**self.app_state, "certificate": certificate}
 
 
 class _Server(uvicorn.Server):
@@ -43,14 +58,18 @@ class _Server(uvicorn.Server):
 class ControlServer:
     """A control port that is open. `close` ends it."""
 
-    def __init__(self, server: _Server, task: asyncio.Task[None], addresses: list[str]) -> None:
+    def __init__(
+        self, service: ControlService, server: _Server, task: asyncio.Task[None], addresses: list[str]
+    ) -> None:
+        self._service = service
         self._server = server
         self._task = task
         self.addresses = addresses
         """Where it listens, host:port each."""
 
     async def close(self) -> None:
-        """Refuse new requests, give running ones two seconds, close. May be called twice."""
+        """Refuse new requests, end the streams of events, give running requests two seconds, close. May be called twice."""
+        self._service.events.close()
         self._server.should_exit = True
         await asyncio.wait([self._task])
 
@@ -60,18 +79,21 @@ async def serve_control(service: ControlService, config: Config) -> ControlServe
 
     Raises ConfigError, in one line, if it cannot listen.
     """
+    context = control_tls(config.control)
     sockets = _listen(config.control.listen)
     addresses = [_spell(one.getsockname()) for one in sockets]
     server = _Server(
         uvicorn.Config(
             build_app(service, config),
+            http=_Protocol,
+            ssl_context_factory=(lambda _config, _default: context) if context is not None else None,
             log_config=None,
             access_log=False,
-            lifespan="off",
+            lifespan="on",
             ws="none",
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=REQUESTS_MAX,
+            limit_concurrency=config.control.requests_max + SPARE_CONNECTIONS,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=2,
         )
@@ -83,8 +105,20 @@ async def serve_control(service: ControlService, config: Config) -> ControlServe
         await cancel_and_wait(serving)
         task.result()
         raise ConfigError(config.control.listen, "the control port ended as it began")
-    _log.info("control port is open", listen=", ".join(addresses))
-    return ControlServer(server, task, addresses)
+    if context is not None:
+        service.supervisor.subscribe(partial(_read_certificates, service, context))
+    _log.info("control port is open", listen=", ".join(addresses), tls=context is not None)
+    return ControlServer(service, server, task, addresses)
+
+
+def _read_certificates(service: ControlService, context: ssl.SSLContext, event: Event) -> None:
+    """At each reload; connections made from then on have the new ones."""
+    if event.kind != "config.reloaded":
+        return
+    try:
+        load_control_files(context, service.supervisor.config.control)
+    except TlsProblem as problem:
+        _log.error("the control port keeps its certificate", key=f"tls_{problem.key}", why=problem.text)
 
 
 def _listen(address: str) -> list[socket.socket]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
+from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -12,6 +14,12 @@ DEFAULT_URL: Final = "http://127.0.0.1:7432"
 
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 """A list of 100,000 sessions has about 40 MB."""
+
+
+EVENTS_SILENCE_S: Final = 40.0
+"""A stream of events that says nothing for so long, not even that nothing happened, is broken."""
+
+EVENTS_RETRY_S: Final = 1.0
 
 
 class ClientError(Exception):
@@ -34,8 +42,16 @@ class NotRunning(ClientError):
 class ControlClient:
     """One request at a time, each on a connection of its own."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = 30.0) -> None:
-        """Raises ValueError if `url` is none."""
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = 30.0,
+    ) -> None:
+        """`tls`: for https://, if the system's CAs are not those to trust, or a certificate is to be shown. Raises
+        ValueError if `url` is none."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not a URL like {DEFAULT_URL}")
@@ -44,50 +60,102 @@ class ControlClient:
         self._port = parts.port
         self._prefix = parts.path.rstrip("/")
         self._is_tls = parts.scheme == "https"
+        self._tls = tls
         self._token = token
         self._timeout_s = timeout_s
 
     def get(self, path: str, **query: str | int | None) -> Any:
         """The JSON at `path`. Raises ClientError."""
-        asked = {key: value for key, value in query.items() if value is not None}
-        return self._ask("GET", path + (f"?{urlencode(asked)}" if asked else ""), None)
+        return self._ask("GET", _with_query(path, query), None)[0]
+
+    def pages(self, path: str, **query: str | int | None) -> list[Any]:
+        """All pages of a list. Raises ClientError."""
+        found: list[Any] = []
+        following: str | None = _with_query(path, query)
+        while following is not None:
+            page, following = self._ask("GET", following, None)
+            found += page
+        return found
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON that answers `body`. Raises ClientError."""
-        return self._ask("POST", path, json.dumps(body or {}).encode())
+        return self._ask("POST", path, json.dumps(body or {}).encode())[0]
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> Any:
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that answers `body`. Raises ClientError."""
+        return self._ask("PUT", path, json.dumps(body).encode())[0]
+
+    def delete(self, path: str, **query: str | int | None) -> Any:
+        """The JSON that answers, if any. Raises ClientError."""
+        return self._ask("DELETE", _with_query(path, query), None)[0]
+
+    def events(self, **query: str | int | None) -> Iterator[dict[str, Any]]:
+        """What happens, as it happens; for ever, over breaks of the connection. Raises ClientError: refused, or nobody
+        answers."""
+        last_id: str | None = None
+        while True:
+            connection = self._connect(timeout_s=EVENTS_SILENCE_S)
+            try:
+                headers = self._headers() | {"Accept": "text/event-stream"}
+                if last_id is not None:
+                    headers["Last-Event-ID"] = last_id
+                connection.request("GET", self._prefix + _with_query("/v1/events", query), headers=headers)
+                with connection.getresponse() as answer:
+                    if answer.status != 200:
+                        self._judge(answer, answer.read(ANSWER_BYTES_MAX))
+                    for line in answer:
+                        field, _colon, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(": ")
+                        if field == "id":
+                            last_id = value
+                        elif field == "data":
+                            yield json.loads(value)
+            except (OSError, http.client.HTTPException):
+                time.sleep(EVENTS_RETRY_S)
+            finally:
+                connection.close()
+
+    def _headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """Raises NotRunning."""
         connection: http.client.HTTPConnection
         if self._is_tls:
-            context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=context)
+            context = self._tls or ssl.create_default_context()
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=context)
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
-            try:
-                connection.connect()
-            except OSError as error:
-                raise NotRunning(
-                    f"no Turnout answers at {self.url} ({error.strerror or error})",
-                    "start one with `turnout serve CONFIG`, or say where it is with --url or TURNOUT_URL",
-                ) from error
-            try:
-                connection.request(method, self._prefix + path, body=body, headers=headers)
-                with connection.getresponse() as answer:
-                    data = answer.read(ANSWER_BYTES_MAX)
-            except (OSError, http.client.HTTPException) as error:
-                raise ClientError(
-                    f"the connection to {self.url} broke ({str(error) or type(error).__name__})",
-                    "`turnout status` shows whether it still runs",
-                ) from error
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise NotRunning(
+                f"no Turnout answers at {self.url} ({error.strerror or error})",
+                "start one with `turnout serve CONFIG`, or say where it is with --url or TURNOUT_URL",
+            ) from error
+        return connection
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> tuple[Any, str | None]:
+        """The answer, and the path of the next page if there is one."""
+        headers = self._headers()
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection = self._connect(self._timeout_s)
+        try:
+            connection.request(method, self._prefix + path, body=body, headers=headers)
+            with connection.getresponse() as answer:
+                data = answer.read(ANSWER_BYTES_MAX)
+        except (OSError, http.client.HTTPException) as error:
+            raise ClientError(
+                f"the connection to {self.url} broke ({str(error) or type(error).__name__})",
+                "`turnout status` shows whether it still runs",
+            ) from error
         finally:
             connection.close()
-        return self._judge(answer, data)
+        return self._judge(answer, data), _next_page(answer.headers.get("Link", ""))
 
     def _judge(self, answer: http.client.HTTPResponse, data: bytes) -> Any:
         try:
@@ -106,5 +174,16 @@ class ControlClient:
             raise ClientError(f"{self.url} answered {answer.status} {answer.reason}", status=answer.status)
         remedy = str(found.get("remedy", ""))
         if answer.status == 401:
-            remedy = "put the token into TURNOUT_TOKEN, or name a file that has it with --token-file"
+            remedy = "put a token into TURNOUT_TOKEN, or name a file that has it with --token-file"
         raise ClientError(str(found["detail"]), remedy, status=answer.status, problem=found)
+
+
+def _with_query(path: str, query: dict[str, str | int | None]) -> str:
+    asked = {key: value for key, value in query.items() if value is not None}
+    return path + (f"?{urlencode(asked)}" if asked else "")
+
+
+def _next_page(link: str) -> str | None:
+    """The address of `<…>; rel="next"`: a path, as our own pages give it."""
+    address, _semicolon, rest = link.partition(">;")
+    return address.lstrip(" <") if 'rel="next"' in rest and address.startswith("</") else None

@@ -6,38 +6,62 @@ the door, and nothing of what is behind it.
 
 from __future__ import annotations
 
+import math
+import sqlite3
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlencode
 
 import msgspec
 import structlog
-from litestar import Litestar, Request, Response, get, post
-from litestar.connection import ASGIConnection
+from litestar import Litestar, Request, Response, asgi, delete, get, post, put
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.handlers.base import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import Components, SecurityScheme
-from litestar.params import JSONBody, PathParameter, QueryParameter
+from litestar.openapi.spec import Components, OpenAPIType, Operation, Parameter, Schema, SecurityScheme
+from litestar.params import HeaderParameter, JSONBody, PathParameter, QueryParameter
+from litestar.response import Stream
 from litestar.types import Message, Scope
 from msgspec import Meta
 
 from proxy import VERSION, ipc
-from proxy.config import Config
-from proxy.control.access import Access, Caller, show_client
+from proxy.config import Config, LogLevel
+from proxy.control.access import Access
+from proxy.control.answers import KEY_LENGTH_MAX, Answers
 from proxy.control.api_page import ApiPage
+from proxy.control.audit import AuditEntry
+from proxy.control.gate import Gate, TooMany
+from proxy.control.mcp_mount import McpMount
 from proxy.control.metrics import Metrics
-from proxy.control.service import ControlService, EngineRow, Readiness, Status, SwitchRefused
+from proxy.control.roles import Caller
+from proxy.control.service import (
+    AUDIT_MAX,
+    SWITCHES_MAX,
+    ControlService,
+    EngineRow,
+    EngineSpec,
+    PoolRow,
+    Readiness,
+    Reloaded,
+    SessionFilter,
+    Status,
+    SwitchRefused,
+)
 from proxy.errors import ConfigError, ControlError, NotFound, PlanRefused, ProxyError
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED
+from proxy.switch.views import Event, ServiceView
 
 _log = structlog.get_logger("turnout.control")
 
-BODY_BYTES_MAX: Final = 64 * 1024
-"""No request of this API comes near it."""
+SESSIONS_PAGE: Final = 1_000
+"""Sessions of one answer, if the caller does not say how many."""
+
+SESSIONS_PAGE_MAX: Final = 10_000
+
+OFFSET_MAX: Final = 10_000_000
 
 PROBLEM_TYPE: Final = "application/problem+json"
 
@@ -107,28 +131,58 @@ class SwitchDetail(SwitchRecord, kw_only=True):
     report: dict[str, Any] | None = None
 
 
+class LogSetting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The lowest level that is logged."""
+
+    level: LogLevel
+
+
+def _spec(description: str) -> ResponseSpec:
+    return ResponseSpec(Problem, generate_examples=False, description=description, media_type=PROBLEM_TYPE)
+
+
 _PROBLEMS: Final = {
-    401: ResponseSpec(Problem, generate_examples=False, description="The token is missing or wrong."),
-    403: ResponseSpec(Problem, generate_examples=False, description="The caller may not do this."),
+    400: _spec("The request is wrong; `errors` says where."),
+    401: _spec("The token is missing or wrong."),
+    403: _spec("The caller may not do this."),
+    429: _spec("The caller asks too often; `Retry-After` says when to come back."),
+    500: _spec("A mistake of Turnout's."),
+    503: _spec("Not possible now."),
 }
-_OR_WRONG: Final = _PROBLEMS | {
-    400: ResponseSpec(Problem, generate_examples=False, description="The request is wrong; `errors` says where.")
+_OR_UNKNOWN: Final = _PROBLEMS | {404: _spec("There is no such service, engine, session or switch.")}
+_CHANGE: Final = _OR_UNKNOWN | {
+    409: _spec("Refused: a check failed, it cannot be, or something else is under way."),
+    413: _spec("The body is too long."),
+    415: _spec("The body is not JSON, or does not say so."),
+    422: _spec("The Idempotency-Key came with another request before."),
 }
-_OR_UNKNOWN: Final = _OR_WRONG | {
-    404: ResponseSpec(Problem, generate_examples=False, description="There is no such service, engine or switch.")
-}
-_OR_REFUSED: Final = _OR_UNKNOWN | {
-    409: ResponseSpec(
-        Problem,
-        generate_examples=False,
-        description="Refused: a check failed, the plan cannot be, or another switch is running.",
-    )
-}
+
+
+class Change(Operation):
+    """An operation that changes something: it takes an idempotency key, which the gate looks at."""
+
+    def __post_init__(self) -> None:
+        self.parameters = [
+            *(self.parameters or []),
+            Parameter(
+                name="Idempotency-Key",
+                param_in="header",
+                description="Done once, however often it is sent with the same key (a UUID, say) within a day: the later "
+                "ones get the first one's answer, with `Idempotency-Replayed: true`.",
+                required=False,
+                schema=Schema(
+                    type=OpenAPIType.STRING, min_length=1, max_length=KEY_LENGTH_MAX, pattern="^[!#-~]([ -~]*[!#-~])?$"
+                ),
+            ),
+        ]
+
 
 ServiceName = Annotated[str, PathParameter(description="Name of a service in the config.")]
 EngineName = Annotated[str, PathParameter(description="Name of an engine of the service.")]
 SwitchId = Annotated[str, PathParameter(description="Id of a switch, as its start answered it.")]
+SessionId = Annotated[int, PathParameter(description="Number of a session, as the list has it.", ge=0, le=2**48)]
 OneService = Annotated[str | None, QueryParameter(name="service", description="Only of this service.")]
+Offset = Annotated[int, QueryParameter(ge=0, le=OFFSET_MAX, description="How many to pass over.")]
 
 
 def _door(state: State) -> ControlService:
@@ -143,6 +197,16 @@ def _caller(request: Request[Any, Any, Any]) -> Caller:
     return caller
 
 
+def _page(request: Request[Any, Any, Any], items: Any, *, total: int | None = None, **next_page: int) -> Response[Any]:
+    """A part of a list; `next_page` are the query parameters of what follows, if anything does (RFC 8288)."""
+    headers = {} if total is None else {"Total-Count": str(total)}
+    if next_page:
+        query = {name: value for name, value in request.query_params.items() if name not in next_page}
+        follows = urlencode([*query.items(), *next_page.items()])
+        headers["Link"] = f'<{request.url.path}?{follows}>; rel="next"'
+    return Response(items, headers=headers)
+
+
 # --- looking ------------------------------------------------------------------------------------------------------
 
 
@@ -152,19 +216,76 @@ async def status(request: Request[Any, Any, Any], state: State) -> Status:
     return await _door(state).status(_caller(request))
 
 
+@get("/v1/services", tags=["looking"], responses=_PROBLEMS)
+async def services(request: Request[Any, Any, Any], state: State) -> list[ServiceView]:
+    """Every service with its engines and the switch under way."""
+    return _door(state).services(_caller(request))
+
+
+@get("/v1/services/{service:str}", tags=["looking"], responses=_OR_UNKNOWN)
+async def service_detail(request: Request[Any, Any, Any], state: State, service: ServiceName) -> ServiceView:
+    """One service."""
+    return _door(state).service(_caller(request), service)
+
+
 @get("/v1/engines", tags=["looking"], responses=_OR_UNKNOWN)
 async def engines(request: Request[Any, Any, Any], state: State, one_service: OneService = None) -> list[EngineRow]:
     """Every engine as the last probe saw it."""
     return _door(state).engines(_caller(request), one_service)
 
 
+@get("/v1/pools", tags=["looking"], responses=_OR_UNKNOWN)
+async def pools(request: Request[Any, Any, Any], state: State, one_service: OneService = None) -> list[PoolRow]:
+    """Every pool of backends, summed over the workers."""
+    return await _door(state).pools(_caller(request), one_service)
+
+
 @get("/v1/sessions", tags=["looking"], responses=_OR_UNKNOWN)
-async def sessions(request: Request[Any, Any, Any], state: State, one_service: OneService = None) -> list[ipc.Session]:
-    """Every client connection, with what it would take to move it."""
-    return await _door(state).sessions(_caller(request), one_service)
+async def sessions(
+    request: Request[Any, Any, Any],
+    state: State,
+    one_service: OneService = None,
+    user: Annotated[str | None, QueryParameter(description="Only of this user.")] = None,
+    database: Annotated[str | None, QueryParameter(description="Only of this database.")] = None,
+    engine: Annotated[str | None, QueryParameter(description="Only those with a backend on this engine.")] = None,
+    portability: Annotated[
+        Literal["A", "B", "C", "D"] | None, QueryParameter(description="Only of this grade.")
+    ] = None,
+    standing: Annotated[
+        Literal["arriving", "serving", "draining", "held"] | None, QueryParameter(description="Only of this standing.")
+    ] = None,
+    in_transaction: Annotated[
+        bool | None, QueryParameter(description="Only those with a transaction open, or without.")
+    ] = None,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=SESSIONS_PAGE_MAX, description="Most sessions of the answer.")
+    ] = SESSIONS_PAGE,
+    offset: Offset = 0,
+) -> Response[list[ipc.Session]]:
+    """Client connections, with what it would take to move each. `Total-Count` says how many fit, `Link` where the next
+    page is."""
+    wanted = SessionFilter(
+        service=one_service,
+        user=user,
+        database=database,
+        engine=engine,
+        portability=portability,
+        standing=standing,
+        in_transaction=in_transaction,
+    )
+    page = await _door(state).find_sessions(_caller(request), wanted, offset, limit)
+    after = offset + len(page.sessions)
+    more = {"offset": after} if after < page.total and page.sessions else {}
+    return _page(request, page.sessions, total=page.total, **more)
 
 
-@get("/v1/services/{service:str}/ready/{target:str}", tags=["switching"], responses=_OR_UNKNOWN)
+@get("/v1/sessions/{session_id:int}", tags=["looking"], responses=_OR_UNKNOWN)
+async def session_detail(request: Request[Any, Any, Any], state: State, session_id: SessionId) -> ipc.Session:
+    """One client connection."""
+    return await _door(state).session(_caller(request), session_id)
+
+
+@get("/v1/services/{service:str}/ready/{target:str}", tags=["switching"], responses=_OR_UNKNOWN | {409: _CHANGE[409]})
 async def ready(request: Request[Any, Any, Any], state: State, service: ServiceName, target: EngineName) -> Readiness:
     """The readiness report: every check of a switch to `target`, with what to do about those that fail."""
     return await _door(state).ready(_caller(request), service, target)
@@ -176,6 +297,113 @@ async def config(request: Request[Any, Any, Any], state: State) -> dict[str, Any
     return _door(state).config(_caller(request))
 
 
+@get(
+    "/v1/events",
+    tags=["looking"],
+    opt={"stays": True},
+    media_type="text/event-stream",
+    responses=_OR_UNKNOWN
+    | {
+        200: ResponseSpec(
+            Event,
+            generate_examples=False,
+            media_type="text/event-stream",
+            description="Server-sent events; the data of each is one of these, as JSON.",
+        )
+    },
+)
+async def events(
+    request: Request[Any, Any, Any],
+    state: State,
+    one_service: OneService = None,
+    last_event_id: Annotated[
+        str | None,
+        HeaderParameter(name="Last-Event-ID", max_length=100, description="Id of the last event that was seen."),
+    ] = None,
+) -> Stream:
+    """What happens, as it happens: phases of switches, states of engines, decisions of policies, alerts. With
+    `Last-Event-ID` from the one after that; if it is not known any more, the stream begins with `events.missed`."""
+    stream = _door(state).follow(_caller(request), last_event_id, one_service)
+    return Stream(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+@get("/v1/audit", tags=["looking"], responses=_PROBLEMS)
+async def audit(
+    request: Request[Any, Any, Any],
+    state: State,
+    limit: Annotated[int, QueryParameter(ge=1, le=AUDIT_MAX, description="Most entries of the answer.")] = 100,
+    before: Annotated[int | None, QueryParameter(ge=1, le=2**62, description="Only entries with a smaller id.")] = None,
+    action: Annotated[
+        str | None, QueryParameter(max_length=100, description="Only of this action: switch, cancel, enter, …")
+    ] = None,
+    outcome: Annotated[Literal["done", "refused", "failed"] | None, QueryParameter(description="Only these.")] = None,
+) -> Response[list[AuditEntry]]:
+    """Who did what, and who was refused, newest first. Needs the role admin."""
+    entries = _door(state).audit_entries(_caller(request), limit, before=before, action=action, outcome=outcome)
+    more = {"before": entries[-1].id} if len(entries) == limit and entries[-1].id > 1 else {}
+    return _page(request, entries, **more)
+
+
+# --- changing -----------------------------------------------------------------------------------------------------
+
+
+@put(
+    "/v1/services/{service:str}/engines/{engine:str}",
+    tags=["changing"],
+    status_code=201,
+    responses=_CHANGE,
+    operation_class=Change,
+)
+async def add_engine(
+    request: Request[Any, Any, Any], state: State, service: ServiceName, engine: EngineName, data: JSONBody[EngineSpec]
+) -> EngineRow:
+    """Add an engine to a service; kept over restarts. Nothing is switched. Needs the role admin."""
+    return _door(state).add_engine(_caller(request), service, engine, data)
+
+
+@delete(
+    "/v1/services/{service:str}/engines/{engine:str}",
+    tags=["changing"],
+    responses=_CHANGE,
+    operation_class=Change,
+)
+async def remove_engine(
+    request: Request[Any, Any, Any], state: State, service: ServiceName, engine: EngineName
+) -> None:
+    """Take an engine that does not serve from its service; kept over restarts. Needs the role admin."""
+    await _door(state).remove_engine(_caller(request), service, engine)
+
+
+@delete("/v1/sessions/{session_id:int}", tags=["changing"], status_code=200, responses=_CHANGE, operation_class=Change)
+async def end_session(
+    request: Request[Any, Any, Any],
+    state: State,
+    session_id: SessionId,
+    reason: Annotated[str, QueryParameter(max_length=200, description="Told to the client.")] = "",
+) -> ipc.Session:
+    """End one client's session; its transaction is rolled back. Answers the session as it was. Needs the role admin."""
+    return await _door(state).end_session(_caller(request), session_id, reason)
+
+
+@post("/v1/config/reload", tags=["changing"], status_code=200, responses=_CHANGE, operation_class=Change)
+async def reload(request: Request[Any, Any, Any], state: State) -> Reloaded:
+    """Read the config file again, as SIGHUP does. Needs the role admin."""
+    return _door(state).reload(_caller(request))
+
+
+@get("/v1/log", tags=["looking"], responses=_PROBLEMS)
+async def log_setting(request: Request[Any, Any, Any], state: State) -> LogSetting:
+    """The lowest level that is logged."""
+    return LogSetting(level=_door(state).log_level(_caller(request)))
+
+
+@put("/v1/log", tags=["changing"], responses=_CHANGE, operation_class=Change)
+async def set_log(request: Request[Any, Any, Any], state: State, data: JSONBody[LogSetting]) -> LogSetting:
+    """Log from this level up, until a reload or a restart says otherwise. Needs the role admin."""
+    _door(state).set_log_level(_caller(request), data.level)
+    return data
+
+
 # --- switching ----------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +411,8 @@ async def config(request: Request[Any, Any, Any], state: State) -> dict[str, Any
     "/v1/services/{service:str}/switch",
     tags=["switching"],
     status_code=202,
-    responses=_OR_REFUSED
+    operation_class=Change,
+    responses=_CHANGE
     | {
         200: ResponseSpec(Readiness, generate_examples=False, description="A dry run's readiness report."),
         202: ResponseSpec(SwitchRecord, generate_examples=False, description="The checks passed, the switch runs."),
@@ -192,7 +421,8 @@ async def config(request: Request[Any, Any, Any], state: State) -> dict[str, Any
 async def switch(
     request: Request[Any, Any, Any], state: State, service: ServiceName, data: JSONBody[SwitchRequest]
 ) -> Response[Any]:
-    """Begin a switch. The answer comes once its checks have passed; follow it with `GET /v1/switches/{id}`."""
+    """Begin a switch. The answer comes once its checks have passed; follow it with `GET /v1/switches/{id}`. Needs the role
+    operator, and with `force` admin."""
     plan = SwitchPlan(
         service=service,
         target=data.target_engine,
@@ -211,14 +441,17 @@ async def switch(
     return Response(record, status_code=202, headers={"Location": f"/v1/switches/{record.id}"})
 
 
-@get("/v1/switches", tags=["switching"], responses=_OR_WRONG)
+@get("/v1/switches", tags=["switching"], responses=_PROBLEMS)
 async def switches(
     request: Request[Any, Any, Any],
     state: State,
-    limit: Annotated[int, QueryParameter(ge=1, le=1_000, description="Most records of the answer.")] = 50,
-) -> list[SwitchRecord]:
-    """The newest switches, newest first."""
-    return _door(state).switches(_caller(request), limit)
+    limit: Annotated[int, QueryParameter(ge=1, le=SWITCHES_MAX, description="Most records of the answer.")] = 50,
+    offset: Offset = 0,
+) -> Response[list[SwitchRecord]]:
+    """The newest switches, newest first. `Link` says where the next page is."""
+    records = _door(state).switches(_caller(request), limit, offset)
+    more = {"offset": offset + limit} if len(records) == limit else {}
+    return _page(request, records, **more)
 
 
 @get("/v1/switches/{switch_id:str}", tags=["switching"], responses=_OR_UNKNOWN)
@@ -239,9 +472,15 @@ async def report(request: Request[Any, Any, Any], state: State, switch_id: Switc
     return _door(state).report(_caller(request), switch_id)
 
 
-@post("/v1/switches/{switch_id:str}/cancel", tags=["switching"], status_code=202, responses=_OR_REFUSED)
+@post(
+    "/v1/switches/{switch_id:str}/cancel",
+    tags=["switching"],
+    status_code=202,
+    responses=_CHANGE,
+    operation_class=Change,
+)
 async def cancel(request: Request[Any, Any, Any], state: State, switch_id: SwitchId) -> SwitchRecord:
-    """Undo a switch that has not begun to promote. The answer comes once the undoing has begun."""
+    """Undo a switch that has not begun to promote. The answer comes once the undoing has begun. Needs the role operator."""
     return await _door(state).cancel(_caller(request), switch_id)
 
 
@@ -285,6 +524,19 @@ def _problem(
     return Response(problem, status_code=status_code, media_type=PROBLEM_TYPE, headers=headers)
 
 
+def _on_state_error(_request: Request[Any, Any, Any], error: sqlite3.Error) -> Response[Problem]:
+    _log.error("the state file failed", exc_info=error)
+    return _problem(
+        503, "unavailable", "Not possible now", f"the state file: {error}", remedy="make room on its disk; see the log"
+    )
+
+
+def _words(status_code: int) -> tuple[str, str]:
+    """End of the problem's type, and its title."""
+    title = HTTPStatus(status_code).phrase
+    return title.lower().replace(" ", "-"), title
+
+
 def _on_proxy_error(_request: Request[Any, Any, Any], error: ProxyError) -> Response[Problem]:
     match error:
         case SwitchRefused():
@@ -300,9 +552,10 @@ def _on_proxy_error(_request: Request[Any, Any, Any], error: ProxyError) -> Resp
         case PlanRefused():
             return _problem(409, "plan-refused", "The switch cannot be done as asked", error.text, remedy=error.hint)
         case ControlError():
-            title = HTTPStatus(error.status).phrase
-            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-            kind = title.lower().replace(" ", "-")
+            kind, title = _words(error.status)
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+            if isinstance(error, TooMany):
+                headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
             return _problem(error.status, kind, title, error.text, remedy=error.hint, headers=headers)
         case ConfigError():
             return _problem(409, "config", "The config is wrong", error.text, remedy=error.hint)
@@ -310,17 +563,10 @@ def _on_proxy_error(_request: Request[Any, Any, Any], error: ProxyError) -> Resp
             return _problem(503, "unavailable", "Not possible now", error.text, remedy=error.hint)
 
 
-_EXPLAINED: Final = {
-    413: (f"the body is longer than {BODY_BYTES_MAX} bytes", "no request of this API needs more"),
-    415: ("the body must be JSON, and say so", "send `Content-Type: application/json`"),
-}
-
-
 def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     """What Litestar itself finds: unknown paths, wrong methods, bodies that do not fit."""
     status_code = error.status_code
-    phrase = HTTPStatus(status_code).phrase
-    kind = phrase.lower().replace(" ", "-")
+    kind, title = _words(status_code)
     if isinstance(error, ValidationException):
         lines = [_field_error(one) for one in error.extra] if isinstance(error.extra, list) else []
         return _problem(
@@ -331,11 +577,17 @@ def _on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
             errors=lines,
             remedy="see /docs for what this path takes",
         )
+    detail, remedy = error.detail, "see /docs for what this path takes"
     if status_code in (404, 405):
-        detail = f"{request.method} {request.url.path} is nothing this API has"
-        return _problem(status_code, kind, phrase, detail, remedy="see /docs for what there is")
-    detail, remedy = _EXPLAINED.get(status_code, (error.detail, ""))
-    return _problem(status_code, kind, phrase, detail, remedy=remedy)
+        detail, remedy = (
+            f"{request.method} {request.url.path} is nothing this API has",
+            "see /docs for what there is",
+        )
+    elif status_code == 413:
+        detail, remedy = "the body is too long", "see `body_bytes_max`; no request of this API needs more"
+    elif status_code == 415:
+        detail, remedy = "the body must be JSON, and say so", "send `Content-Type: application/json`"
+    return _problem(status_code, kind, title, detail, remedy=remedy, headers=dict(error.headers or {}))
 
 
 def _field_error(found: Any) -> str:
@@ -354,21 +606,6 @@ def _on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[Probl
 # --- the application ----------------------------------------------------------------------------------------------
 
 
-def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Runs before every handler, so that a new one cannot forget it."""
-    if handler.opt.get("is_open"):
-        return
-    client = connection.client
-    shown = show_client(client.host, client.port) if client is not None else "unknown"
-    headers = {name.lower(): value for name, value in connection.headers.items()}
-    connection.scope["state"]["caller"] = connection.app.state["access"].admit(headers, shown)
-    is_write = connection.scope["method"] not in ("GET", "HEAD", "OPTIONS")  # type: ignore[typeddict-item]
-    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if is_write and kind != "application/json":
-        # A page of another site can send a form or plain text without being asked, but not JSON.
-        raise HTTPException(status_code=415)
-
-
 _HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -384,32 +621,37 @@ async def _harden(message: Message, _scope: Scope) -> None:
         message["headers"] = [*message["headers"], *_HEADERS]
 
 
+HANDLERS: Final = [
+    status, services, service_detail, engines, pools, sessions, session_detail, ready, config, events, audit,
+    add_engine, remove_engine, end_session, reload, log_setting, set_log,
+    switch, switches, switch_detail, report, cancel,
+    healthz, readyz, metrics,
+]  # fmt: skip
+
+
 def build_app(door: ControlService, config_in_force: Config) -> Litestar:
     """The ASGI application. Does nothing until it is served."""
+    control = config_in_force.control
+    gate = Gate(control, Access(control), door.audit, Answers(door.supervisor.database))
+
+    def reconfigure(event: Event) -> None:
+        if event.kind == "config.reloaded":
+            gate.reconfigure(door.supervisor.config.control)
+
+    door.supervisor.subscribe(reconfigure)
+    mount = McpMount(door, control.body_bytes_max)
     return Litestar(
-        route_handlers=[
-            status,
-            engines,
-            sessions,
-            ready,
-            config,
-            switch,
-            switches,
-            switch_detail,
-            report,
-            cancel,
-            healthz,
-            readyz,
-            metrics,
-        ],
-        guards=[_guard],
-        state=State({"door": door, "access": Access(config_in_force), "metrics": Metrics(door.supervisor)}),
+        route_handlers=[*HANDLERS, asgi("/mcp", is_mount=True, copy_scope=True, opt={"has_own_body": True})(mount)],
+        on_shutdown=[mount.close],
+        middleware=[gate.wrap],
+        state=State({"door": door, "metrics": Metrics(door.supervisor)}),
         exception_handlers={
             ProxyError: _on_proxy_error,
             HTTPException: _on_http_error,
+            sqlite3.Error: _on_state_error,
             Exception: _on_bug,
         },
-        request_max_body_size=BODY_BYTES_MAX,
+        request_max_body_size=control.body_bytes_max,
         before_send=[_harden],
         openapi_config=OpenAPIConfig(
             title="Turnout",

@@ -1,27 +1,33 @@
-"""The one door to a running Turnout. Every face (REST, metrics, later MCP and dashboard) calls these verbs.
+"""The one door to a running Turnout. Every face (REST, MCP, dashboard, metrics) calls these verbs.
 
 A verb checks the caller's role, does one thing, and its docstring is what an operator may rely on. It knows nothing of
-HTTP. What goes wrong is a ControlError or a PlanRefused, whose `hint` says what to do.
+HTTP. What goes wrong is a ControlError or a PlanRefused, whose `hint` says what to do. Whatever changes something, or is
+refused while it tries to, leaves one entry in the audit log.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import structlog
 
 from proxy import VERSION, ipc
 from proxy.clock import Clock, SystemClock
-from proxy.config import Config, masked
-from proxy.control.access import Caller, Role
-from proxy.errors import ControlError, NotAllowed, NotFound
+from proxy.config import NAME, Config, EngineConfig, LogLevel, masked, parse_address
+from proxy.control.audit import AuditEntry, AuditLog
+from proxy.control.events import EventLog
+from proxy.control.roles import Caller, Role, require
+from proxy.errors import Conflict, ControlError, NotFound, ProxyError
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept
 from proxy.switch.readiness import Check, failures
 from proxy.switch.state import Phase
 from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
+from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, engine_tls
 
 _log = structlog.get_logger("turnout.control")
 
@@ -31,6 +37,9 @@ VALIDATION_WAIT_S: Final = 8.0
 SWITCHES_MAX: Final = 1_000
 """Most records of one listing."""
 
+AUDIT_MAX: Final = 1_000
+"""Most entries of one listing."""
+
 
 class Supervisor(Protocol):
     """What the door needs of `proxy.supervisor.Supervisor`, which stands above it."""
@@ -38,6 +47,8 @@ class Supervisor(Protocol):
     config: Config
     started_at: float
 
+    @property
+    def database(self) -> sqlite3.Connection: ...
     def is_ready(self) -> bool: ...
     def services(self) -> list[ServiceView]: ...
     def workers(self) -> list[WorkerView]: ...
@@ -49,6 +60,11 @@ class Supervisor(Protocol):
     def switch(self, switch_id: str) -> SwitchRecord: ...
     def report(self, switch_id: str) -> dict[str, Any]: ...
     async def cancel(self, switch_id: str, by: str = "") -> SwitchRecord: ...
+    async def end_session(self, session: int, reason: str) -> bool: ...
+    def add_engine(self, service: str, name: str, engine: EngineConfig) -> None: ...
+    async def remove_engine(self, service: str, name: str) -> None: ...
+    def reload(self) -> tuple[list[str], list[str]]: ...
+    def set_log_level(self, level: LogLevel) -> None: ...
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]: ...
 
 
@@ -96,6 +112,71 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineView
 
 
+class SessionFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which sessions; None: whichever."""
+
+    service: str | None = None
+    user: str | None = None
+    database: str | None = None
+    engine: str | None = None
+    portability: str | None = None
+    """A, B, C or D."""
+    standing: str | None = None
+    in_transaction: bool | None = None
+
+    def fits(self, session: ipc.Session) -> bool:
+        """All that is asked for is so."""
+        return all(
+            wanted is None or getattr(session, name) == wanted
+            for name in self.__struct_fields__
+            if (wanted := getattr(self, name)) is not None
+        )
+
+
+class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a list of sessions."""
+
+    total: int
+    """Sessions that fit, on all pages."""
+    sessions: list[ipc.Session]
+
+
+class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The backends of one (service, engine, database, user), in all workers together."""
+
+    service: str
+    engine: str
+    database: str
+    user: str
+    idle: int
+    """Open, and nobody's."""
+    in_use: int
+    waiting: int
+    """Clients that wait for one."""
+
+
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reload of the config came to. A line is `service.shop.pool_size: 200 -> 300`."""
+
+    applied: list[str]
+    """In force now."""
+    needs_restart: list[str]
+    """Changed in the file, and not in force."""
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An engine to be added. The keys are those of `[service.NAME.engine.NAME]` in the config, but for `login`."""
+
+    address: str
+    """host:port of the server."""
+    role: Literal["primary", "standby", "secondary"] = "standby"
+    server_tls_sslmode: TlsSetting = "prefer"
+    server_tls_ca_file: str = ""
+    """A path on Turnout's machine; so are the other files."""
+    server_tls_cert_file: str = ""
+    server_tls_key_file: str = ""
+
+
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """The readiness report: may a switch to `target` begin?"""
 
@@ -112,12 +193,15 @@ class ControlService:
     def __init__(self, supervisor: Supervisor, *, clock: Clock | None = None) -> None:
         self.supervisor = supervisor
         self._clock = clock or SystemClock()
+        self.audit = AuditLog(supervisor.database)
+        self.events = EventLog(f"{int(supervisor.started_at * 1000):x}")
+        supervisor.subscribe(self.events.add)
 
     # --- looking --------------------------------------------------------------------------------------------------
 
     async def status(self, who: Caller) -> Status:
         """Services with active engine and running switch, workers, and sums of what they count. Changes nothing."""
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         sums = sum_figures(await self.supervisor.figures())
         empty = ServiceSums()
         return Status(
@@ -140,23 +224,90 @@ class ControlService:
 
     def engines(self, who: Caller, service: str | None = None) -> list[EngineRow]:
         """Every engine as the last probe saw it, or those of one service. Raises NotFound."""
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         views = self.supervisor.services() if service is None else [self._service(service)]
         return [EngineRow(service=view.name, engine=engine) for view in views for engine in view.engines]
 
     async def sessions(self, who: Caller, service: str | None = None) -> list[ipc.Session]:
         """Every client connection, or those of one service, as each worker sees them now. Raises NotFound."""
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         if service is not None:
             self._service(service)
         return await self.supervisor.sessions(service)
+
+    async def find_sessions(self, who: Caller, wanted: SessionFilter, offset: int, limit: int) -> SessionPage:
+        """The sessions that fit, by worker and number, `limit` of them from the `offset`th on. Raises NotFound."""
+        found = [one for one in await self.sessions(who, wanted.service) if wanted.fits(one)]
+        found.sort(key=lambda one: (one.worker, one.id))
+        return SessionPage(total=len(found), sessions=found[offset : offset + limit])
+
+    async def session(self, who: Caller, session_id: int) -> ipc.Session:
+        """One client connection. Raises NotFound."""
+        for one in await self.sessions(who):
+            if one.id == session_id:
+                return one
+        raise NotFound(f"there is no session {session_id}", hint="`turnout sessions` lists them; it may have ended")
+
+    def services(self, who: Caller) -> list[ServiceView]:
+        """Every service with its engines and the switch under way."""
+        require(who, Role.VIEWER)
+        return self.supervisor.services()
+
+    def service(self, who: Caller, name: str) -> ServiceView:
+        """One of them. Raises NotFound."""
+        require(who, Role.VIEWER)
+        return self._service(name)
+
+    async def pools(self, who: Caller, service: str | None = None) -> list[PoolRow]:
+        """Every pool of backends, summed over the workers. Raises NotFound."""
+        require(who, Role.VIEWER)
+        if service is not None:
+            self._service(service)
+        sums: dict[tuple[str, str, str, str], list[int]] = {}
+        for worker in await self.supervisor.figures():
+            for figures in worker.services:
+                for pool in figures.pools:
+                    key = (pool.service, pool.engine, pool.database, pool.user)
+                    counts = sums.setdefault(key, [0, 0, 0])
+                    for index, count in enumerate((pool.idle, pool.in_use, pool.waiting)):
+                        counts[index] += count
+        return [
+            PoolRow(
+                service=key[0], engine=key[1], database=key[2], user=key[3], idle=idle, in_use=in_use, waiting=waiting
+            )
+            for key, (idle, in_use, waiting) in sorted(sums.items())
+            if service in (None, key[0])
+        ]
+
+    def follow(self, who: Caller, last_id: str | None = None, service: str | None = None) -> AsyncIterator[bytes]:
+        """What happens, as server-sent events; see `proxy.control.events`. Raises NotFound."""
+        require(who, Role.VIEWER)
+        if service is not None:
+            self._service(service)
+        return self.events.follow(last_id, service)
+
+    def audit_entries(
+        self,
+        who: Caller,
+        limit: int,
+        *,
+        before: int | None = None,
+        action: str | None = None,
+        outcome: str | None = None,
+    ) -> list[AuditEntry]:
+        """Who did what, or was refused: newest first."""
+        require(who, Role.ADMIN, "read the audit log")
+        try:
+            return self.audit.entries(min(max(limit, 1), AUDIT_MAX), before=before, action=action, outcome=outcome)
+        except sqlite3.Error as error:
+            raise ControlError(f"the state file cannot be read: {error}") from error
 
     async def ready(self, who: Caller, service: str, target: str, *, plan: SwitchPlan | None = None) -> Readiness:
         """Run the checks of a switch to `target` and nothing else: no client notices, nothing is changed.
 
         With a `plan` its limits hold, and failed checks that it forces are passed over. Raises NotFound.
         """
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         view = self._service(service)
         if target not in {engine.name for engine in view.engines}:
             names = ", ".join(sorted(engine.name for engine in view.engines))
@@ -165,25 +316,36 @@ class ControlService:
         is_ready = not failures(checks, force=plan is not None and plan.force)
         return Readiness(service=service, target=target, is_ready=is_ready, checks=checks)
 
-    def switches(self, who: Caller, limit: int = 50) -> list[SwitchRecord]:
-        """The newest `limit` switches, newest first, running ones among them."""
-        _require(who, Role.OBSERVER)
-        return self.supervisor.switches(min(max(limit, 1), SWITCHES_MAX))
+    def switches(self, who: Caller, limit: int = 50, offset: int = 0) -> list[SwitchRecord]:
+        """The newest `limit` switches but for the first `offset`, newest first, running ones among them."""
+        require(who, Role.VIEWER)
+        limit, offset = min(max(limit, 1), SWITCHES_MAX), min(max(offset, 0), SWITCHES_MAX)
+        return self.supervisor.switches(offset + limit)[offset:]
 
     def switch_record(self, who: Caller, switch_id: str) -> SwitchRecord:
         """One switch, as far as it has come. Raises NotFound."""
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         return self.supervisor.switch(switch_id)
 
     def report(self, who: Caller, switch_id: str) -> dict[str, Any]:
         """The evidence report of a switch that has ended. Raises NotFound: unknown, or not ended yet."""
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         return self.supervisor.report(switch_id)
 
     def config(self, who: Caller) -> dict[str, Any]:
         """The config in force, each value with its origin; secrets are never shown."""
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         return masked(self.supervisor.config)
+
+    def record_call(self, who: Caller, tool: str, arguments: dict[str, Any], refused: str = "") -> None:
+        """Keep in the audit log that an agent called a tool, and why it was refused."""
+        detail: dict[str, Any] = {"arguments": arguments} | ({"why": refused} if refused else {})
+        self.audit.record(who, "mcp", tool, "refused" if refused else "done", detail)
+
+    def log_level(self, who: Caller) -> LogLevel:
+        """The lowest level that is logged."""
+        require(who, Role.VIEWER)
+        return self.supervisor.config.log.level
 
     def is_ready(self) -> bool:
         """Every worker has its config and its listeners are open. Anybody may ask."""
@@ -192,7 +354,8 @@ class ControlService:
     # --- doing ----------------------------------------------------------------------------------------------------
 
     async def switch(self, who: Caller, plan: SwitchPlan) -> SwitchRecord:
-        """Begin the switch that `plan` asks for, and return once its checks have passed and it is under way.
+        """Begin the switch that `plan` asks for, and return once its checks have passed and it is under way. To force it
+        takes an admin.
 
         The switch goes on whether the caller stays or not. Until its phase is `promoting` it can be cancelled, and
         any trouble gives the source back writable; from then on it goes to its end. One switch of a service at a time.
@@ -201,24 +364,31 @@ class ControlService:
         is running), SwitchRefused (a check failed; nothing was changed). Checks that take longer than
         `VALIDATION_WAIT_S` are not waited for: the record then says `validating`.
         """
-        _require(who, Role.OPERATOR)
-        self._service(plan.service)
-        plan = msgspec.structs.replace(plan, requested_by=plan.requested_by or who.name)
-        moved = asyncio.Event()
-        unsubscribe = self.supervisor.subscribe(lambda event: moved.set() if event.service == plan.service else None)
-        try:
-            record = await self.supervisor.start_switch(plan)
-            _log.info("switch asked for", service=plan.service, switch=record.id, target=plan.target, by=who.name)
-            record = await self._past_checks(record, moved)
-        finally:
-            unsubscribe()
-        if record.phase is Phase.ABORTED and Phase.PREPARING not in record.stamps:
-            raise SwitchRefused(
-                record.error or "a check failed",
-                hint=record.remedy or f"look at it with: turnout ready {plan.target}",
-                switch=record.id,
-                checks=self._checks_of(record.id),
+        asked = {name: value for name, value in msgspec.structs.asdict(plan).items() if value not in (None, "", False)}
+        with self._recorded(who, "switch", f"{plan.service} to {plan.target}", asked) as detail:
+            require(who, Role.OPERATOR, "switch")
+            if plan.force:
+                require(who, Role.ADMIN, "force a switch")
+            self._service(plan.service)
+            plan = msgspec.structs.replace(plan, requested_by=plan.requested_by or who.name)
+            moved = asyncio.Event()
+            unsubscribe = self.supervisor.subscribe(
+                lambda event: moved.set() if event.service == plan.service else None
             )
+            try:
+                record = await self.supervisor.start_switch(plan)
+                detail["switch"] = record.id
+                _log.info("switch asked for", service=plan.service, switch=record.id, target=plan.target, by=who.name)
+                record = await self._past_checks(record, moved)
+            finally:
+                unsubscribe()
+            if record.phase is Phase.ABORTED and Phase.PREPARING not in record.stamps:
+                raise SwitchRefused(
+                    record.error or "a check failed",
+                    hint=record.remedy or f"look at it with: turnout ready {plan.target}",
+                    switch=record.id,
+                    checks=self._checks_of(record.id),
+                )
         return record
 
     async def rehearse(self, who: Caller, plan: SwitchPlan) -> Readiness:
@@ -226,7 +396,7 @@ class ControlService:
 
         Raises NotFound, PlanRefused.
         """
-        _require(who, Role.OBSERVER)
+        require(who, Role.VIEWER)
         view = self._service(plan.service)
         plan = accept(plan, self.supervisor.config.service[plan.service], view.active)
         return await self.ready(who, plan.service, plan.target, plan=plan)
@@ -236,12 +406,85 @@ class ControlService:
 
         Returns once the undoing has begun. Raises NotFound, Conflict (too late, or ended already).
         """
-        _require(who, Role.OPERATOR)
-        record = await self.supervisor.cancel(switch_id, who.name)
+        with self._recorded(who, "cancel", switch_id):
+            require(who, Role.OPERATOR, "cancel a switch")
+            record = await self.supervisor.cancel(switch_id, who.name)
         _log.info("switch cancelled", service=record.service, switch=switch_id, by=who.name)
         return record
 
+    async def end_session(self, who: Caller, session_id: int, reason: str = "") -> ipc.Session:
+        """End one client's session: what it has open is rolled back by its engine, and the client is told so with 57P01
+        (MySQL: 1053). Returns the session as it was. Raises NotFound."""
+        with self._recorded(who, "end_session", str(session_id), {"reason": reason} if reason else {}) as detail:
+            require(who, Role.ADMIN, "end a session")
+            session = await self.session(who, session_id)
+            detail |= {"user": session.user, "database": session.database, "client": session.client}
+            if not await self.supervisor.end_session(session_id, reason or f"ended by {who.name}"):
+                raise NotFound(f"session {session_id} has ended by itself")
+        return session
+
+    def add_engine(self, who: Caller, service: str, name: str, spec: EngineSpec) -> EngineRow:
+        """Give a service one more engine, from now on and after a restart too. Nothing is switched, and the engine is not
+        asked before: the next probe tells how it is. Raises NotFound; Conflict: the name or the address is taken;
+        ControlError: the spec cannot be."""
+        asked = msgspec.to_builtins(spec)
+        with self._recorded(who, "add_engine", f"{service}.{name}", asked):
+            require(who, Role.ADMIN, "add an engine")
+            view = self._service(service)
+            engine = _engine_config(name, spec, view.protocol)
+            for one in view.engines:
+                if one.name == name:
+                    raise Conflict(f"service {service!r} has an engine {name!r} already", hint="take another name")
+                if one.address == engine.address:
+                    raise Conflict(
+                        f"engine {one.name!r} has the address {one.address} already", hint="add it once only"
+                    )
+            self.supervisor.add_engine(service, name, engine)
+        _log.info("engine added", service=service, engine=name, address=engine.address, by=who.name)
+        return next(row for row in self.engines(who, service) if row.engine.name == name)
+
+    async def remove_engine(self, who: Caller, service: str, name: str) -> None:
+        """Take an engine from a service, also after a restart, whatever the config file says. The server itself is left
+        alone. Raises NotFound; Conflict: it serves, or takes part in the switch under way."""
+        with self._recorded(who, "remove_engine", f"{service}.{name}"):
+            require(who, Role.ADMIN, "remove an engine")
+            self._service(service)
+            await self.supervisor.remove_engine(service, name)
+        _log.info("engine removed", service=service, engine=name, by=who.name)
+
+    def reload(self, who: Caller) -> Reloaded:
+        """Read the config file again and apply what may be applied, as SIGHUP does. Raises ConfigError; then nothing is
+        changed."""
+        with self._recorded(who, "reload", "config") as detail:
+            require(who, Role.ADMIN, "reload the config")
+            applied, needs_restart = self.supervisor.reload()
+            detail |= {"applied": applied, "needs_restart": needs_restart}
+        return Reloaded(applied=applied, needs_restart=needs_restart)
+
+    def set_log_level(self, who: Caller, level: LogLevel) -> None:
+        """Log from this level up, in every process, until a reload or a restart says otherwise."""
+        with self._recorded(who, "set_log_level", level):
+            require(who, Role.ADMIN, "set the log's level")
+            self.supervisor.set_log_level(level)
+
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _recorded(
+        self, who: Caller, action: str, target: str, detail: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One entry of the audit log for what is done inside, with how it came out. What stands in `detail` is kept; more
+        may be put into it."""
+        detail = {} if detail is None else detail
+        try:
+            yield detail
+        except ProxyError as error:
+            self.audit.record(who, action, target, "refused", {**detail, "why": error.text})
+            raise
+        except BaseException as error:
+            self.audit.record(who, action, target, "failed", {**detail, "why": type(error).__name__})
+            raise
+        self.audit.record(who, action, target, "done", detail)
 
     def _service(self, name: str) -> ServiceView:
         views = self.supervisor.services()
@@ -270,9 +513,27 @@ class ControlService:
             return []
 
 
-def _require(who: Caller, role: Role) -> None:
-    if who.role < role:
-        raise NotAllowed(f"{who.name} may not do this", hint=f"it needs the role {role.name.lower()}")
+def _engine_config(name: str, spec: EngineSpec, protocol: str) -> EngineConfig:
+    """Raises ControlError, as the config loader would tell it."""
+    if not NAME.fullmatch(name):
+        raise ControlError(
+            "that is no name for an engine", hint="letters, digits, _ . - only, at most 63, a letter or digit first"
+        )
+    try:
+        parse_address(spec.address)
+        if protocol != "mysql" and spec.server_tls_sslmode in MYSQL_NAMES:
+            raise ValueError(f"{spec.server_tls_sslmode} is for mysql only")
+        if protocol == "mysql" and spec.server_tls_sslmode == "allow":
+            raise ValueError("allow is for postgresql only")
+        engine = EngineConfig(**msgspec.structs.asdict(spec))
+        engine_tls(engine, protocol)
+    except ValueError as error:
+        raise ControlError(
+            f"the engine cannot be: {error}", hint="see [service.NAME.engine.NAME] in the config"
+        ) from None
+    except TlsProblem as problem:
+        raise ControlError(f"server_tls_{problem.key}: {problem.text}", hint="see the page about TLS") from None
+    return engine
 
 
 # --- sums over the workers ----------------------------------------------------------------------------------------

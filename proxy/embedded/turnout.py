@@ -52,6 +52,10 @@ class Setup:
     """More keys of every `[service.app.engine.…]`."""
     top: Mapping[str, object] = field(default_factory=dict)
     """More keys at the top."""
+    control: Mapping[str, object] = field(default_factory=dict)
+    """More keys of `[control]`."""
+    control_token: str | None = None
+    """What our own requests to the control port show."""
     log_level: str = "info"
 
     def write(self, folder: Path) -> Path:
@@ -77,7 +81,7 @@ class Setup:
             **self.service,
         }
         tables: list[tuple[str, Mapping[str, object]]] = [
-            ("control", {"listen": f"127.0.0.1:{self.control_port}"}),
+            ("control", {"listen": f"127.0.0.1:{self.control_port}", **self.control}),
             ("log", {"level": self.log_level}),
             (f"service.{SERVICE}", service),
         ]
@@ -159,9 +163,11 @@ class Turnout:
         await self.kill()
         raise ServerFailed(f"turnout serve is not ready after {timeout_s:g} s ({why}): {words}")
 
-    def control(self, timeout_s: float = 10.0) -> httpx.AsyncClient:
-        """A client of the control port, to be closed by the caller."""
-        return httpx.AsyncClient(base_url=self.control_url, timeout=timeout_s, trust_env=False)
+    def control(self, timeout_s: float = 10.0, *, token: str | None = None) -> httpx.AsyncClient:
+        """A client of the control port, to be closed by the caller; it shows `token`, or the one of the setup."""
+        shown = token or self.setup.control_token
+        headers = {"Authorization": f"Bearer {shown}"} if shown is not None else {}
+        return httpx.AsyncClient(base_url=self.control_url, timeout=timeout_s, trust_env=False, headers=headers)
 
     async def get(self, path: str) -> Any:
         """The JSON at `path` of the control port. Raises httpx.HTTPStatusError."""

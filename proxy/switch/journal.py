@@ -54,6 +54,22 @@ create table policy_decisions (
 create index policy_decisions_by_policy on policy_decisions (policy, number);
 create index policy_decisions_by_kind on policy_decisions (acts, number);
 """,
+    # 3: who did what through the control port, and what was answered to requests that may be repeated; engines that were
+    # added and removed while running
+    """
+create table audit (
+    id integer primary key autoincrement, at real not null, caller text not null, role text not null,
+    action text not null, target text not null, outcome text not null, detail blob not null);
+create trigger audit_is_never_changed before update on audit
+    begin select raise(abort, 'the audit log is append-only'); end;
+create trigger audit_is_never_deleted before delete on audit
+    begin select raise(abort, 'the audit log is append-only'); end;
+create table answers (
+    caller text not null, key text not null, fingerprint blob not null, at real not null, status integer,
+    headers blob, body blob, primary key (caller, key));
+create index answers_by_time on answers (at);
+create table engines (service text not null, name text not null, config blob, primary key (service, name));
+""",
 )
 """What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
 that was released is never changed: a new one is added."""
@@ -124,7 +140,7 @@ class Journal:
 
     @property
     def database(self) -> sqlite3.Connection:
-        """For what else is kept in the file (`proxy.policy.store`, for one), in tables of its own; autocommits."""
+        """For what else is kept in the file (`proxy.control.audit`, for one), in tables of its own; autocommits."""
         return self._db
 
     def close(self) -> None:

@@ -301,7 +301,7 @@ def test_a_token_is_taken_from_the_environment_or_from_a_file(
         monkeypatch.delenv("TURNOUT_TOKEN", raising=False)
         ran = turnout("status")
         assert ran.code == 1
-        assert "put the token into TURNOUT_TOKEN" in ran.err
+        assert "put a token into TURNOUT_TOKEN" in ran.err
         (tmp_path / "token").write_text("s3cret\n")
         assert turnout("status", "--token-file", str(tmp_path / "token")).code == 0
         assert turnout("--token-file", str(tmp_path / "token"), "status").code == 0

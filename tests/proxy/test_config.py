@@ -16,6 +16,7 @@ from proxy.config import (
     ConfigErrors,
     decode_effective,
     encode_effective,
+    hash_token,
     is_loopback,
     load,
     masked,
@@ -221,8 +222,29 @@ REFUSED = {
         "turnout.toml:16: service.shop.auth.auth_dbname: is for auth_query, which is not set"
     ]),
     "a control port for everybody without a token": (change("127.0.0.1:7432", "0.0.0.0:7432"), [
-        ('turnout.toml:3: control: "token" is missing; without one, only a loopback address may be listened on, '
-        "not 0.0.0.0")
+        ('turnout.toml:3: control: "token" is missing, or a [control.caller.NAME]; without one, only a loopback address may '
+        "be listened on, not 0.0.0.0"),
+        ('turnout.toml:3: control: "tls_cert_file" is missing; without TLS, only a loopback address may be listened on, '
+        'not 0.0.0.0, unless "allow_without_tls" says so'),
+    ]),
+    "a caller that nobody can be": (change("[[listener]]", '[control.caller.al]\nrole = "admin"\n[[listener]]'), [
+        'turnout.toml:6: control.caller.al: has neither "token" nor "certificate": nobody could be it'
+    ]),
+    "a token that could be guessed": (change(
+        "[[listener]]", '[control.caller.al]\nrole = "admin"\ntoken = { env = "ADMIN_PASSWORD" }\n[[listener]]'
+    ), [
+        ("turnout.toml:8: control.caller.al.token: the environment variable ADMIN_PASSWORD is shorter than 16 characters; "
+        "`turnout token` makes one that is not")
+    ]),
+    "keys that come over an open line": (change(
+        "[[listener]]", '[control.jwt]\nissuer = "http://login.example"\naudience = "turnout"\n[[listener]]'
+    ), [
+        "turnout.toml:7: control.jwt.issuer: expected an address that begins with https://: the keys come from there"
+    ]),
+    "a certificate that is not asked for": (change(
+        "[[listener]]", '[control.caller.al]\nrole = "admin"\ncertificate = "al"\n[[listener]]'
+    ), [
+        'turnout.toml:8: control.caller.al.certificate: needs tls_client_cert = "optional" or "required"'
     ]),
     "a secret in the file": (change('{ env = "ADMIN_PASSWORD" }', '{ value = "x" }'), [
         ("turnout.toml:15: service.shop.admin.password.value: a secret does not stand in the config file; "
@@ -549,3 +571,26 @@ def test_a_path_is_spelled_as_people_write_it() -> None:
 def test_the_structs_forbid_unknown_fields_too() -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"listener": [], "service": {}, "nope": 1}, Config)
+
+
+def test_tokens_are_kept_as_hashes_whatever_the_file_has(folder: Path) -> None:
+    token = "a-token-of-some-length"
+    (folder / "clear").write_text(token + "\n")
+    (folder / "hashed").write_text(hash_token("another") + "\n")
+    callers = "".join(
+        f'[control.caller.{one}]\nrole = "viewer"\ntoken = {{ file = "{one}" }}\n' for one in ("clear", "hashed")
+    )
+    text = GOOD.replace("[[listener]]", callers + "[[listener]]")
+    config = read(folder, text)
+    kept = {name: caller.token.value for name, caller in config.control.caller.items() if caller.token is not None}
+    assert kept == {"clear": hash_token(token), "hashed": hash_token("another")}
+    assert token not in encode_effective(config).decode()
+    (folder / "hashed").write_text(token)
+    assert "is the same as that of control.caller.clear" in complaints(folder, text)[0]
+    (folder / "hashed").write_text("sha256:12")
+    assert "is no SHA-256 in hex" in complaints(folder, text)[0]
+
+
+def test_a_control_port_for_everybody_may_be_had_in_so_many_words(folder: Path) -> None:
+    words = 'listen = "0.0.0.0:7432"\nallow_without_tls = true\nallow_without_access_control = true'
+    assert not read(folder, GOOD.replace('listen = "127.0.0.1:7432"', words)).control.has_access_control

@@ -19,7 +19,7 @@ def test_what_is_made_from_the_code_is_up_to_date(path: Path) -> None:
     assert path.read_text() == produced()[path], "run `make docs`"
 
 
-SECRETS = dict.fromkeys(("TURNOUT_ADMIN_PASSWORD", "TURNOUT_TOKEN", "REPLICATION_PASSWORD", "HOOK_TOKEN"), "x")
+SECRETS = dict.fromkeys(("TURNOUT_ADMIN_PASSWORD", "TURNOUT_TOKEN", "REPLICATION_PASSWORD", "HOOK_TOKEN"), "x" * 16)
 """Variables that the sample names when all of it is set."""
 
 
@@ -46,6 +46,7 @@ def test_the_sample_config_is_one_with_every_key_set_too(tmp_path: Path) -> None
     (tmp_path / "turnout.toml").write_text(_with_every_key())
     (tmp_path / "users.txt").write_text((ROOT / "conf/users.txt").read_text())
     (tmp_path / "login.txt").write_text("x\n")
+    (tmp_path / "alice.txt").write_text("y" * 16)
     (tmp_path / "hba.conf").write_text("host all all all md5\n")
     loaded = load(tmp_path / "turnout.toml", environ=SECRETS)
     assert sorted(loaded.service) == ["blog", "shop"]
@@ -55,6 +56,7 @@ def test_what_the_sample_shows_as_default_is_the_default(tmp_path: Path) -> None
     (tmp_path / "turnout.toml").write_text(_with_every_key())
     (tmp_path / "users.txt").write_text('"a" "b"\n')
     (tmp_path / "login.txt").write_text("x\n")
+    (tmp_path / "alice.txt").write_text("y" * 16)
     (tmp_path / "hba.conf").write_text("host all all all md5\n")
     shown = load(tmp_path / "turnout.toml", environ=SECRETS)
     default = Config(listener=shown.listener, service=shown.service)

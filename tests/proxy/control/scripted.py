@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +18,13 @@ from proxy.config import (
     ControlConfig,
     EngineConfig,
     ListenerConfig,
+    LogLevel,
     Secret,
     ServiceConfig,
 )
 from proxy.engines.engine import EngineState, Role
 from proxy.errors import Conflict, NotFound
+from proxy.switch.journal import upgrade
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED, Phase
@@ -69,7 +72,7 @@ def make_config(token: str | None = None, services: tuple[str, ...] = ("shop",))
 
     secret = Secret(env="T", value=token) if token is not None else None
     return Config(
-        control=ControlConfig(token=secret),
+        control=ControlConfig(token=secret, requests_per_s=10_000),
         listener=[ListenerConfig(protocol="postgresql", listen="127.0.0.1:6432")],
         service={name: service(name) for name in services},
     )
@@ -88,6 +91,9 @@ class ScriptedSupervisor:
         self.runs_by_itself = True
         self.cancelled_by = ""
         self.breaks = False
+        self.database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        upgrade(self.database)
+        self.ended_sessions: list[tuple[int, str]] = []
         self.subscribers: list[Callable[[Event], None]] = []
 
     # --- what the door needs --------------------------------------------------------------------------------------
@@ -177,6 +183,36 @@ class ScriptedSupervisor:
         self._end(record, Phase.ABORTED)
         return record
 
+    async def end_session(self, session: int, reason: str) -> bool:
+        self.ended_sessions.append((session, reason))
+        return True
+
+    def add_engine(self, service: str, name: str, engine: EngineConfig) -> None:
+        engines = {**self.config.service[service].engine, name: engine}
+        self._put_engines(service, engines)
+
+    async def remove_engine(self, service: str, name: str) -> None:
+        if name == self.active[service]:
+            raise Conflict(f"engine {name!r} serves {service!r}", hint="switch to another engine first")
+        engines = {key: one for key, one in self.config.service[service].engine.items() if key != name}
+        self._put_engines(service, engines)
+
+    def _put_engines(self, service: str, engines: dict[str, EngineConfig]) -> None:
+        changed = msgspec.structs.replace(self.config.service[service], engine=engines)
+        self.config = msgspec.structs.replace(self.config, service={**self.config.service, service: changed})
+
+    def reload(self) -> tuple[list[str], list[str]]:
+        self.tell(Event(kind="config.reloaded", at=time.time()))
+        return ["max_client_conn: 10 -> 20"], ["workers: 1 -> 2"]
+
+    def set_log_level(self, level: LogLevel) -> None:
+        log = msgspec.structs.replace(self.config.log, level=level)
+        self.config = msgspec.structs.replace(self.config, log=log)
+
+    def tell(self, event: Event) -> None:
+        for callback in list(self.subscribers):
+            callback(event)
+
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         self.subscribers.append(callback)
         return lambda: self.subscribers.remove(callback)
@@ -211,8 +247,7 @@ class ScriptedSupervisor:
 
     def _tell(self, kind: str, record: SwitchRecord) -> None:
         data = {"id": record.id, "phase": record.phase.value}
-        for callback in list(self.subscribers):
-            callback(Event(kind=kind, at=time.time(), service=record.service, data=data))
+        self.tell(Event(kind=kind, at=time.time(), service=record.service, data=data))
 
     def _view(self, name: str, service: ServiceConfig) -> ServiceView:
         running = [one for one in self.records.values() if one.service == name and one.phase not in ENDED]
@@ -237,6 +272,11 @@ class ScriptedSupervisor:
                 EngineView(
                     name="red", address="db3:5432", is_active=False, probed_at=time.time(),
                     state=EngineState(name="red", is_reachable=False, why="connection refused"),
+                ),
+                *(
+                    EngineView(name=one, address=engine.address, is_active=False, state=None, probed_at=0.0)
+                    for one, engine in service.engine.items()
+                    if one not in ("blue", "green")
                 ),
             ],
         )  # fmt: skip

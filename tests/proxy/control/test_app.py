@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
 
 import httpx
 import msgspec
 import pytest
 
-from proxy.config import Config, ControlConfig
+from proxy.config import CallerConfig, Config, ControlConfig, Secret
 from proxy.control.app import ControlServer, serve_control
 from proxy.control.service import ControlService
 from proxy.embedded import free_port
+from proxy.embedded.certificate import write_certificate
 from proxy.errors import ConfigError
+from proxy.switch.views import Event
 from tests.proxy.control.scripted import ScriptedSupervisor, make_config
 
 
@@ -80,3 +85,115 @@ async def test_endless_headers_end_the_connection(server: ControlServer) -> None
     async with asyncio.timeout(5):
         assert b" 400 " in await reader.readline()
     writer.close()
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> dict[str, tuple[Path, Path]]:
+    """Key and certificate, each signed by itself: of the server, of a client it knows, of one it does not know."""
+    made = {}
+    for name in ("server", "client", "stranger"):
+        (tmp_path / name).mkdir()
+        made[name] = write_certificate(tmp_path / name)
+    return made
+
+
+def config_with_tls(certificates: dict[str, tuple[Path, Path]], wanted: Literal["optional", "required"]) -> Config:
+    control = ControlConfig(
+        listen=f"127.0.0.1:{free_port()}",
+        tls_key_file=str(certificates["server"][0]),
+        tls_cert_file=str(certificates["server"][1]),
+        tls_ca_file=str(certificates["client"][1]),
+        tls_client_cert=wanted,
+        caller={
+            "ops": CallerConfig(role="operator", certificate="localhost"),
+            "eve": CallerConfig(role="viewer", token=Secret(env="X", value="eve-token-0123456789")),
+        },
+    )
+    return msgspec.structs.replace(make_config(), control=control)
+
+
+def https(
+    server: ControlServer, certificates: dict[str, tuple[Path, Path]], shows: str | None = None
+) -> httpx.AsyncClient:
+    context = ssl.create_default_context(cafile=str(certificates["server"][1]))
+    if shows is not None:
+        key, certificate = certificates[shows]
+        context.load_cert_chain(certificate, key)
+    return httpx.AsyncClient(base_url=f"https://{server.addresses[0]}", verify=context, trust_env=False)
+
+
+async def test_a_caller_is_known_by_its_certificate_or_by_its_token(certificates: dict[str, tuple[Path, Path]]) -> None:
+    config = config_with_tls(certificates, "optional")
+    supervisor = ScriptedSupervisor(config)
+    server = await serve_control(ControlService(supervisor), config)
+    try:
+        async with https(server, certificates, "client") as client:
+            begun = await client.post("/v1/services/shop/switch", json={"target_engine": "green"})
+            assert begun.json()["plan"]["requested_by"].startswith("ops at ")
+            page = {"origin": "https://evil.example"}
+            refused = await client.post("/v1/services/shop/switch", json={"target_engine": "blue"}, headers=page)
+            assert refused.status_code == 403, "a browser shows its certificate whatever page asks"
+        async with https(server, certificates) as client:
+            assert (await client.get("/v1/status")).status_code == 401
+            headers = {"authorization": "Bearer eve-token-0123456789"}
+            assert (await client.get("/v1/status", headers=headers)).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            async with https(server, certificates, "stranger") as client:
+                await client.get("/healthz")
+    finally:
+        await server.close()
+
+
+async def test_without_a_certificate_there_is_no_connection_where_one_is_required(
+    certificates: dict[str, tuple[Path, Path]],
+) -> None:
+    config = config_with_tls(certificates, "required")
+    server = await serve_control(ControlService(ScriptedSupervisor(config)), config)
+    try:
+        with pytest.raises(httpx.TransportError):
+            async with https(server, certificates) as client:
+                await client.get("/healthz")
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient(base_url=f"http://{server.addresses[0]}") as client:
+                await client.get("/healthz")
+    finally:
+        await server.close()
+
+
+async def test_a_reload_reads_the_certificate_again(certificates: dict[str, tuple[Path, Path]]) -> None:
+    config = config_with_tls(certificates, "optional")
+    supervisor = ScriptedSupervisor(config)
+    server = await serve_control(ControlService(supervisor), config)
+    try:
+        write_certificate(certificates["server"][1].parent)
+        async with https(server, certificates) as client:
+            with pytest.raises(httpx.TransportError):  # the new CA does not vouch for the old certificate
+                await client.get("/healthz")
+        supervisor.reload()
+        async with https(server, certificates) as client:
+            assert (await client.get("/healthz")).status_code == 200
+    finally:
+        await server.close()
+
+
+# --- closing ------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_ends_the_streams_of_events() -> None:
+    config = config_on(free_port())
+    supervisor = ScriptedSupervisor()
+    server = await serve_control(ControlService(supervisor), config)
+    async with httpx.AsyncClient(base_url=f"http://{server.addresses[0]}") as client:
+        async with client.stream("GET", "/v1/events") as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            lines = answer.aiter_lines()
+            assert (await anext(lines)).startswith("retry:")
+            supervisor.tell(Event(kind="engine.changed", at=1.0, service="shop"))
+            assert [await anext(lines) for _ in range(3)][2] == "event: engine.changed"
+            async with asyncio.timeout(1.5):
+                await server.close()
+                left = [line async for line in lines]
+                assert left[0].startswith("data: ")

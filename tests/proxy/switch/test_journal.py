@@ -200,3 +200,17 @@ def test_a_key_stays_the_same_over_restarts(tmp_path: Path) -> None:
     assert again.key("salts") == made != other
     assert len(made) == 32
     again.close()
+
+
+def test_a_file_of_the_first_layout_is_brought_up_to_date_and_keeps_what_it_had(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    old = sqlite3.connect(path, isolation_level=None)
+    old.executescript(module._STEPS[0])
+    old.execute("pragma user_version = 1")
+    old.execute("insert into services values ('app', 'green', 7)")
+    old.close()
+    journal = Journal(path)
+    assert journal.standing("app") == Standing("green", 7)
+    assert journal.database.execute("pragma user_version").fetchone() == (module.LAYOUT,)
+    assert journal.database.execute("select count(*) from audit").fetchone() == (0,)
+    journal.close()

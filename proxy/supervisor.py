@@ -337,7 +337,9 @@ class Supervisor:
                 raise Conflict(f"policy {policy.name!r} goes to engine {name!r}", hint="remove that policy first")
         for rule in self.config.service[service].route:
             if name in rule.to:
-                raise Conflict(f"a [[service.{service}.route]] sends reads to {name!r}", hint="take it out of the config")
+                raise Conflict(
+                    f"a [[service.{service}.route]] sends reads to {name!r}", hint="take it out of the config"
+                )
         self._change_roster(lambda roster: roster.remove(service, name))
         del engines[name]
         self._put_engines(service, engines)

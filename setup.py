@@ -50,6 +50,8 @@ setup(
             "wraparound": False,
             "initializedcheck": IS_DEBUG,
             "cdivision": True,
+            # Nobody pickles a tracker, and the code for it would be the longest function of its module.
+            "auto_pickle": False,
             "linetrace": IS_DEBUG,
             "embedsignature": True,
         },

@@ -34,6 +34,8 @@ cdef class Tracker:
         readonly bint has_invented
         # The server said that it ends the connection, in words that are held back: take_last_words().
         readonly bint has_last_words
+        # MySQL: the last answer counted warnings, and the client may ask its backend for them next.
+        readonly bint has_warnings
         # The client said goodbye (Terminate, COM_QUIT).
         readonly bint client_left
         # Error messages the server sent to the client, since the session began.

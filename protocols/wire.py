@@ -91,6 +91,7 @@ class Tracker:
         self.client_left = False
         self.has_invented = False
         self.has_last_words = False
+        self.has_warnings = False
         self.is_client_packed = False
         self.shown_ids: dict[int, int] = {}
         """PostgreSQL: process ids of backends, and what the clients that have them were told at their logins, where the

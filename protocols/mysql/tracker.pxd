@@ -336,7 +336,6 @@ cdef class MysqlTracker(Tracker):
         # Warnings that the last OK or EOF counted.
         int _warnings
         # The ledger knows that there are some.
-        bint _has_warnings
 
     @cython.locals(
         position=Py_ssize_t, taken=Py_ssize_t, size=Py_ssize_t, sequence=int, command=int, found=int, is_whole=bint,

@@ -558,7 +558,6 @@ class MysqlTracker(Tracker):
         self._has_counts = False
         self._shares = shares_backends
         self._warnings = 0
-        self._has_warnings = False
 
     # --- from the client ------------------------------------------------------------------------------------------
 
@@ -1388,16 +1387,16 @@ class MysqlTracker(Tracker):
         if command == COM_QUERY or command == COM_STMT_EXECUTE or command == COM_STMT_BULK_EXECUTE:
             self._are_counts_elsewhere = False
             self._has_counts = self._ring[entry + 2] & ENTRY_COUNTED != 0 and not is_error
-        if (self._warnings != 0) != self._has_warnings or self._has_counts != had_counts:
+        if (self._warnings != 0) != self.has_warnings or self._has_counts != had_counts:
             self._tell_pending()
         self._pop()
         return 0
 
     def _tell_pending(self) -> int:
         """The client may ask for warnings and counts, of the backend that has them."""
-        self._has_warnings = self._warnings != 0
+        self.has_warnings = self._warnings != 0
         if self._shares:
-            self.ledger.note_pending(warnings=self._has_warnings, counts=self._has_counts)
+            self.ledger.note_pending(warnings=self.has_warnings, counts=self._has_counts)
             self.ledger_news = LEDGER_TOUCHED
         return 0
 
@@ -1989,7 +1988,7 @@ class MysqlTracker(Tracker):
         self._long_data.clear()
         self._has_long_data = False
         self._warnings = 0
-        if self._has_warnings or self._has_counts:
+        if self.has_warnings or self._has_counts:
             self._has_counts = False
             self._tell_pending()
         self._status &= ~SERVER_STATUS_IN_TRANS

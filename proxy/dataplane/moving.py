@@ -69,6 +69,11 @@ _NEVER: Final = -1
 
 PROGRESS_INTERVAL_NS: Final = 50_000_000
 
+WARNINGS_GRACE_S: Final = 0.02
+"""After an answer that counted warnings: how long the client may still ask its backend for them (MySQL's SHOW WARNINGS).
+Drivers do so at once, some of them always; the next backend would say that there are none, and so would the old one
+after an inspection."""
+
 
 @dataclass(slots=True)
 class Prepared:
@@ -88,6 +93,8 @@ class Prepared:
     """Preparing in the hold."""
     has_late_part: bool = False
     """Locks and channels are on `backend`."""
+    had_grace: bool = False
+    """In the hold it was let read its warnings, or had the time to."""
 
 
 @dataclass(slots=True)
@@ -266,11 +273,13 @@ class Move:
             return False
         notes.paused = asyncio.get_running_loop().create_future()
         try:
-            if session.backend is not None and relay.at_boundary():
-                self.paused(session)
-            else:
-                relay.notifies = True
-                await asyncio.wait([notes.paused], timeout=PAUSE_TIMEOUT_S)
+            relay.notifies = True
+            # A second time for one who has its grace when it is asked, and says nothing any more.
+            for timeout_s in (self._grace_left_s(session), PAUSE_TIMEOUT_S):
+                if not notes.paused.done() and session.backend is not None and relay.at_boundary():
+                    self.paused(session)
+                if not notes.paused.done() and timeout_s > 0:
+                    await asyncio.wait([notes.paused], timeout=timeout_s)
             if (
                 notes.paused.done()
                 and session.standing is Standing.SERVING
@@ -294,6 +303,9 @@ class Move:
         notes = session.move_notes
         if isinstance(notes, Prepared) and notes.paused is not None and not notes.paused.done():
             assert session.relay is not None
+            if self._grace_left_s(session) > 0:
+                # The question would take the warnings away.
+                return
             session.relay.set_gate(GATE_CLOSED)
             notes.paused.set_result(None)
 
@@ -391,6 +403,11 @@ class Move:
         if ledger.pins and not ledger.is_dirty:
             self._let_work_on(session)
             return
+        if not notes.had_grace and (left_s := self._grace_left_s(session)) > 0:
+            notes.had_grace = True
+            self._let_work_on(session)
+            asyncio.get_running_loop().call_later(left_s, self._end_grace, session)
+            return
         relay.set_gate(GATE_CLOSED)
         if self._needs_catching_up(session, notes):
             notes.catching_up = spawn(self._catch_up(session, notes), name=f"session {session.id} catches up")
@@ -398,8 +415,27 @@ class Move:
         self._held(session)
 
     @staticmethod
+    def _grace_left_s(session: Session) -> float:
+        """How long the client may still be about to ask for its last statement's warnings; see `WARNINGS_GRACE_S`."""
+        relay = session.relay
+        assert relay is not None
+        if session.backend is None or not relay.tracker.has_warnings:
+            return 0.0
+        return WARNINGS_GRACE_S - (time.monotonic_ns() - relay.last_answer_ns) / 1e9
+
+    def _end_grace(self, session: Session) -> None:
+        """It is held now, or at its next boundary."""
+        relay = session.relay
+        if session.standing is not Standing.DRAINING or self.phase != "holding" or relay is None or session.is_asking:
+            return
+        if relay.at_boundary():
+            self.reached(session)
+        else:
+            relay.set_gate(GATE_DRAIN)
+
+    @staticmethod
     def _let_work_on(session: Session) -> None:
-        """Pinned: only the client can change that, so it must not be stopped."""
+        """Only the client can change what holds it up, so it must not be stopped: it is pinned, or has its grace."""
         assert session.relay is not None
         session.relay.notifies = True
         session.relay.set_gate(GATE_OPEN)

@@ -115,6 +115,7 @@ class Relay:
     is_held: bool
     waiting_since_ns: int
     last_request_ns: int
+    last_answer_ns: int
     ended_with_error: bool
     def __init__(self, owner: Owner, client: Link, tracker: Tracker, meter: Meter) -> None: ...
     def attach(self, server: Link) -> None: ...

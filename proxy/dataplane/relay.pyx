@@ -1218,6 +1218,8 @@ cdef class Relay:
         readonly bint ended_with_error
         # When the last bytes came from the client, monotonic nanoseconds.
         readonly unsigned long long last_request_ns
+        # When the last answer was complete, the same.
+        readonly unsigned long long last_answer_ns
         unsigned long long _span_began_ns
         # Sizes of the incomplete headers at the end of the last chunk.
         Py_ssize_t _client_carried
@@ -1683,7 +1685,8 @@ cdef class Relay:
             self._stamps_first_answer = False
             self._told().on_first_answer(now_ns())
         if self._span_began_ns and self.tracker.is_idle():
-            self.meter.add_span(server._reactor._now_ns - self._span_began_ns)
+            self.last_answer_ns = server._reactor._now_ns
+            self.meter.add_span(self.last_answer_ns - self._span_began_ns)
             self._span_began_ns = 0
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()

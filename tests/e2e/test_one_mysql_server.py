@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import select
+import threading
+import time
+from typing import Any
 
 import pymysql
 import pytest
 
+from proxy.dataplane.moving import WARNINGS_GRACE_S
 from proxy.embedded import MariaDBPair, Setup
 from tests.e2e.doors import Door
 from tests.e2e.mysql_rules import connect
@@ -16,22 +20,63 @@ from tests.kit.turnouts import StartTurnout
 pytestmark = [pytest.mark.mariadb, pytest.mark.slow]
 
 
+def two_addresses(pair: MariaDBPair, **service: Any) -> Setup:
+    """Two engines that are one server: a switch takes a few milliseconds."""
+    return Setup(
+        protocol="mysql",
+        engines={"one": pair.primary.address, "two": f"localhost:{pair.primary.port}"},
+        admin_user="turnout",
+        admin_password="secret",
+        users={"app": "secret"},
+        auth_method="mysql_native_password",
+        service={"replication": "none", "server_lifetime_s": 0.0, **service},
+        switch={"on_drain_expired": "leave", "drain_timeout_s": 0.05},
+    )
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+async def test_a_client_that_asks_for_warnings_at_once_finds_them(
+    start_turnout: StartTurnout, mariadb_pair: MariaDBPair, pool_mode: str
+) -> None:
+    """A switch asks the backend what it has and then exchanges it, and neither comes between statement and question.
+
+    field-notes: LAST_INSERT_ID, FOUND_ROWS(), ROW_COUNT, SHOW WARNINGS
+    """
+    turnout = await start_turnout(two_addresses(mariadb_pair, pool_mode=pool_mode))
+    is_over = threading.Event()
+
+    def ask() -> int:
+        """How often the two took less than the grace together, so that the question came in time for certain."""
+        connection = connect(Door(name="session", port=turnout.port))
+        asked = 0
+        try:
+            with connection.cursor() as cursor:
+                while not is_over.is_set():
+                    began = time.monotonic()
+                    cursor.execute("drop table if exists app.no_such_table")
+                    cursor.execute("show warnings")
+                    if time.monotonic() - began < WARNINGS_GRACE_S:
+                        assert len(cursor.fetchall()) == 1, f"question {asked}"
+                        asked += 1
+        finally:
+            connection.close()
+        return asked
+
+    asking = [asyncio.create_task(asyncio.to_thread(ask)) for _ in range(4)]
+    try:
+        for target in ("two", "one") * 6:
+            assert (await turnout.switch(target))["phase"] == "completed"
+    finally:
+        is_over.set()
+        asked = await asyncio.gather(*asking)
+    assert all(asked)
+
+
 async def test_a_sessions_own_idle_timeout_holds_however_often_it_is_moved(
     start_turnout: StartTurnout, mariadb_pair: MariaDBPair
 ) -> None:
     """Each backend it is given counts its idleness from the beginning, and none comes to the end."""
-    turnout = await start_turnout(
-        Setup(
-            protocol="mysql",
-            engines={"one": mariadb_pair.primary.address, "two": f"localhost:{mariadb_pair.primary.port}"},
-            admin_user="turnout",
-            admin_password="secret",
-            users={"app": "secret"},
-            auth_method="mysql_native_password",
-            service={"replication": "none", "server_lifetime_s": 0.0},
-            switch={"on_drain_expired": "leave", "drain_timeout_s": 0.05},
-        )
-    )
+    turnout = await start_turnout(two_addresses(mariadb_pair))
     idle = await asyncio.to_thread(connect, Door(name="session", port=turnout.port))
     try:
         await asyncio.to_thread(idle.query, "set wait_timeout = 1")

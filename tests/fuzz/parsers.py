@@ -207,6 +207,12 @@ class TrackerTarget(abc.ABC):
             # The server's answer came while a message of the client was half there: what it means (which statement a name
             # stands for) was decided before or after that answer, as the cut has it. What the client is told is the same.
             return
+        if first.violation.startswith("server: ") != second.violation.startswith("server: ") and (
+            first.was_answered_early or second.was_answered_early
+        ):
+            # The client's next message waits at the gate until an answer is complete. A server that goes on unasked in the
+            # same chunk is caught; in a later one its words are taken for the answer to that message.
+            return
         raise Finding(
             f"in other cuts it comes to something else: {first.violation or self.state(first.relay)}"
             f" and {second.violation or self.state(second.relay)}",
@@ -238,6 +244,8 @@ class _Run:
         self.relay = target.make_relay(shares)
         self.violation = ""
         self.features: set[str] = set()
+        self.was_answered_early = False
+        """The server spoke on while a message of the client waited at the gate for the end of an answer."""
         self._last = ("", "")
 
     @property
@@ -263,6 +271,9 @@ class _Run:
             if kind == "c":
                 relay.client(data)
             elif kind == "s":
+                self.was_answered_early = self.was_answered_early or (
+                    bool(relay.kept) and relay.tracker.gate == GATE_DRAIN
+                )
                 relay.server(data)
             elif kind == "g":
                 if relay.is_linked:

@@ -45,6 +45,7 @@ __all__ = [
     "ControlConfig",
     "EngineConfig",
     "EngineLogin",
+    "FailoverConfig",
     "HookConfig",
     "JwtConfig",
     "ListenerConfig",
@@ -362,6 +363,8 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
 
     hold_ms_max: Annotated[int, Meta(ge=100, le=60_000, extra=RELOADABLE)] = 5_000
     """Longest time one client may wait for a switch, in milliseconds; then new work is refused."""
+    held_requests_max: Annotated[int, Meta(ge=1, le=1_000_000, extra=RELOADABLE)] = 10_000
+    """Most requests that wait for a switch or a failover, in each worker; of more, those that came last are refused."""
     drain_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
     """How long open transactions may go on before the plan's `on_drain_expired` applies, in seconds."""
     on_drain_expired: Annotated[Literal["abort", "terminate", "leave"], Meta(extra=RELOADABLE)] = "abort"
@@ -390,6 +393,30 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     """Most bytes of WAL the target may be behind for a switch to begin."""
     lag_s_max: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 5.0
     """Most seconds a MySQL or MariaDB target may be behind for a switch to begin."""
+
+
+class FailoverConfig(_Table, frozen=True, kw_only=True):
+    """What happens when the active engine of a service fails."""
+
+    automatic: Annotated[bool, Meta(extra=RELOADABLE)] = True
+    """Another engine takes over by itself. Set it to false where something else promotes standbys."""
+    probe_interval_s: Annotated[float, Meta(ge=0.05, le=60, extra=RELOADABLE)] = 0.5
+    """Pause between two looks at each engine, in seconds. A worker that loses its connections has the active one looked
+    at at once."""
+    probe_timeout_s: Annotated[float, Meta(ge=0.05, le=60, extra=RELOADABLE)] = 1.0
+    """How long an engine may take to answer a look, in seconds."""
+    failures: Annotated[int, Meta(ge=1, le=100, extra=RELOADABLE)] = 3
+    """Looks that fail in a row before an engine counts as failed. If all were refused by its host, that is enough; else
+    the workers must not have had an answer from it either, and must be unable to log in."""
+    starting_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 10.0
+    """An engine that answers that it starts, recovers or shuts down is waited for so long before looks count as failed,
+    in seconds."""
+    lag_tolerance_ms: Annotated[float, Meta(ge=0, le=86_400_000, extra=RELOADABLE)] = 10_000.0
+    """A standby that may lack commits of more than so many milliseconds before the failure is not promoted by itself. What
+    may be missing is in the report."""
+    pause_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
+    """After a failover no other begins by itself for so long, in seconds; doubled with each further one within an hour. 0:
+    no pause."""
 
 
 class HookConfig(_Table, frozen=True, kw_only=True):
@@ -517,6 +544,8 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     `replication_login`."""
     switch: SwitchConfig = SwitchConfig()
     """Limits of its switches."""
+    failover: FailoverConfig = FailoverConfig()
+    """What happens when its active engine fails."""
     hook: list[HookConfig] = []
     """What else is to run with each switch, in this order."""
     policy: Annotated[dict[str, PolicyConfig], Meta(extra=RELOADABLE)] = {}

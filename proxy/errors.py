@@ -6,6 +6,8 @@ down, a client left) are values where they are looked for; they are exceptions o
 
 from __future__ import annotations
 
+from typing import Literal
+
 from protocols.wire import BackendRefused, ErrorReply
 
 
@@ -41,11 +43,18 @@ class ConfigError(ProxyError):
         self.where = where
 
 
+Failure = Literal["refused", "starting", "told", "silent"]
+"""How an engine fails to answer. `refused`: its host says that nobody listens there; `starting`: it says that it starts,
+recovers or shuts down; `told`: it says something else, so it is there (a wrong password, too many connections);
+`silent`: nothing, or nothing that can be understood."""
+
+
 class EngineError(ProxyError):
     """An engine did not do what was asked of it."""
 
     sqlstate = "08006"
     mysql_code = 2013
+    failure: Failure = "silent"
 
 
 class ConnectFailed(EngineError):
@@ -54,9 +63,15 @@ class ConnectFailed(EngineError):
     sqlstate = "57P03"
     mysql_code = 2003
 
+    def __init__(self, text: str, *, hint: str = "", failure: Failure = "silent") -> None:
+        super().__init__(text, hint=hint)
+        self.failure = failure
+
 
 class AuthRefused(EngineError):
     """An engine refused a login. `code` is its own code; it is passed on to the client."""
+
+    failure = "told"
 
     sqlstate = "28P01"
     mysql_code = 1045

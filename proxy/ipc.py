@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 7
+PROTOCOL_VERSION: Final = 8
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -67,6 +67,16 @@ class Hold(Message, tag=True, frozen=True, kw_only=True):
     """A session that cannot be moved keeps its backend: source and target are one server, and the plan says so."""
 
 
+class Abandon(Message, tag=True, frozen=True, kw_only=True):
+    """The engine that `service` uses has failed and another one takes its place: give up every connection to it, whatever
+    is in flight there, and hold, as with Hold. A session at a boundary notices nothing; a transaction, or a request that
+    may have been executed, gets its error. Answered by AllHeld."""
+
+    switch: str
+    service: str
+    reason: str
+
+
 class Terminate(Message, tag=True, frozen=True, kw_only=True):
     """End the sessions of `service` that are not held yet, with an error of class 57P01 / 1053 that gives `reason`."""
 
@@ -99,6 +109,18 @@ class Release(Message, tag=True, frozen=True, kw_only=True):
     switch: str
     service: str
     epoch: int
+
+
+class Witness(Message, tag=True, frozen=True, kw_only=True):
+    """The probes of `engine`, the active one of `service`, fail since `since_ns`: has this worker had an answer from it
+    since then, or can it log in there within `timeout_s`?"""
+
+    request: int
+    service: str
+    engine: str
+    epoch: int
+    since_ns: int
+    timeout_s: float
 
 
 class ListSessions(Message, tag=True, frozen=True, kw_only=True):
@@ -172,10 +194,12 @@ Order = (
     | Prepare
     | StopOpening
     | Hold
+    | Abandon
     | Terminate
     | Leave
     | Retarget
     | Release
+    | Witness
     | ListSessions
     | CollectFigures
     | CancelQuery
@@ -247,8 +271,18 @@ class Draining(Message, tag=True, frozen=True, kw_only=True):
     """Up to ten sessions that are not at a boundary yet, with what they wait for."""
 
 
+class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that did not come through, or was told of an interruption."""
+
+    session: int
+    user: str
+    reason: str
+    code_sent: str
+
+
 class AllHeld(Message, tag=True, frozen=True, kw_only=True):
-    """Every session is at a boundary, and nothing will be sent to the source until a Release."""
+    """Every session is at a boundary, and nothing will be sent to the source until a Release. After an Abandon: nothing
+    will ever be sent to it again."""
 
     switch: str
     service: str
@@ -256,15 +290,8 @@ class AllHeld(Message, tag=True, frozen=True, kw_only=True):
     hold_began_ns: int
     last_boundary_ns: int
     backend_pids: list[int] = []
-
-
-class Interrupted(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that did not come through."""
-
-    session: int
-    user: str
-    reason: str
-    code_sent: str
+    interrupted: list[Interrupted] = []
+    """After an Abandon: sessions that were told of the loss, the ones that heard of it before included."""
 
 
 class Retargeted(Message, tag=True, frozen=True, kw_only=True):
@@ -437,6 +464,16 @@ class SessionEnded(Message, tag=True, frozen=True, kw_only=True):
     """It was a session of this worker."""
 
 
+class Witnessed(Message, tag=True, frozen=True, kw_only=True):
+    """The answer to a Witness. A worker that serves by another epoch does not answer."""
+
+    request: int
+    worker: int
+    is_alive: bool
+    how: str
+    """One line."""
+
+
 class EngineLost(Message, tag=True, frozen=True, kw_only=True):
     """The data plane saw an engine fail: connections refused or ended."""
 
@@ -464,6 +501,7 @@ Fact = (
     | KillWanted
     | KillTaken
     | SessionEnded
+    | Witnessed
     | EngineLost
 )
 

@@ -35,19 +35,17 @@ from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyErro
 from proxy.log import set_up as set_up_log
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
+from proxy.switch.guard import Guard
 from proxy.switch.journal import Journal
 from proxy.switch.orchestrator import Orchestrator
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.roster import Roster
-from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
+from proxy.switch.views import EngineView, Event, FailoverView, ServiceView, WorkerView
 from proxy.tasks import cancel_and_wait, spawn
 from proxy.workers import Workers
 
 _log = structlog.get_logger("turnout.supervisor")
-
-PROBE_INTERVAL_S: Final = 1.0
-PROBE_TIMEOUT_S: Final = 2.0
 
 FRESHNESS_INTERVAL_S: Final = 0.1
 """Between two looks at how fresh the engines are that reads may go to; services with rules only."""
@@ -86,6 +84,7 @@ class Supervisor:
         self._policies: PolicyKeeper | None = None
         self._measuring: list[asyncio.Task[None]] = []
         self._roster: Roster | None = None
+        self._guard: Guard | None = None
         self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -117,6 +116,10 @@ class Supervisor:
         self._orchestrator = Orchestrator(
             self.config.service, self._engines, self._journal, workers, self._clock, self._publish, self.config.workers
         )
+        self._guard = Guard(
+            self.config.service, self._engines, self._orchestrator, self._journal, workers, self._clock, self._publish
+        )
+        self._guard.preferred = self.preferred_after_failure
         await workers.listen()
         hellos = await workers.adopt()
         await self._settle(hellos)
@@ -178,6 +181,8 @@ class Supervisor:
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
         await cancel_and_wait(*self._probes.values(), *self._measuring)
+        if self._guard is not None:
+            await self._guard.stop()
         if self._orchestrator is not None:
             await self._orchestrator.stop()
         if self._workers is not None:
@@ -218,6 +223,7 @@ class Supervisor:
                     state=state,
                     probed_at=probed_at,
                     figures=self._stream.figures((name, engine)),
+                    deposed=self._guards.deposed(name, engine),
                 )
             )
         return ServiceView(
@@ -229,6 +235,7 @@ class Supervisor:
             epoch=standing.epoch,
             engines=engines,
             running=self._switches.running(name),
+            failover=self._guards.view(name),
         )
 
     @property
@@ -365,6 +372,7 @@ class Supervisor:
         self.config = replace(self.config, service={**self.config.service, service: changed})
         self._switches.reconfigure(self.config.service)
         self.policies.reconfigure(self.config.service)
+        self._guards.reconfigure(self.config.service)
         self._crew.tell_all(self._configuration())
 
     # --- settings ----------------------------------------------------------------------------------------------------
@@ -374,6 +382,12 @@ class Supervisor:
         self.config = msgspec.structs.replace(self.config, log=msgspec.structs.replace(self.config.log, level=level))
         set_up_log(self.config.log, who="supervisor")
         self._crew.tell_all(self._configuration())
+
+    def switch_automation(self, service: str, is_on: bool, by: str = "") -> FailoverView:
+        """Let another engine take over by itself when the active one fails, or not. Raises NotFound."""
+        self._known(service)
+        self._guards.switch_automation(service, is_on, by)
+        return self._guards.view(service)
 
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the config again and apply what may be applied. One line for each change that was applied, and for each that
@@ -391,6 +405,7 @@ class Supervisor:
         set_up_log(merged.log, who="supervisor")
         self._switches.reconfigure(merged.service)
         self.policies.reconfigure(merged.service)
+        self._guards.reconfigure(merged.service)
         self._crew.tell_all(self._configuration())
         _log.info("config reloaded", applied=applied, needs_restart=needs_restart)
         self._publish(
@@ -418,6 +433,11 @@ class Supervisor:
     def _switches(self) -> Orchestrator:
         assert self._orchestrator is not None, "started"
         return self._orchestrator
+
+    @property
+    def _guards(self) -> Guard:
+        assert self._guard is not None, "started"
+        return self._guard
 
     @property
     def _crew(self) -> Workers:
@@ -483,9 +503,9 @@ class Supervisor:
             await measurer.close()
 
     async def _probe(self, service: str, engine: Engine) -> None:
-        """Look at one engine every second, for ever."""
+        """Look at one engine again and again, for ever."""
         while True:
-            state = await engine.probe(PROBE_TIMEOUT_S)
+            state = await engine.probe(self._guards.timeout_s(service))
             before = self._probed.get((service, engine.name))
             self._probed[(service, engine.name)] = (state, self._clock.wall())
             if before is None or _essence(before[0]) != _essence(state):
@@ -503,7 +523,8 @@ class Supervisor:
                         },
                     )
                 )
-            await asyncio.sleep(PROBE_INTERVAL_S)
+            self._guards.probed(service, engine.name, state)
+            await self._guards.pause(service, engine.name)
 
 
 class _Ears:
@@ -531,6 +552,7 @@ class _Ears:
                 spawn(self._kill(worker, fact), name=f"kill of worker {worker}")
             case ipc.EngineLost():
                 _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
+                self._supervisor._guards.engine_lost(fact.service, fact.engine, fact.at_ns)
                 self._tell("engine.lost", {"worker": worker, "engine": fact.engine, "why": fact.why}, fact.service)
             case _:
                 self._supervisor._switches.worker_said(worker, fact)

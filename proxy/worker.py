@@ -173,6 +173,10 @@ class Worker:
                 self._move(order.service, order.switch).stop_opening()
             case ipc.Hold():
                 self._move(order.service, order.switch).hold(may_stay=order.may_stay)
+            case ipc.Abandon():
+                self._move(order.service, order.switch).abandon(order.reason)
+            case ipc.Witness():
+                spawn(self._witness(order), name=f"witness of {order.engine}")
             case ipc.Leave():
                 self._move(order.service, order.switch).leave()
             case ipc.Terminate():
@@ -203,6 +207,13 @@ class Worker:
                 self._end_session(order)
             case ipc.Quit():
                 self._on_quit(order.drain_s)
+
+    async def _witness(self, order: ipc.Witness) -> None:
+        runtime = self.runtimes[order.service]
+        if runtime.epoch != order.epoch or runtime.active != order.engine:
+            return
+        is_alive, how = await runtime.testify(order.since_ns, order.timeout_s)
+        self.emit(ipc.Witnessed(request=order.request, worker=self.index, is_alive=is_alive, how=how))
 
     def _move(self, service: str, switch: str) -> Move:
         runtime = self.runtimes[service]

@@ -29,6 +29,7 @@ import structlog
 
 from proxy import ipc
 from proxy.errors import ProxyError
+from proxy.switch.failover import WorkersWord
 from proxy.switch.views import WorkerView
 from proxy.tasks import spawn
 
@@ -292,6 +293,20 @@ class Workers:
         )
         return any(one.is_found for one in answers)
 
+    async def witness(
+        self, service: str, engine: str, epoch: int, since_ns: int, timeout_s: float
+    ) -> list[WorkersWord]:
+        """What each worker knows of an engine that does not answer probes since then. A worker that does not say anything
+        in time, or serves by another epoch, is left out."""
+        answers = await self._ask(
+            lambda request: ipc.Witness(
+                request=request, service=service, engine=engine, epoch=epoch, since_ns=since_ns, timeout_s=timeout_s
+            ),
+            ipc.Witnessed,
+            timeout_s=timeout_s + ANSWER_TIMEOUT_S,
+        )
+        return [WorkersWord(worker=one.worker, is_alive=one.is_alive, how=one.how) for one in answers]
+
     async def _ask(
         self,
         order: Callable[[int], ipc.Order],
@@ -319,7 +334,7 @@ class Workers:
     def _answered(
         self,
         index: int,
-        fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken | ipc.KillTaken | ipc.SessionEnded,
+        fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken | ipc.KillTaken | ipc.SessionEnded | ipc.Witnessed,
     ) -> None:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
@@ -403,7 +418,14 @@ class Workers:
                     if self._restarts.get(worker.index):
                         self._kill(worker, "it could not open all ports")
                 self._notify()
-            case ipc.SessionList() | ipc.WorkerFigures() | ipc.CancelTaken() | ipc.KillTaken() | ipc.SessionEnded():
+            case (
+                ipc.SessionList()
+                | ipc.WorkerFigures()
+                | ipc.CancelTaken()
+                | ipc.KillTaken()
+                | ipc.SessionEnded()
+                | ipc.Witnessed()
+            ):
                 self._answered(worker.index, fact)
             case _:
                 self._ears.worker_said(worker.index, fact)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
@@ -425,6 +425,27 @@ def _follow(client: ControlClient, switch_id: str, out: Any) -> dict[str, Any]:
             if record["phase"] in ENDED:
                 return record
             time.sleep(POLL_S)
+
+
+@app.command()
+def failover(
+    automatic: Annotated[
+        Literal["on", "off"], typer.Argument(help="`on` or `off`; a failover that failed switches it off.")
+    ],
+    service: Service = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let another engine take over by itself when the active one fails, or not."""
+    from proxy.cli.show import show_failover
+
+    client = _client(url, token_file)
+    path = f"/v1/services/{_segment(_service(client, service))}/failover"
+    view = client.post(path, {"automatic": automatic == "on"})
+    _show(view, as_json, show_failover)
+    if automatic == "on" and not view["is_automatic"]:
+        _fail(f"no engine takes over by itself: {view['why_not']}", "change the config")
 
 
 @app.command()

@@ -120,7 +120,23 @@ def show_service(out: Console, service: Json) -> None:
     running = view["running"]
     if running is not None:
         out.print(Text(f"  switch {running['id']} to {running['target']}: {running['phase']}", "yellow"))
+    failover = view["failover"]
+    if failover is not None and (not failover["is_automatic"] or failover["health"] not in ("answering", "unseen")):
+        show_failover(out, failover, indent=2)
     show_engines(out, [{"service": view["name"], "engine": engine} for engine in view["engines"]], with_service=False)
+
+
+def show_failover(out: Console, view: Json, *, indent: int = 0) -> None:
+    """What happens when the active engine fails, or is failing."""
+    lines = []
+    if not view["is_automatic"]:
+        lines.append(("automatic failover is off" + (f": {view['why_not']}" if view["why_not"] else ""), "yellow"))
+    elif not indent:
+        lines.append(("automatic failover is on", ""))
+    if view["health"] not in ("answering", "unseen"):
+        lines.append((f"active engine {view['health']}: {view['why']}", "red"))
+    for text, style in lines:
+        out.print(Padding.indent(Text(text, style), indent))
 
 
 def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
@@ -144,6 +160,11 @@ def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
                 remarks.append(
                     f"{engine['name']} does not replicate: {state['replication_error'] or 'no reason given'}"
                 )
+        if engine["deposed"] is not None:
+            remarks.append(
+                f"{engine['name']} was left by failover {engine['deposed']['switch']}: it is fenced whenever it is seen to"
+                " take writes; make it a standby of the active engine"
+            )
         table.add_row(*cells)
     out.print(Padding.indent(table, 0 if with_service else 2))
     for remark in remarks:

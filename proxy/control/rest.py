@@ -52,7 +52,7 @@ from proxy.errors import ConfigError, ControlError, NotFound, PlanRefused, Proxy
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED
-from proxy.switch.views import Event, ServiceView
+from proxy.switch.views import Event, FailoverView, ServiceView
 
 _log = structlog.get_logger("turnout.control")
 
@@ -106,6 +106,12 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     force: Annotated[bool, Meta(description="Go on although a check failed, unless the check keeps data safe.")] = False
     dry_run: Annotated[bool, Meta(description="Only run the checks.")] = False
     reason: Annotated[str, Meta(max_length=500, description="Kept in the record.")] = ""
+
+
+class AutomationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What shall happen when the active engine fails."""
+
+    automatic: Annotated[bool, Meta(description="Another engine takes over by itself.")]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -484,6 +490,15 @@ async def cancel(request: Request[Any, Any, Any], state: State, switch_id: Switc
     return await _door(state).cancel(_caller(request), switch_id)
 
 
+@post("/v1/services/{service:str}/failover", tags=["switching"], status_code=200, responses=_OR_UNKNOWN)
+async def failover(
+    request: Request[Any, Any, Any], state: State, service: ServiceName, data: JSONBody[AutomationRequest]
+) -> FailoverView:
+    """Let another engine take over by itself when the active one fails, or not. Switched on again after a failover that
+    failed, what was is forgotten. Needs the role operator."""
+    return _door(state).switch_automation(_caller(request), service, is_on=data.automatic)
+
+
 # --- for machines -------------------------------------------------------------------------------------------------
 
 
@@ -624,7 +639,7 @@ async def _harden(message: Message, _scope: Scope) -> None:
 HANDLERS: Final = [
     status, services, service_detail, engines, pools, sessions, session_detail, ready, config, events, audit,
     add_engine, remove_engine, end_session, reload, log_setting, set_log,
-    switch, switches, switch_detail, report, cancel,
+    switch, switches, switch_detail, report, cancel, failover,
     healthz, readyz, metrics,
 ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from proxy.errors import Conflict, ControlError, NotFound, ProxyError
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept
 from proxy.switch.readiness import Check, failures
 from proxy.switch.state import Phase
-from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
+from proxy.switch.views import EngineView, Event, FailoverView, ServiceView, WorkerView
 from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, engine_tls
 
 _log = structlog.get_logger("turnout.control")
@@ -65,6 +65,7 @@ class Supervisor(Protocol):
     async def remove_engine(self, service: str, name: str) -> None: ...
     def reload(self) -> tuple[list[str], list[str]]: ...
     def set_log_level(self, level: LogLevel) -> None: ...
+    def switch_automation(self, service: str, is_on: bool, by: str = "") -> FailoverView: ...
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]: ...
 
 
@@ -466,6 +467,16 @@ class ControlService:
         with self._recorded(who, "set_log_level", level):
             require(who, Role.ADMIN, "set the log's level")
             self.supervisor.set_log_level(level)
+
+    def switch_automation(self, who: Caller, service: str, *, is_on: bool) -> FailoverView:
+        """Let another engine take over by itself when the active one fails, or not. Switched on, what failed before is
+        forgotten. `automatic = false` in the config stays in force. Raises NotFound."""
+        with self._recorded(who, "switch_automation", service, {"automatic": is_on}):
+            require(who, Role.OPERATOR, "switch the automatic failover")
+            self._service(service)
+            view = self.supervisor.switch_automation(service, is_on, who.name)
+        _log.info("automatic failover switched", service=service, is_on=is_on, by=who.name)
+        return view
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

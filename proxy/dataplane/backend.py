@@ -208,6 +208,10 @@ class Backend(Lendable):
         finally:
             self._waiting = None
 
+    def give_up(self) -> None:
+        """As if the connection had ended now: who waits for an answer is told."""
+        self._end()
+
     def close(self, *, says_goodbye: bool = False) -> None:
         """Close at once, without telling `on_lost`. `says_goodbye` only where nothing is in flight."""
         self._lost = True

@@ -144,6 +144,8 @@ class Move:
         self._released = 0
         self._first_request_ns = 0
         self._waits_us: list[int] = []
+        self._abandons = False
+        """The source has failed: no session has a backend there any more, nor will it have one."""
         self._may_stay = False
         """A session whose new backend cannot be had keeps the one it has: source and target are one server."""
         self._leaves = False
@@ -261,6 +263,7 @@ class Move:
             elif session.backend is not None and session.standing is not Standing.ENDED:
                 # Held or about to be: the switch gives it another backend.
                 session.drop_lost_backend()
+                session.tell_move()
             return
         if session.standing is Standing.SERVING:
             session.reopen()
@@ -368,6 +371,27 @@ class Move:
         self.runtime.hold()
         # On the next turn of the loop: the orders of one switch come together.
         asyncio.get_running_loop().call_soon(self._hold_all)
+
+    def abandon(self, reason: str) -> None:
+        """The engine that serves has failed: every session loses its backend there, and is held. See `ipc.Abandon`."""
+        if self.phase != "preparing":
+            if self._answer.all_held is not None:
+                self._emit(self._answer.all_held)
+            return
+        self.phase = "holding"
+        self._abandons = True
+        self._hold_began_ns = self._last_boundary_ns = time.monotonic_ns()
+        self.runtime.hold()
+        registry = self.runtime.registry
+        for session in registry.members(Standing.SERVING):
+            # From here on whoever loses its backend, or gets one, says so here.
+            registry.move(session, Standing.DRAINING)
+        for session in registry.members(Standing.DRAINING):
+            if session.backend is None and not session.is_asking:
+                self.reached(session)
+            else:
+                session.abandon(reason)
+        self._check_all_held()
 
     def _hold_all(self) -> None:
         if self.phase != "holding":
@@ -507,13 +531,19 @@ class Move:
         draining = registry.count(Standing.DRAINING)
         if draining or (registry.count(Standing.SERVING) and not self._leaves):
             return
+        if self._abandons:
+            for loss in self.runtime.take_losses(self.runtime.active):
+                self._answer.interrupted.append(
+                    ipc.Interrupted(session=loss.session, user=loss.user, reason=loss.reason, code_sent=loss.code)
+                )
         self._answer.all_held = ipc.AllHeld(
             switch=self.switch,
             service=self.runtime.name,
             held=registry.count(Standing.HELD),
             hold_began_ns=self._hold_began_ns,
             last_boundary_ns=self._last_boundary_ns,
-            backend_pids=self._process_ids(),
+            backend_pids=[] if self._abandons else self._process_ids(),
+            interrupted=list(self._answer.interrupted),
         )
         self._emit(self._answer.all_held)
 
@@ -827,6 +857,11 @@ class Move:
         if session.backend is not None:
             return relay.release(GATE_OPEN)
         waited_ns = relay.release(GATE_CLOSED)
+        if self._abandons:
+            # Nobody took over: it waits for the return of the engine it had.
+            if relay.has_work:
+                session.on_gate()
+            return waited_ns
         if not runtime.shares_backends or self._is_pinned(session):
             spawn(self._recover(session), name=f"session {session.id} recovers")
         elif relay.has_work:
@@ -909,21 +944,26 @@ class Move:
             return
         if self.phase == "holding" and self._answer.all_held is None:
             self._report_progress(now_ns)
-        bound_ns = self.runtime.config.switch.hold_ms_max * 1_000_000
+        limits = self.runtime.config.switch
+        bound_ns = limits.hold_ms_max * 1_000_000
         refused = 0
-        for standing in (Standing.HELD, Standing.DRAINING):
-            for session in self.runtime.registry.members(standing):
-                since = session.relay.waiting_since_ns if session.relay is not None else 0
-                if since and now_ns - since > bound_ns:
-                    refused += 1
-                    self._interrupt(
-                        session,
-                        HoldExpired(
-                            f"a switch of service {self.runtime.name} took longer than "
-                            f"{self.runtime.config.switch.hold_ms_max} ms; nothing of this request was executed",
-                            hint="Reconnect and send it again.",
-                        ),
-                    )
+        waiting = [
+            session
+            for standing in (Standing.HELD, Standing.DRAINING)
+            for session in self.runtime.registry.members(standing)
+            if session.relay is not None and session.relay.waiting_since_ns
+        ]
+        waiting.sort(key=_waiting_since)
+        for place, session in enumerate(waiting):
+            if now_ns - _waiting_since(session) > bound_ns:
+                why = f"a switch of service {self.runtime.name} took longer than {limits.hold_ms_max} ms"
+            elif place - refused >= limits.held_requests_max:
+                why = f"{limits.held_requests_max} requests wait for a switch of service {self.runtime.name} already"
+            else:
+                continue
+            refused += 1
+            error = HoldExpired(f"{why}; nothing of this request was executed", hint="Reconnect and send it again.")
+            self._interrupt(session, error)
         if refused:
             self._refused += refused
             self._emit(ipc.Expired(switch=self.switch, service=self.runtime.name, refused=self._refused))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
@@ -40,6 +41,23 @@ PARAMETERS_MAX: Final = 1024
 
 LOOKS_MAX: Final = 50
 """Sessions in a second whose backend is asked what it holds, so that the session could go on without it."""
+
+
+LOSSES_MAX: Final = 1_000
+
+LOSSES_KEPT_NS: Final = 120_000_000_000
+"""Losses that are older have nothing to do with a failover of now."""
+
+
+class Loss(NamedTuple):
+    """A session was told that its backend was lost."""
+
+    at_ns: int
+    engine: str
+    session: int
+    user: str
+    reason: str
+    code: str
 
 
 class Runtime:
@@ -77,6 +95,13 @@ class Runtime:
         """Requests, transactions and errors of sessions that have ended; living ones count themselves."""
         self.transactions_ended = 0
         self.errors_ended = 0
+        self.answered_ns = 0
+        """When bytes of the active engine were last seen to have come, as of a look some times a second."""
+        self._bytes_out = 0
+        self.restoring = 0
+        """Sessions that wait for another backend in the place of one that was lost."""
+        self.losses: deque[Loss] = deque(maxlen=LOSSES_MAX)
+        """Sessions that were told that their backend was lost."""
         self._engine_lost = engine_lost
         self._seats = seats
         self._tls = {engine: engine_tls(one, config.protocol) for engine, one in config.engine.items()}
@@ -252,6 +277,40 @@ class Runtime:
             meter = self.meters[engine] = Meter()
         return meter
 
+    async def testify(self, since_ns: int, timeout_s: float) -> tuple[bool, str]:
+        """Whether the active engine lives, as far as this worker can tell, and how it knows. Bytes that came since then say
+        so; where there are none it is asked for a login."""
+        engine = self.active
+        self._look_for_bytes(time.monotonic_ns())
+        if self.answered_ns > since_ns:
+            return True, "it answered clients meanwhile"
+        try:
+            async with asyncio.timeout(timeout_s):
+                is_up = await self.is_up(engine)
+        except TimeoutError:
+            is_up = False
+        self._look_for_bytes(time.monotonic_ns())
+        if self.answered_ns > since_ns:
+            return True, "it answered clients meanwhile"
+        return is_up, "it lets us log in" if is_up else "it answers nobody and lets nobody in"
+
+    def _look_for_bytes(self, now_ns: int) -> None:
+        bytes_out = self.meter_of(self.active).bytes_out
+        if bytes_out != self._bytes_out:
+            self._bytes_out, self.answered_ns = bytes_out, now_ns
+
+    def note_loss(self, engine: str, session: int, user: str, error: ProxyError) -> None:
+        """A session was told of the loss of its backend."""
+        code = error.sqlstate if self.wire.name == "postgresql" else str(error.mysql_code)
+        self.losses.append(Loss(time.monotonic_ns(), engine, session, user, error.text, code))
+
+    def take_losses(self, engine: str) -> list[Loss]:
+        """What sessions were told of the loss of this engine just now; each is given out once."""
+        since_ns = time.monotonic_ns() - LOSSES_KEPT_NS
+        taken = [loss for loss in self.losses if loss.engine == engine and loss.at_ns > since_ns]
+        self.losses.clear()
+        return taken
+
     def report_lost(self, engine: str, why: str) -> None:
         """Tell the supervisor that the data plane saw an engine fail."""
         now = time.monotonic_ns()
@@ -391,6 +450,7 @@ class Runtime:
 
     def tick(self, now_ns: int) -> None:
         """Expire waits; called a few times a second."""
+        self._look_for_bytes(now_ns)
         for pool in self._pools.values():
             pool.tick(now_ns)
         if self.move is not None:

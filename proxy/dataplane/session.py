@@ -56,6 +56,7 @@ from proxy.errors import (
     ConnectFailed,
     EngineError,
     EngineLost,
+    HoldExpired,
     IdleInTransaction,
     IdleTooLong,
     OutcomeUnknown,
@@ -113,6 +114,7 @@ class Session(Owner):
         "_is_killing",
         "_is_reading",
         "_is_restoring",
+        "_judged",
         "_login",
         "_pool",
         "_pool_epoch",
@@ -184,6 +186,8 @@ class Session(Owner):
         self.must_restore = False
         """It has lost its backend: the next one has to be made like it."""
         self._is_restoring = False
+        self._judged: Backend | None = None
+        """Its backend, while its engine is asked who was meant by its end."""
         self._waiter: Waiter | None = None
         self._is_asking = False
         self._is_killing = False
@@ -829,7 +833,7 @@ class Session(Owner):
                 self._show(self.backend)
             self.reopen()
         if self.standing is Standing.DRAINING:
-            self._tell_move()
+            self.tell_move()
 
     def _note_dress(self) -> None:
         """Transaction mode: the backend was asked what settings it has; the session's next one has to have them, too."""
@@ -851,7 +855,8 @@ class Session(Owner):
         if self.relay.has_work:
             self.want_backend()
 
-    def _tell_move(self) -> None:
+    def tell_move(self) -> None:
+        """To the switch under way: this session may be at a boundary."""
         move = self.move
         if move is not None and self.relay is not None and (self.backend is None or self.relay.at_boundary()):
             move.reached(self)
@@ -924,7 +929,7 @@ class Session(Owner):
         if not self.has_ended:
             self.reopen()
             if self.standing is Standing.DRAINING:
-                self._tell_move()
+                self.tell_move()
 
     # --- the relay's callbacks ---
 
@@ -990,7 +995,7 @@ class Session(Owner):
                 if self.standing is Standing.SERVING:
                     self._serve_rest()
         if self.standing is Standing.DRAINING:
-            self._tell_move()
+            self.tell_move()
         elif runtime.move is not None and self.standing is Standing.SERVING:
             runtime.move.paused(self)
 
@@ -1065,7 +1070,7 @@ class Session(Owner):
             # Nothing was under way: the switch gives this session another backend in any case.
             self.drop_lost_backend()
             if self.standing is Standing.DRAINING:
-                self._tell_move()
+                self.tell_move()
             return
         if relay.ended_with_error and not words:
             # The server said why (25P03, 57P05, 1053 …); the client has it and is not told twice.
@@ -1080,6 +1085,7 @@ class Session(Owner):
                 return
             if meant is Meant.EITHER:
                 self._is_asking = True
+                self._judged = backend
                 tracker.gate = GATE_CLOSED
                 relay.detach()
                 # The gate keeps back what begins; the rest of a message that has begun waits in the socket.
@@ -1091,6 +1097,10 @@ class Session(Owner):
     async def _ask_who_was_meant(self, backend: Backend, words: bytes) -> None:
         assert self.runtime is not None
         is_up = await self.runtime.is_up(backend.engine)
+        if self._judged is not backend:
+            # Its engine was given up meanwhile.
+            return
+        self._judged = None
         self._is_asking = False
         if self.has_ended or self.backend is not backend:
             self._forget(backend)
@@ -1100,6 +1110,26 @@ class Session(Owner):
         else:
             self.link.resume()
             self.lose_backend("the server is going down")
+
+    def abandon(self, why: str) -> None:
+        """Its engine has failed, by the supervisor's word: its backend is lost, whatever is heard from it later."""
+        backend = self.backend
+        if self.has_ended or backend is None:
+            return
+        if self._judged is not None:
+            self._judged = None
+            self._is_asking = False
+            self.link.resume()
+            self.lose_backend(why)
+        elif self._is_asking:
+            # Who asks goes on with `lose_backend`.
+            backend.give_up()
+        else:
+            self.lose_backend(why)
+
+    def _tell_loss(self, engine: str, error: ProxyError) -> None:
+        if self.runtime is not None:
+            self.runtime.note_loss(engine, self.id, self.startup.user if self.startup is not None else "", error)
 
     def lose_backend(self, why: str) -> None:
         """The backend is gone and the session was not meant: it goes on with another one.
@@ -1122,7 +1152,9 @@ class Session(Owner):
         lost = ledger.bound
         if ledger.pins or lost or ledger.is_dirty:
             what = ", ".join([*ledger.pins, *lost]) or "settings made just now"
-            self.end_with(EngineLost(f"{text}; the session held what cannot be restored ({what})"))
+            gone = EngineLost(f"{text}; the session held what cannot be restored ({what})")
+            self._tell_loss(engine, gone)
+            self.end_with(gone)
             return
         if relay.at_boundary():
             self.drop_lost_backend()
@@ -1133,8 +1165,12 @@ class Session(Owner):
             )
             told = relay.lose(aborted.reply(is_fatal=False), unknown.reply(is_fatal=False))
             if told is None:
-                self.end_with(EngineLost(text))
+                gone = EngineLost(text)
+                self._tell_loss(engine, gone)
+                self.end_with(gone)
                 return
+            # What nobody waits for now is told later, and then it is a transaction that is over.
+            self._tell_loss(engine, unknown if unknown.text.encode() in told else aborted)
             self.backend = None
             self._forget(backend)
             self.link.send(told)
@@ -1142,7 +1178,7 @@ class Session(Owner):
         assert self.tracker is not None
         self.must_restore = not runtime.shares_backends or not ledger.is_empty or self.tracker.wreckage() is not None
         if self.standing is Standing.DRAINING:
-            self._tell_move()
+            self.tell_move()
         elif relay.has_work or ledger.replay(is_late=True) is not None:
             # Who listens must not wait for its next request.
             self.on_gate()
@@ -1151,7 +1187,20 @@ class Session(Owner):
         """Get another backend and make it like the lost one, while the client waits or does nothing."""
         self._is_reading = False
         if not self._is_restoring:
+            runtime, relay = self.runtime, self.relay
+            assert runtime is not None
+            limit = runtime.config.switch.held_requests_max
+            if relay is not None and relay.has_work and runtime.restoring >= limit:
+                self.end_with(
+                    HoldExpired(
+                        f"the server of service {runtime.name} is away, and {limit} requests wait for it already; nothing"
+                        " of this one was executed",
+                        hint="Reconnect and send it again.",
+                    )
+                )
+                return
             self._is_restoring = True
+            runtime.restoring += 1
             spawn(self._guard(self._restore()), name=f"restore session {self.id}")
 
     async def _restore(self) -> None:
@@ -1175,6 +1224,7 @@ class Session(Owner):
                     await asyncio.sleep(RESTORE_PAUSE_S)
         finally:
             self._is_restoring = False
+            runtime.restoring -= 1
 
     async def _furnish(self, backend: Backend) -> bool:
         """Make a fresh backend like the lost one. False if it is not wanted any more, or not on this engine."""

@@ -374,6 +374,14 @@ class PostgresServer:
         finally:
             await connection.close()
 
+    async def fetch(self, sql: str, *args: object, database: str = "postgres") -> list[Any]:
+        """Rows of one statement."""
+        connection = await self.connect(database)
+        try:
+            return list(await connection.fetch(sql, *args))
+        finally:
+            await connection.close()
+
     def dsn(self, database: str = "postgres", user: str = SUPERUSER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@{self.address}/{database}"
 

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from proxy.errors import EngineError
+from proxy.errors import EngineError, Failure
 
 Flavour = Literal["postgresql", "mysql", "mariadb"]
 
@@ -64,6 +64,8 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     is_reachable: bool
     why: str = ""
     """Why it is not reachable, or refused the login; one line."""
+    failure: Failure | None = None
+    """Of one that is not reachable: how it fails to answer."""
     flavour: Flavour = "postgresql"
     version: str = ""
     """As people write it: "PostgreSQL 18.4", "MariaDB 10.11.14", "MySQL 9.7.1"."""
@@ -86,6 +88,10 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """What the server says about a stream that does not run."""
     position: Position | None = None
     """Applied on a standby, written on a primary."""
+    received: Position | None = None
+    """Of a standby: what it has, applied or not. What a promotion applies before it ends."""
+    timeline: int = 0
+    """PostgreSQL: number of the line of history it is on; each promotion begins a new one."""
     lag_bytes: int | None = None
     """PostgreSQL standby: received or announced, but not replayed yet."""
     lag_ms: float | None = None
@@ -360,6 +366,20 @@ class Engine(abc.ABC):
         """Make this standby a writable primary, and verify it by a real write. Of a writable primary: only verify.
         `is_asked`: somebody else was asked to promote it; wait for that."""
 
+    async def known_transactions(self, ids: Collection[str], timeout_s: float = 2.0) -> frozenset[str]:
+        """Of a standby whose source is gone: those of the source's transactions it has seen anything of. Their numbers
+        mean the same after its promotion. Applies what it has received first, as far as the time allows."""
+        del ids, timeout_s
+        return frozenset()
+
+    async def outcomes(
+        self, ids: Collection[str], known: Collection[str], timeout_s: float = 2.0
+    ) -> dict[str, Literal["committed", "aborted"]]:
+        """After the promotion: what became of the former source's transactions. `known` is what `known_transactions` said
+        before. Whatever is not certain is left out."""
+        del ids, known, timeout_s
+        return {}
+
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -372,10 +392,18 @@ class Engine(abc.ABC):
         """Names of a sample's commits that this server, the target of the switch, does not have."""
 
     async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
-        """Make this fenced server, which was the source of a switch, replicate from `leader`, which was the target, and
-        wait until it does. It stays read-only. Returns how, in a few words. Raises EngineError."""
+        """Make this fenced server, which was the source of a switch, or this standby of a source that failed, replicate
+        from `leader`, which was the target, and wait until it does. It stays read-only. Returns how, in a few words.
+        Raises EngineError."""
         del timeout_s
         raise EngineError(f"engine {self.name} cannot be made to follow {leader.name} by Turnout")
+
+    async def slot_used(self) -> str:
+        """PostgreSQL: name of the replication slot by which this standby follows; empty: none."""
+        return ""
+
+    async def make_slot(self, name: str) -> None:  # noqa: B027  (most have none)
+        """Make a replication slot for a standby, unless it is there."""
 
     async def forget_source(self, timeout_s: float = 10.0) -> list[str]:
         """The target of a switch, once the source follows it: let go of what it followed the source by. Returns names

@@ -45,6 +45,7 @@ from proxy.engines.engine import (
     Position,
     Role,
 )
+from proxy.engines.positions import covers
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
@@ -57,6 +58,8 @@ _DENIED: Final = frozenset({1044, 1045, 1142, 1227, 1401, 3879})
 """Access or privilege denied; 1401: XA RECOVER."""
 _REFUSED_LOGIN: Final = frozenset({1044, 1045, 1130, 1251, 1524, 1698, 1862, 4151})
 _FULL: Final = frozenset({1040, 1203, 1226})
+CLIENT_CODES: Final = 2000
+"""From here to 2999 error numbers are PyMySQL's own."""
 
 _WRITE: Final = "delete from mysql.time_zone where 1 = 0"
 """Changes nothing, and is refused like any write: the read-only check comes before the one of privileges."""
@@ -121,7 +124,7 @@ class _Link:
             raise EngineLost(f"the connection to engine {name} ended: {error}") from error
         except pymysql.err.MySQLError as error:
             code, text = _code_and_text(error)
-            if 2000 <= code < 3000:
+            if code // 1000 == CLIENT_CODES // 1000:
                 # PyMySQL's own codes: lost, timed out, malformed.
                 self.drop()
                 raise EngineLost(f"the connection to engine {name} ended: {text}") from error
@@ -222,11 +225,14 @@ class MySqlEngine(Engine):
             sock = socket.create_connection((self._host, self._port), timeout=timeout_s)
         except OSError as error:
             why = error.strerror or str(error)
-            raise ConnectFailed(f"{where} cannot be reached: {why}") from error
+            is_refused = isinstance(error, ConnectionRefusedError)
+            raise ConnectFailed(
+                f"{where} cannot be reached: {why}", failure="refused" if is_refused else "silent"
+            ) from error
         if sock.getsockname() == sock.getpeername():
             # A closed port inside the ephemeral range, and TCP's simultaneous open: we talk to ourselves.
             sock.close()
-            raise ConnectFailed(f"{where} cannot be reached: connection refused")
+            raise ConnectFailed(f"{where} cannot be reached: connection refused", failure="refused")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = pymysql.connect(
             host=self._host,
@@ -256,7 +262,11 @@ class MySqlEngine(Engine):
                 getattr(error, "original_exception", None), ssl.SSLError
             ):
                 raise _NoTls(f"{where}: no TLS with it: {text}") from error
-            raise ConnectFailed(f"{where} takes no connection: {text}") from error
+            # With a number that is none of PyMySQL's own the server has spoken.
+            has_spoken = code > 0 and code // 1000 != CLIENT_CODES // 1000
+            raise ConnectFailed(
+                f"{where} takes no connection: {text}", failure="told" if has_spoken else "silent"
+            ) from error
         self._flavour = "mariadb" if "mariadb" in connection.get_server_info().lower() else "mysql"
         return connection
 
@@ -282,7 +292,10 @@ class MySqlEngine(Engine):
                 # A connection from before a restart says nothing about the server that runs now.
                 state = await self._watching.run(lambda link: self._state(link, at_ns), timeout_s)
         except EngineError as error:
-            return EngineState(name=self.name, is_reachable=False, why=error.text, flavour=self._flavour, at_ns=at_ns)
+            return EngineState(
+                name=self.name, is_reachable=False, why=error.text, failure=error.failure, flavour=self._flavour,
+                at_ns=at_ns,
+            )  # fmt: skip
         return state
 
     def _state(self, link: _Link, at_ns: int) -> EngineState:
@@ -297,6 +310,7 @@ class MySqlEngine(Engine):
         replica = _replica(link)
         number = _version_number(row["version"])
         is_running = bool(replica) and replica["io"] == replica["sql"] == "Yes"
+        position = self._position(link)
         return EngineState(
             name=self.name,
             is_reachable=True,
@@ -311,7 +325,8 @@ class MySqlEngine(Engine):
             upstream=f"{replica['host']}:{replica['port']}" if replica else None,
             instance=_instance(link, is_maria=is_maria),
             replication_error="" if is_running or not replica else replica["error"] or "the replica is stopped",
-            position=self._position(link),
+            position=position,
+            received=_received(position, replica["received"]) if replica else None,
             lag_ms=float(replica["lag_s"]) * 1000 if replica and replica["lag_s"] is not None else None,
             response_time_ms=response_ms,
             at_ns=at_ns,
@@ -585,21 +600,28 @@ class MySqlEngine(Engine):
             raise EngineError(f"engine {self.name} takes writes: it is not made a replica of {leader.name}")
         if found:
             link.ask("stop replica")
+        if not found and not leader.user:
+            raise EngineError(
+                f"engine {self.name} has no account to replicate from {leader.name}: set replication_login"
+            )
+        word = "master" if self._flavour == "mariadb" else "source"
+        # Of a replica the account it has stays as it is.
+        account = f" {word}_user = %s, {word}_password = %s," if leader.user else ""
+        values = [leader.host, leader.port, *([leader.user, leader.password] if leader.user else [])]
         if self._flavour == "mariadb":
             # What this server wrote itself counts as applied: it was the primary up to the fence.
             link.ask("set global gtid_slave_pos = @@global.gtid_current_pos")
             link.ask(
-                "change master to master_host = %s, master_port = %s, master_user = %s, master_password = %s,"
-                f" master_use_gtid = slave_pos, master_ssl = {int(leader.is_encrypted)}",
-                leader.host, leader.port, leader.user, leader.password,
-            )  # fmt: skip
+                f"change master to master_host = %s, master_port = %s,{account} master_use_gtid = slave_pos,"
+                f" master_ssl = {int(leader.is_encrypted)}",
+                *values,
+            )
         else:
             link.ask(
-                "change replication source to source_host = %s, source_port = %s, source_user = %s,"
-                " source_password = %s, source_auto_position = 1, get_source_public_key = 1,"
-                f" source_ssl = {int(leader.is_encrypted)}",
-                leader.host, leader.port, leader.user, leader.password,
-            )  # fmt: skip
+                f"change replication source to source_host = %s, source_port = %s,{account} source_auto_position = 1,"
+                f" get_source_public_key = 1, source_ssl = {int(leader.is_encrypted)}",
+                *values,
+            )
         link.ask("start replica")
         return self._await_replica(link, leader)
 
@@ -631,7 +653,7 @@ class MySqlEngine(Engine):
             if timeout_s and link.value("select master_gtid_wait(%s, %s)", position.text, timeout_s) == 0:
                 return True
             # It counts only what came by replication; a server that is a primary already has written it itself.
-            return _covers(self._position(link).text, position.text)
+            return covers("mariadb-gtid", self._position(link).text, position.text)
         if timeout_s:
             return bool(link.value("select wait_for_executed_gtid_set(%s, %s) = 0", position.text, timeout_s))
         return bool(link.value("select gtid_subset(%s, @@global.gtid_executed)", position.text))
@@ -791,6 +813,15 @@ def _newest(gtids: str, most: int) -> list[str]:
 
 def _gtids(text: str) -> list[tuple[str, str, str]]:
     return re.findall(r"(\d+)-(\d+)-(\d+)", text)
+
+
+def _received(applied: Position, received: str) -> Position:
+    """What a replica has applied, together with what it has in its relay log."""
+    if not received or covers(applied.kind, applied.text, received):
+        return applied
+    if applied.kind == "mysql-gtid":
+        return Position(applied.kind, f"{applied.text},{received}".lstrip(","))
+    return Position(applied.kind, received)
 
 
 def _instance(link: _Link, *, is_maria: bool) -> str:

@@ -35,6 +35,7 @@ replayed until something follows; `_settled` takes the header off.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Collection
@@ -53,6 +54,7 @@ from proxy.engines.engine import (
     EngineState,
     FenceProof,
     Inventory,
+    Leader,
     MissingRight,
     OpenTransaction,
     OutsideSession,
@@ -60,7 +62,7 @@ from proxy.engines.engine import (
     Role,
 )
 from proxy.engines.newcomer import sqlstate_of
-from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
+from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost, Failure
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
 POLL_S: Final = 0.001
@@ -102,6 +104,10 @@ select pg_is_in_recovery() as in_recovery,
        or exists (select from pg_db_role_setting where setdatabase = 0 and setrole = 0
                      and 'default_transaction_read_only=on' = any(setconfig)) as is_read_only,
        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text as lsn,
+       case when pg_is_in_recovery()
+            then greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) end::text as received,
+       (select greatest(c.timeline_id, r.min_recovery_end_timeline)
+          from pg_control_checkpoint() c, pg_control_recovery() r) as timeline,
        r.status, r.sender_host, r.sender_port,
        case when pg_is_in_recovery()
             then greatest(r.latest_end_lsn, pg_last_wal_receive_lsn()) - pg_last_wal_replay_lsn() end::bigint as lag,
@@ -192,6 +198,9 @@ _REACHED: Final = """
 select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end
        >= $1::text::pg_lsn
 """
+_FOLLOWS: Final = "select exists (select from pg_stat_wal_receiver where status = 'streaming' and sender_port = $1)"
+_WHERE: Final = re.compile(r"\b(?:host|hostaddr|port)\s*=\s*(?:'(?:[^'\\]|\\.)*'|[^\s']+)\s*")
+"""What says in a connection string where the server is, and the space behind it."""
 _EXEMPT: Final = """
 select concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname) from pg_db_role_setting s
   left join pg_roles r on r.oid = s.setrole left join pg_database d on d.oid = s.setdatabase
@@ -311,14 +320,22 @@ class PostgresEngine(Engine):
                 raise _OtherWay(refused) from error
             raise refused from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ConnectFailed(f"engine {self.name} at {self.address} takes no connection: {error}") from error
+            failure: Failure = "told" if isinstance(error, asyncpg.PostgresError) else "silent"
+            if isinstance(error, asyncpg.CannotConnectNowError):
+                failure = "starting"
+            raise ConnectFailed(
+                f"engine {self.name} at {self.address} takes no connection: {error}", failure=failure
+            ) from error
         except TimeoutError as error:
             raise ConnectFailed(
                 f"engine {self.name} at {self.address} does not answer within {timeout_s:g} s"
             ) from error
         except OSError as error:
             why = error.strerror or str(error)
-            failed = ConnectFailed(f"engine {self.name} at {self.address} cannot be reached: {why}")
+            failed = ConnectFailed(
+                f"engine {self.name} at {self.address} cannot be reached: {why}",
+                failure="refused" if isinstance(error, ConnectionRefusedError) else "silent",
+            )
             if isinstance(error, ssl.SSLError) or type(error) is ConnectionError:
                 # The handshake failed; or asyncpg's own words: the server has no TLS.
                 raise _OtherWay(failed) from error
@@ -410,7 +427,7 @@ class PostgresEngine(Engine):
                 # A connection from before a restart says nothing about the server that runs now.
                 response_ms, row = await self._look(timeout_s)
         except EngineError as error:
-            return EngineState(name=self.name, is_reachable=False, why=error.text, at_ns=at_ns)
+            return EngineState(name=self.name, is_reachable=False, why=error.text, failure=error.failure, at_ns=at_ns)
         is_standby = row["in_recovery"]
         lag = max(0, row["lag"]) if row["lag"] is not None else None
         return EngineState(
@@ -428,6 +445,8 @@ class PostgresEngine(Engine):
             upstream=f"{row['sender_host']}:{row['sender_port']}" if row["sender_host"] else None,
             replication_error="" if not is_standby or row["status"] == "streaming" else "no WAL receiver is connected",
             position=Position("lsn", row["lsn"]) if row["lsn"] else None,
+            received=Position("lsn", row["received"]) if is_standby and row["received"] else None,
+            timeline=row["timeline"],
             lag_bytes=lag if is_standby else None,
             lag_ms=(0.0 if lag == 0 else row["age_ms"]) if is_standby else None,
             response_time_ms=response_ms,
@@ -775,6 +794,34 @@ class PostgresEngine(Engine):
         async with self._watch() as connection:
             return [row["xid"] for row in await connection.fetch(_LACKING, sample.names)]
 
+    async def slot_used(self) -> str:
+        async with self._act(5.0) as (first, _):
+            return str(await first.fetchval("select current_setting('primary_slot_name')"))
+
+    async def make_slot(self, name: str) -> None:
+        async with self._act(5.0) as (first, _):
+            await first.execute(
+                "select pg_create_physical_replication_slot($1, true)"
+                " where not exists (select from pg_replication_slots where slot_name = $1)",
+                name,
+            )
+
+    async def follow(self, leader: Leader, timeout_s: float = 10.0) -> str:
+        async with self._act(timeout_s) as (first, _):
+            if not await first.fetchval(_IN_RECOVERY):
+                raise EngineError(
+                    f"engine {self.name} is no standby: pg_rewind or a base backup makes it one of {leader.name}"
+                )
+            old = await first.fetchval("select current_setting('primary_conninfo')")
+            new = conninfo_for(old, leader.host, leader.port)
+            if new != old:
+                await first.execute(
+                    f"alter system set primary_conninfo = {await first.fetchval('select quote_literal($1)', new)}"
+                )
+                await first.fetchval("select pg_reload_conf()")
+            await poll(first, True, _FOLLOWS, leader.port)
+        return f"streams from {leader.name}"
+
     # --- parts -------------------------------------------------------------------------------------------------------
 
     async def _take_fence_away(self, first: Any, second: Any) -> Any:
@@ -882,6 +929,13 @@ class PostgresEngine(Engine):
         if in_page == header:
             place -= header
         return f"{place >> 32:X}/{place & 0xFFFFFFFF:X}"
+
+
+def conninfo_for(conninfo: str, host: str, port: int) -> str:
+    """The connection string of a standby, to another server with the same account and options."""
+    if conninfo.startswith(("postgresql://", "postgres://")):
+        raise EngineError("primary_conninfo is a URI: write it as host=… port=… so that Turnout can point it elsewhere")
+    return f"{_WHERE.sub('', conninfo).strip()} host={host} port={port}".strip()
 
 
 async def poll(connection: Any, wanted: object, sql: str, *args: object) -> None:

@@ -12,8 +12,8 @@ drain_ms       from the order to hold to the last session's boundary: the worklo
 catchup_ms     from the reading of the source's position to the target having applied it: replication's part.
 promote_ms     from the order to promote to the target proving that it takes writes: the server's part.
 fence_ms       from the order to fence to the proof. Part of `cutover_ms`.
-cutover_ms     Turnout's own part: the blackout, less what of drain, catch-up and promotion lies within it. `measured_by`
-               says which window it is:
+cutover_ms     Turnout's own part: the blackout, less what of drain, catch-up and promotion lies within it; of a failover
+               less its detection, too. `measured_by` says which window it is:
                  first_request_to_first_row   the blackout, as above
                  first_request_to_release     requests waited, but no answer came in the window of the verification
                  hold_to_release              no request waited: from the order to hold to the last worker's release
@@ -143,6 +143,8 @@ class Evidence:
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
+        self.detection = Span()
+        """Of a failover: from the first probe that failed to the decision."""
         self.drain = Span()
         self.fence = Span()
         self.catchup = Span()
@@ -158,6 +160,10 @@ class Evidence:
         self.way_back = ""
         """How the source follows the target afterwards; empty: it does not, and was not to."""
         self.audit: Audit | None = None
+        self.failure: dict[str, Any] = {}
+        """Of a failover: what was seen, who could have taken over, what may be missing."""
+        self.followers: list[str] = []
+        """Of a failover: what became of the other standbys, a line each."""
         self.waiting_for: list[str] = []
         """What the sessions that were not at a boundary waited for, as last heard."""
         self._sessions: dict[int, int] = {}
@@ -179,6 +185,8 @@ class Evidence:
                 if not self.drain.began_ns or fact.hold_began_ns < self.drain.began_ns:
                     self.drain.began_ns = fact.hold_began_ns
                 self.drain.ended_ns = max(self.drain.ended_ns, fact.last_boundary_ns, fact.hold_began_ns)
+                if fact.interrupted:
+                    self._interrupted[worker] = fact.interrupted
             case ipc.Retargeted():
                 self._sessions[worker] = fact.sessions
                 self._interrupted[worker] = fact.interrupted
@@ -207,7 +215,7 @@ class Evidence:
         """By the names and formulas of the module's docstring."""
         window, measured_by = self._window()
         own_ns = window.ended_ns - window.began_ns if measured_by != "not_cut_over" else 0
-        for span in (self.drain, self.catchup, self.promotion):
+        for span in (self.detection, self.drain, self.catchup, self.promotion):
             own_ns -= span.within(window)
         waits = sorted(self._waits_us)
         blackout_ms = window.ms if measured_by.startswith("first_request") else 0.0
@@ -276,6 +284,8 @@ class Evidence:
             "in_doubt_resolved": self.resolved,
             "replicas": self.replicas,
             "way_back": self.way_back or None,
+            "failure": self.failure or None,
+            "followers": self.followers,
             "audit": msgspec.to_builtins(self.audit) if self.audit is not None else None,
         }
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy.errors import NotFound, ProxyError
+from proxy.switch.failover import Automation
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.state import ENDED, Phase
 
@@ -70,6 +71,12 @@ create table answers (
 create index answers_by_time on answers (at);
 create table engines (service text not null, name text not null, config blob, primary key (service, name));
 """,
+    # 4: engines that a failover left, what a service remembers of its failovers
+    """
+create table deposed (
+    service text not null, engine text not null, deposed blob not null, primary key (service, engine));
+create table automation (service text primary key, automation blob not null);
+""",
 )
 """What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
 that was released is never changed: a new one is added."""
@@ -93,6 +100,17 @@ class Standing(msgspec.Struct, frozen=True):
 
     active: str
     epoch: int
+
+
+class Deposed(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that a failover left, or was to go to and gave up: it must not take writes any more."""
+
+    engine: str
+    switch: str
+    epoch: int
+    """Epoch of the service since then."""
+    at: float
+    """Seconds since 1970."""
 
 
 class Journal:
@@ -167,6 +185,42 @@ class Journal:
             (service, standing.active, standing.epoch),
         )
 
+    def deposed(self, service: str) -> dict[str, Deposed]:
+        """Engines that must not take writes, by name."""
+        rows = self._db.execute("select deposed from deposed where service = ?", (service,))
+        found = [msgspec.json.decode(row[0], type=Deposed) for row in rows]
+        return {one.engine: one for one in found}
+
+    def depose(self, service: str, deposed: Deposed) -> None:
+        """It must not take writes any more."""
+        with self.transaction():
+            self._depose(service, deposed)
+
+    def _depose(self, service: str, deposed: Deposed) -> None:
+        self._db.execute(
+            "insert or replace into deposed values (?, ?, ?)", (service, deposed.engine, msgspec.json.encode(deposed))
+        )
+
+    def reinstate(self, service: str, engine: str) -> None:
+        """It is a standby again, or the active engine."""
+        with self.transaction():
+            self._reinstate(service, engine)
+
+    def _reinstate(self, service: str, engine: str) -> None:
+        self._db.execute("delete from deposed where service = ? and engine = ?", (service, engine))
+
+    def automation(self, service: str) -> Automation:
+        """What the service remembers of its failovers."""
+        row = self._db.execute("select automation from automation where service = ?", (service,)).fetchone()
+        return msgspec.json.decode(row[0], type=Automation) if row else Automation()
+
+    def automate(self, service: str, automation: Automation) -> None:
+        """Remember that."""
+        with self.transaction():
+            self._db.execute(
+                "insert or replace into automation values (?, ?)", (service, msgspec.json.encode(automation))
+            )
+
     def key(self, name: str) -> bytes:
         """32 random bytes that are the same for ever, made when they are asked for first."""
         with self.transaction():
@@ -187,9 +241,17 @@ class Journal:
             self._forget_old()
         self._sync()
 
-    def enter(self, record: SwitchRecord, at_ns: int, *, standing: Standing | None = None) -> None:
-        """The record's new phase, before it is acted on. `standing` is set in the same transaction: who is active and
-        that the switch has cut over are one truth. Raises sqlite3.Error if it cannot be written."""
+    def enter(
+        self,
+        record: SwitchRecord,
+        at_ns: int,
+        *,
+        standing: Standing | None = None,
+        deposed: Deposed | None = None,
+    ) -> None:
+        """The record's new phase, before it is acted on. `standing` and `deposed` are set in the same transaction: who is
+        active, who is not to be any more, and that the switch has cut over are one truth. Raises sqlite3.Error if it
+        cannot be written."""
         with self.transaction():
             self._db.execute(
                 "update switches set record = ?, ended = ? where id = ?",
@@ -198,6 +260,9 @@ class Journal:
             self._db.execute("insert into steps values (?, ?, ?)", (record.id, at_ns, record.phase))
             if standing is not None:
                 self._stand(record.service, standing)
+                self._reinstate(record.service, standing.active)
+            if deposed is not None:
+                self._depose(record.service, deposed)
         if record.phase is Phase.PREPARING:
             self._sync()
 

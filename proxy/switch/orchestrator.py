@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -36,12 +36,13 @@ from proxy.clock import Clock
 from proxy.config import ServiceConfig, SwitchConfig, parse_address
 from proxy.engines.engine import Engine, EngineState, Leader, Position, Role
 from proxy.errors import Conflict, EngineError, NotFound
-from proxy.switch import hooks
+from proxy.switch import failover_run, hooks
 from proxy.switch import run as core
 from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
+from proxy.switch.failover_run import FAILOVER, FailoverRun
 from proxy.switch.findings import Comparison
 from proxy.switch.inquiry import inquire
-from proxy.switch.journal import Journal, Standing
+from proxy.switch.journal import Deposed, Journal, Standing
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, limits_of, new_id
 from proxy.switch.readiness import Check, judge
 from proxy.switch.run import Act, SwitchRun, Timer, Verdict
@@ -132,6 +133,7 @@ class Orchestrator:
         # Workers that took part in a switch that `recover` resumed before they were configured.
         self._resumed: set[tuple[int, str]] = set()
         self._given_up: set[asyncio.Task[None]] = set()
+        self.on_failover_ended: Callable[[SwitchRecord], None] | None = None
         self._stop_at = os.environ.get(STOP_AT_VARIABLE, "")
         for name, service in services.items():
             known = journal.standing(name)
@@ -232,8 +234,14 @@ class Orchestrator:
                 hint="one at a time: wait for it, or cancel it",
             )
         plan = accept(plan, config, standing.active)
-        now_ns = self._clock.now_ns()
-        record = SwitchRecord(
+        record = self._new_record(plan, standing)
+        self._journal.begin(record)
+        running = self._start(record, self._crew.workers(), config)
+        self._carry_out(running, running.run.begin())
+        return record
+
+    def _new_record(self, plan: SwitchPlan, standing: Standing) -> SwitchRecord:
+        return SwitchRecord(
             id=new_id(),
             service=plan.service,
             source=standing.active,
@@ -241,19 +249,36 @@ class Orchestrator:
             strategy=plan.strategy,
             plan=plan,
             began_at=self._clock.wall(),
-            began_ns=now_ns,
+            began_ns=self._clock.now_ns(),
             stamps={Phase.PENDING: 0},
             boot=_boot_id(),
             epoch=standing.epoch + 1,
         )
+
+    def fail_over(
+        self, service: str, target: str, reason: str, *, since_ns: int, failure: dict[str, Any], checks: list[Check]
+    ) -> SwitchRecord:
+        """Journal the decision that `target` takes over from the active engine, which has failed since then, and begin.
+        `failure` goes into the report. Raises Conflict, sqlite3.Error."""
+        config, standing = self._services[service], self._standings[service]
+        if service in self._running:
+            raise Conflict(f"switch {self._running[service].record.id} of service {service!r} is under way", hint="")
+        plan = SwitchPlan(
+            service=service, source=standing.active, target=target, strategy=FAILOVER, drain_timeout_s=0.0,
+            on_drain_expired="terminate", requested_by="failure detection", reason=reason,
+        )  # fmt: skip
+        record = self._new_record(plan, standing)
         self._journal.begin(record)
         running = self._start(record, self._crew.workers(), config)
+        running.evidence.failure, running.evidence.checks = failure, checks
+        running.evidence.detection = Span(since_ns, record.began_ns)
         self._carry_out(running, running.run.begin())
         return record
 
     def _start(self, record: SwitchRecord, crew: Iterable[int], config: ServiceConfig) -> _Running:
         engines = self._engines[record.service]
-        run = SwitchRun(
+        is_failover = record.strategy == FAILOVER
+        run = (FailoverRun if is_failover else SwitchRun)(
             record.id,
             record.plan,
             epoch=record.epoch - 1,
@@ -263,8 +288,8 @@ class Orchestrator:
             promote_timeout_s=config.switch.promote_timeout_s,
             phase=record.phase,
             moves_data=config.replication != "none",
-            audits=True,
-            reverses=config.reverse_replication,
+            audits=not is_failover,
+            reverses=bool(self._others(record)) if is_failover else config.reverse_replication,
             hooks={hook.at for hook in config.hook},
         )
         running = _Running(record, run, engines[record.source], engines[record.target], config)
@@ -284,6 +309,12 @@ class Orchestrator:
             )
         self._feed(running, core.CancelAsked(by))
         return record
+
+    def give_way(self, service: str, to: str) -> None:
+        """Undo the switch under way, if that is possible, because the source has failed. A failover goes on."""
+        running = self._running.get(service)
+        if running is not None and running.record.strategy != FAILOVER and running.run.is_cancellable:
+            self._feed(running, core.CancelAsked(to))
 
     async def stop(self) -> None:
         """Undo what can be undone, wait for the rest as long as it takes to be decided (bounded by its own deadlines,
@@ -393,9 +424,13 @@ class Orchestrator:
             source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S), _quietly(source), _quietly(target)
         )
         is_journal_whole = record.boot == _boot_id()
-        verdict = core.decide(
-            record.phase, looks[0], looks[1], is_journal_whole=is_journal_whole, moves_data=config.replication != "none"
-        )
+        if record.strategy == FAILOVER:
+            verdict = failover_run.decide(record.phase, looks[0], looks[1])
+        else:
+            verdict = core.decide(
+                record.phase, looks[0], looks[1],
+                is_journal_whole=is_journal_whole, moves_data=config.replication != "none",
+            )  # fmt: skip
         _log.warning(
             "an unfinished switch was found",
             switch=record.id, service=record.service, phase=record.phase.value, verdict=verdict.value,
@@ -422,7 +457,12 @@ class Orchestrator:
             zip(engines, await asyncio.gather(*(e.probe(LOOK_TIMEOUT_S) for e in engines.values())), strict=True)
         )
         active = states[standing.active]
-        writable = [name for name, state in states.items() if state.role is Role.PRIMARY and state.is_writable]
+        deposed = self._journal.deposed(service)
+        writable = [
+            name
+            for name, state in states.items()
+            if state.role is Role.PRIMARY and state.is_writable and name not in deposed
+        ]
         if active.is_reachable and standing.active in writable:
             if len(writable) > 1 and self._services[service].replication != "none":
                 _log.warning("more than one engine takes writes", service=service, engines=writable, active=active.name)
@@ -474,16 +514,18 @@ class Orchestrator:
     def _enter(self, running: _Running, phase: Phase) -> bool:
         """Write it down, then make it known. False: it could not be written, and the rest must not be done."""
         record, now_ns = running.record, self._clock.now_ns()
-        standing = None
+        standing = deposed = None
         if phase is Phase.CUTTING_OVER:
             standing = Standing(record.target, running.run.epoch)
+        if record.strategy == FAILOVER and running.config.replication != "none":
+            deposed = self._deposed_by(running, phase)
         record.phase = phase
         record.stamps[phase] = (now_ns - record.began_ns) // 1000
         record.error, record.remedy = running.run.error, running.run.remedy
         if phase in ENDED:
             record.ended_at = self._clock.wall()
         try:
-            self._journal.enter(record, now_ns, standing=standing)
+            self._journal.enter(record, now_ns, standing=standing, deposed=deposed)
         except sqlite3.Error as error:
             _log.error("the journal cannot be written", switch=record.id, phase=phase.value, error=str(error))
             orders = running.run.sees(core.JournalRefused(phase, str(error)))
@@ -499,6 +541,15 @@ class Orchestrator:
         if phase in ENDED:
             self._end(running)
         return True
+
+    def _deposed_by(self, running: _Running, phase: Phase) -> Deposed | None:
+        """Who must not take writes any more once a failover is in that phase."""
+        record, run = running.record, running.run
+        if phase is Phase.CUTTING_OVER:
+            return Deposed(engine=record.source, switch=record.id, epoch=run.epoch, at=self._clock.wall())
+        if phase is Phase.ABORTING and isinstance(run, FailoverRun) and run.is_target_doubtful:
+            return Deposed(engine=record.target, switch=record.id, epoch=run.epoch - 1, at=self._clock.wall())
+        return None
 
     def _tell_phase(self, record: SwitchRecord) -> None:
         # Told after the orders of the phase, not before.
@@ -536,6 +587,8 @@ class Orchestrator:
             self._given_up.add(call)
             call.add_done_callback(self._given_up.discard)
         running.ended.set()
+        if record.strategy == FAILOVER and self.on_failover_ended is not None:
+            self.on_failover_ended(record)
         log = _log.info if record.phase is Phase.COMPLETED else _log.warning
         log(
             "switch ended",
@@ -618,6 +671,9 @@ class Orchestrator:
         self._feed(running, fact)
 
     async def _examined(self, running: _Running) -> core.Fact:
+        if running.record.strategy == FAILOVER:
+            # They were made when it was decided on.
+            return core.Examined(running.evidence.checks)
         try:
             limits = limits_of(running.record.plan, running.config.switch)
             checks = await self._examine(running.record.service, running.source, running.target, running.config, limits)
@@ -740,7 +796,32 @@ class Orchestrator:
             )  # fmt: skip
         return core.Audited(len(lacking))
 
+    async def _others_followed(self, running: _Running) -> core.Fact:
+        """After a failover: the standbys that are left replicate from the new primary. Each by itself."""
+        record, config = running.record, running.config
+
+        async def follow(engine: Engine) -> str:
+            state = await engine.probe(LOOK_TIMEOUT_S)
+            if state.role is not Role.STANDBY:
+                return f"{engine.name} is left alone: it is no standby that can be reached"
+            try:
+                slot = await engine.slot_used()
+                if slot:
+                    await running.target.make_slot(slot)
+                how = await engine.follow(_leader(record.target, config), core.FOLLOW_TIMEOUT_S)
+            except EngineError as error:
+                return f"{engine.name} does not follow {record.target}: {error.text}"
+            return f"{engine.name}: {how}"
+
+        said = await asyncio.gather(*(follow(engine) for engine in self._others(record)))
+        running.evidence.followers = list(said)
+        for line in said:
+            _log.info("standby after a failover", switch=record.id, outcome=line)
+        return core.Followed()
+
     async def _followed(self, running: _Running) -> core.Fact:
+        if running.record.strategy == FAILOVER:
+            return await self._others_followed(running)
         leader = _leader(running.record.target, running.config)
         try:
             running.evidence.way_back = await running.source.follow(leader, core.FOLLOW_TIMEOUT_S)
@@ -752,16 +833,16 @@ class Orchestrator:
 
 
 def _leader(name: str, config: ServiceConfig) -> Leader:
-    """The engine `name` as another one replicates from it."""
+    """The engine `name` as another one replicates from it. Without a `replication_login` the account is empty: the other
+    one may have one already."""
     login, engine = config.replication_login, config.engine[name]
-    assert login is not None, "the config was checked"
     host, port = parse_address(engine.address)
-    password = login.password.value if login.password is not None else None
+    password = login.password.value if login is not None and login.password is not None else None
     return Leader(
         name=name,
         host=host,
         port=port,
-        user=login.user,
+        user=login.user if login is not None else "",
         password=password or "",
         is_encrypted=library_tls(engine, config.protocol).is_required,
     )

@@ -886,7 +886,7 @@ class SwitchRun:
     def _stop_opening(self) -> ipc.StopOpening:
         return ipc.StopOpening(switch=self.id, service=self.plan.service)
 
-    def _hold(self) -> ipc.Hold:
+    def _hold(self) -> ipc.Order:
         return ipc.Hold(switch=self.id, service=self.plan.service, may_stay=self._may_stay)
 
     def _leave(self) -> ipc.Leave:

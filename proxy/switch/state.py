@@ -16,6 +16,10 @@ leaves by himself must be rare. `failed` is for a person: two primaries at once,
 Where source and target are addresses of one server (`replication = "none"`) there is nothing to fence, to catch up with
 or to promote: from `holding` or `draining` straight to `cutting_over`.
 
+A failover (`switch.failover_run`) has no source to drain, to fence or to catch up with: from `validating` to `holding`,
+where the workers let go of the source for ever, and on to `promoting`. There a target that cannot be asked is given up
+after a while: clients are on neither, and it is fenced should it come back.
+
 `rolling_back` and `rolled_back` belong to strategies that let the target serve while the source still follows it. The
 graceful strategy has none of that and never takes these rows; they stand here because the record and the dashboard
 know all states from the start.
@@ -81,6 +85,10 @@ class Event(enum.StrEnum):
     """A worker told of a session that is not at a boundary."""
     ALL_HELD = "all_held"
     """Every worker holds every session."""
+    SOURCE_LOST = "source_lost"
+    """A failover has chosen its target: the source is given up without a drain or a fence."""
+    LET_GO = "let_go"
+    """No worker uses the lost source any more, nor ever will."""
     NOTHING_TO_MOVE = "nothing_to_move"
     """Every worker holds every session, and source and target are one server (`replication = "none"`)."""
     FENCED = "fenced"
@@ -115,10 +123,12 @@ NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (_P.VALIDATING, _E.CHECKS_FAILED): _P.ABORTED,
     (_P.VALIDATING, _E.DRY_RUN_DONE): _P.COMPLETED,
     (_P.VALIDATING, _E.TROUBLE): _P.ABORTED,
+    (_P.VALIDATING, _E.SOURCE_LOST): _P.HOLDING,
     (_P.PREPARING, _E.PREPARED): _P.HOLDING,
     (_P.PREPARING, _E.TROUBLE): _P.ABORTING,
     (_P.HOLDING, _E.STILL_DRAINING): _P.DRAINING,
     (_P.HOLDING, _E.ALL_HELD): _P.FENCING,
+    (_P.HOLDING, _E.LET_GO): _P.PROMOTING,
     (_P.HOLDING, _E.NOTHING_TO_MOVE): _P.CUTTING_OVER,
     (_P.HOLDING, _E.TROUBLE): _P.ABORTING,
     (_P.DRAINING, _E.ALL_HELD): _P.FENCING,

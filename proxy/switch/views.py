@@ -8,6 +8,8 @@ import msgspec
 
 from proxy.engines.engine import EngineState
 from proxy.engines.figures import EngineFigures
+from proxy.switch.failover import Health
+from proxy.switch.journal import Deposed
 from proxy.switch.plan import SwitchRecord
 
 
@@ -15,7 +17,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that subscribers are told."""
 
     kind: str
-    """switch.phase, switch.progress, switch.ended, engine.changed, worker.joined, worker.lost, config.reloaded,
+    """switch.phase, switch.progress, switch.ended, engine.changed, engine.health, engine.lost, engine.fenced,
+    engine.reinstated, failover.impossible, failover.automation, worker.joined, worker.lost, config.reloaded,
     policy.decided"""
     at: float
     """Seconds since 1970."""
@@ -36,6 +39,23 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since 1970 of that probe; 0: never."""
     figures: EngineFigures | None = None
     """What is known of its load and health; None: not looked at yet."""
+    deposed: Deposed | None = None
+    """A failover left it: it is fenced when it is seen to take writes, until it is a standby again."""
+
+
+class FailoverView(msgspec.Struct, frozen=True, kw_only=True):
+    """What would happen, or happens, when the active engine of a service fails."""
+
+    is_automatic: bool
+    """Another engine would take over by itself."""
+    why_not: str = ""
+    """Why none would: switched off by whom, or what failed."""
+    health: Health = Health.UNSEEN
+    """What is thought of the active engine."""
+    why: str = ""
+    """What its last failed probe said; and why nobody has taken over, if it is lost."""
+    may_begin_at: float = 0.0
+    """After a failover the next one pauses; seconds since 1970. 0: no pause."""
 
 
 class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +71,7 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     engines: list[EngineView]
     running: SwitchRecord | None
     """The switch under way."""
+    failover: FailoverView | None = None
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):

@@ -233,6 +233,14 @@ def test_cancel_undoes_a_running_switch(served: Served, turnout: Any) -> None:
     assert "has ended: aborted; plan another" in too_late.err
 
 
+def test_failover_switches_the_automation(served: Served, turnout: Any) -> None:
+    off = turnout("failover", "off")
+    assert off.code == 0
+    assert "automatic failover is off: switched off by" in off.out
+    assert "automatic failover is on" in turnout("failover", "on").out
+    assert turnout("failover", "perhaps").code == 2
+
+
 def _post_switch(served: Served) -> Any:
     from proxy.control.client import ControlClient
 

@@ -28,7 +28,7 @@ from proxy.switch.journal import upgrade
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED, Phase
-from proxy.switch.views import EngineView, Event, ServiceView, WorkerView
+from proxy.switch.views import EngineView, Event, FailoverView, ServiceView, WorkerView
 
 PATH = (
     Phase.PENDING, Phase.VALIDATING, Phase.PREPARING, Phase.HOLDING, Phase.FENCING, Phase.CATCHING_UP,
@@ -212,6 +212,10 @@ class ScriptedSupervisor:
     def tell(self, event: Event) -> None:
         for callback in list(self.subscribers):
             callback(event)
+
+    def switch_automation(self, service: str, is_on: bool, by: str = "") -> FailoverView:
+        self.failover = FailoverView(is_automatic=is_on, why_not="" if is_on else f"switched off by {by}")
+        return self.failover
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         self.subscribers.append(callback)

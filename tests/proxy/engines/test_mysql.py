@@ -13,7 +13,7 @@ import pytest_asyncio
 from proxy.embedded import MariaDBPair, MySQLPair, free_port
 from proxy.embedded.mysql import MySqlFamilyServer
 from proxy.engines import MySqlEngine, Position, Role
-from proxy.engines.mysql import _covers, _newest
+from proxy.engines.mysql import _newest
 from proxy.errors import AuthRefused, EngineError
 from proxy.switch import parity
 from tests.kit.waiting import until
@@ -266,13 +266,6 @@ def test_the_newest_transactions_of_a_gtid_set_are_shared_out_among_its_sources(
     assert _newest(f"{one}:1-2,{two}:1-9", 6) == [f"{one}:1", f"{one}:2", *(f"{two}:{n}" for n in (6, 7, 8, 9))]
     assert _newest(f"{one}:7:nightly:1-2", 9) == [f"{one}:7", f"{one}:nightly:1", f"{one}:nightly:2"]
     assert _newest("", 9) == []
-
-
-def test_a_mariadb_position_covers_another_domain_by_domain() -> None:
-    assert _covers("0-1-42,1-2-7", "0-9-42")
-    assert not _covers("0-1-42", "0-1-43")
-    assert not _covers("0-1-42", "0-1-1,1-1-1")
-    assert _covers("", "")
 
 
 async def test_an_inventory_tells_which_object_changed_and_how(pair: Pair, source: MySqlEngine) -> None:

@@ -1,0 +1,372 @@
+"""Watches over the active engines: brings probes and workers' words to `failover`, and carries out what it decides.
+
+The supervisor probes; each answer comes here. What is remembered over restarts (who was left by a failover, whether the
+automation is on) stands in the journal. A failover itself is a run of the orchestrator's.
+
+An engine that a failover left is *deposed*: no worker ever goes back to it (its epoch is over), and when a probe sees it
+take writes, it is fenced: strangers may still know its address. It is reinstated once it is a standby.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from proxy.clock import Clock
+from proxy.config import ServiceConfig
+from proxy.engines.engine import Engine, EngineState, Role
+from proxy.errors import EngineError, ProxyError
+from proxy.switch.failover import SAMPLES_MAX, Automation, Choice, Detector, Health, Lost, Sample, WorkersWord, choose
+from proxy.switch.journal import Deposed, Journal
+from proxy.switch.orchestrator import Orchestrator
+from proxy.switch.plan import SwitchRecord
+from proxy.switch.readiness import Check
+from proxy.switch.state import Phase
+from proxy.switch.views import Event, FailoverView
+from proxy.tasks import cancel_and_wait, spawn
+
+_log = structlog.get_logger("turnout.failover")
+
+FENCE_TIMEOUT_S: Final = 5.0
+"""How long an engine that was deposed may take to be fenced."""
+
+
+class Witnesses(Protocol):
+    """The workers, as far as they know of engines."""
+
+    async def witness(
+        self, service: str, engine: str, epoch: int, since_ns: int, timeout_s: float
+    ) -> list[WorkersWord]:
+        """What each worker knows of an engine that does not answer probes."""
+
+
+class _Watch:
+    """One service in one epoch."""
+
+    def __init__(self, epoch: int, config: ServiceConfig, began_ns: int) -> None:
+        self.epoch = epoch
+        self.began_ns = began_ns
+        self.detector = Detector(config.failover.failures, config.failover.starting_s)
+        self.samples: collections.deque[Sample] = collections.deque(maxlen=SAMPLES_MAX)
+        self.last: EngineState | None = None
+        """Last answer of the active engine."""
+        self.task: asyncio.Task[None] | None = None
+        """The workers are asked, or a failover is decided on."""
+        self.said = ""
+        """Why nobody takes over, as it was told last."""
+
+
+class Guard:
+    """All services. See the module."""
+
+    def __init__(
+        self,
+        services: Mapping[str, ServiceConfig],
+        engines: Mapping[str, Mapping[str, Engine]],
+        orchestrator: Orchestrator,
+        journal: Journal,
+        witnesses: Witnesses,
+        clock: Clock,
+        publish: Callable[[Event], None],
+    ) -> None:
+        self.preferred: Callable[[str], str | None] | None = None
+        """Which engine of a service shall take over, if it is as good as any."""
+        self._services = dict(services)
+        self._engines = engines
+        self._orchestrator = orchestrator
+        self._journal = journal
+        self._witnesses = witnesses
+        self._clock = clock
+        self._publish = publish
+        self._watches = {
+            name: _Watch(orchestrator.standing(name).epoch, config, 0) for name, config in services.items()
+        }
+        self._automation = {name: journal.automation(name) for name in services}
+        self._deposed = {name: journal.deposed(name) for name in services}
+        self._fencing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._not_fenced: dict[tuple[str, str], str] = {}
+        self._wakes: collections.defaultdict[tuple[str, str], asyncio.Event] = collections.defaultdict(asyncio.Event)
+        orchestrator.on_failover_ended = self._ended
+
+    # --- for the supervisor ------------------------------------------------------------------------------------------
+
+    async def pause(self, service: str, engine: str) -> None:
+        """Between two probes of an engine: cut short when a worker lost its connections to it."""
+        wake = self._wakes[(service, engine)]
+        try:
+            await asyncio.wait_for(wake.wait(), self._services[service].failover.probe_interval_s)
+        except TimeoutError:
+            return
+        wake.clear()
+
+    def timeout_s(self, service: str) -> float:
+        """Of a probe."""
+        return self._services[service].failover.probe_timeout_s
+
+    def reconfigure(self, services: Mapping[str, ServiceConfig]) -> None:
+        """Limits of a reloaded config."""
+        self._services = dict(services)
+        for name, watch in self._watches.items():
+            limits = self._services[name].failover
+            watch.detector.reconfigure(limits.failures, limits.starting_s)
+
+    async def stop(self) -> None:
+        """Decide nothing any more."""
+        await cancel_and_wait(*(watch.task for watch in self._watches.values()), *self._fencing.values())
+
+    def view(self, service: str) -> FailoverView:
+        """For those who look."""
+        watch, automation = self._watches[service], self._automation[service]
+        limits = self._services[service].failover
+        why_not = "" if limits.automatic else "`automatic` is false in the config"
+        may_begin_at = automation.may_begin_at(limits.pause_s)
+        return FailoverView(
+            is_automatic=automation.is_on and not why_not,
+            why_not=automation.why_off or why_not,
+            health=watch.detector.health,
+            why=watch.said or watch.detector.why,
+            may_begin_at=may_begin_at if may_begin_at > self._clock.wall() else 0.0,
+        )
+
+    def deposed(self, service: str, engine: str) -> Deposed | None:
+        """A failover left it, and it is no standby yet."""
+        return self._deposed[service].get(engine)
+
+    def switch_automation(self, service: str, is_on: bool, by: str) -> None:
+        """A person's word. Raises sqlite3.Error."""
+        self._automate(service, Automation().switched(is_on, by, self._clock.wall()))
+        self._watches[service].said = ""
+
+    # --- what is seen ------------------------------------------------------------------------------------------------
+
+    def engine_lost(self, service: str, engine: str, at_ns: int) -> None:
+        """A worker told of connections that ended, or that are not to be had."""
+        watch = self._watch(service)
+        if engine != self._orchestrator.standing(service).active or at_ns < watch.began_ns:
+            return
+        watch.detector.broke()
+        if watch.detector.health in (Health.UNSEEN, Health.ANSWERING):
+            self._wakes[(service, engine)].set()
+
+    def probed(self, service: str, engine: str, state: EngineState) -> None:
+        """An engine answered a probe, or did not."""
+        if engine != self._orchestrator.standing(service).active:
+            self._probed_another(service, engine, state)
+            return
+        watch = self._watch(service)
+        if state.at_ns < watch.began_ns:
+            return
+        before = watch.detector.health
+        health = watch.detector.probed(state.failure if not state.is_reachable else None, state.why, state.at_ns)
+        if state.is_reachable:
+            watch.last, watch.said = state, ""
+            if state.position is not None:
+                watch.samples.append(Sample(state.at_ns, state.position))
+        self._tell_health(service, engine, before, watch.detector)
+        if health is Health.SILENT and _is_free(watch):
+            watch.task = spawn(self._ask_workers(service, watch), name=f"witnesses of {service}")
+        elif health is Health.LOST:
+            self._is_lost(service, watch)
+
+    def _watch(self, service: str) -> _Watch:
+        """Of the present epoch: what was seen before counts for nothing."""
+        watch, epoch = self._watches[service], self._orchestrator.standing(service).epoch
+        if watch.epoch != epoch:
+            watch = self._watches[service] = _Watch(epoch, self._services[service], self._clock.now_ns())
+            self._deposed[service] = self._journal.deposed(service)
+        return watch
+
+    def _tell_health(self, service: str, engine: str, before: Health, detector: Detector) -> None:
+        if before is detector.health:
+            return
+        log = _log.warning if detector.health is not Health.ANSWERING else _log.info
+        log("active engine", service=service, engine=engine, health=detector.health.value, why=detector.why)
+        data = {"engine": engine, "health": detector.health.value, "why": detector.why}
+        self._publish(Event(kind="engine.health", at=self._clock.wall(), service=service, data=data))
+
+    async def _ask_workers(self, service: str, watch: _Watch) -> None:
+        detector, active = watch.detector, self._orchestrator.standing(service).active
+        said = await self._witnesses.witness(
+            service, active, watch.epoch, detector.since_ns, self._services[service].failover.probe_timeout_s
+        )
+        if self._watch(service) is not watch:
+            return
+        before = detector.health
+        detector.testified(said)
+        self._tell_health(service, active, before, detector)
+        if detector.health is Health.LOST:
+            watch.task = None
+            self._is_lost(service, watch)
+
+    # --- a failover --------------------------------------------------------------------------------------------------
+
+    def _is_lost(self, service: str, watch: _Watch) -> None:
+        """Called with each probe that finds it lost."""
+        view, running = self.view(service), self._orchestrator.running(service)
+        if not _is_free(watch):
+            return
+        if not view.is_automatic:
+            self._say(service, watch, f"no failover by itself: {view.why_not}")
+        elif running is not None:
+            self._orchestrator.give_way(service, "failure detection: the active engine is lost")
+        elif view.may_begin_at:
+            wait_s = view.may_begin_at - self._clock.wall()
+            self._say(service, watch, f"there was a failover a moment ago: none begins for {wait_s:.0f} s", key="pause")
+        else:
+            watch.task = spawn(self._fail_over(service, watch), name=f"failover of {service}")
+
+    async def _fail_over(self, service: str, watch: _Watch) -> None:
+        """Look at all engines once more, decide, begin."""
+        config, engines = self._services[service], self._engines[service]
+        active = self._orchestrator.standing(service).active
+        looks = await asyncio.gather(*(one.probe(config.failover.probe_timeout_s) for one in engines.values()))
+        states = dict(zip(engines, looks, strict=True))
+        if self._watch(service) is not watch or self._orchestrator.running(service) is not None:
+            return
+        if states[active].is_reachable or states[active].failure == "told":
+            watch.task = None
+            self.probed(service, active, states[active])
+            return
+        if watch.last is None:
+            return
+        lost = Lost(active, watch.detector.since_ns, watch.last, list(watch.samples))
+        choice = choose(
+            lost, states, replication=config.replication, lag_tolerance_ms=config.failover.lag_tolerance_ms,
+            preferred=self.preferred(service) if self.preferred is not None else None,
+        )  # fmt: skip
+        if not choice.target:
+            self._say(service, watch, choice.why)
+            return
+        try:
+            self._orchestrator.fail_over(
+                service, choice.target, f"{active} failed: {watch.detector.why}", since_ns=lost.since_ns,
+                failure=_evidence(watch.detector, lost, choice, self._clock.now_ns()),
+                checks=_checks(watch.detector, lost, choice),
+            )  # fmt: skip
+        except (ProxyError, sqlite3.Error) as error:
+            self._say(service, watch, f"the failover to {choice.target} could not begin: {error}")
+
+    def _say(self, service: str, watch: _Watch, why: str, *, key: str = "") -> None:
+        """Why nobody takes over, once for each reason."""
+        if watch.said == why or (key and key in watch.said and watch.said):
+            return
+        watch.said = why
+        engine = self._orchestrator.standing(service).active
+        _log.error("nobody takes over", service=service, engine=engine, why=why)
+        self._publish(
+            Event(
+                kind="failover.impossible", at=self._clock.wall(), service=service, data={"engine": engine, "why": why}
+            )
+        )
+
+    def _ended(self, record: SwitchRecord) -> None:
+        """A failover has ended, perhaps one that an earlier supervisor began."""
+        service, now = record.service, self._clock.wall()
+        self._deposed[service] = self._journal.deposed(service)
+        before = self._automation[service]
+        if record.phase is Phase.COMPLETED:
+            self._automate(service, before.succeeded(now), is_told=False)
+        elif not record.recovered:
+            self._automate(service, before.failed(f"failover {record.id} failed: {record.error}", now))
+
+    def _automate(self, service: str, automation: Automation, *, is_told: bool = True) -> None:
+        self._automation[service] = automation
+        try:
+            self._journal.automate(service, automation)
+        except sqlite3.Error as error:
+            _log.error("the state file cannot be written", service=service, error=str(error))
+        if not is_told:
+            return
+        log = _log.info if automation.is_on else _log.error
+        log("automatic failover", service=service, is_on=automation.is_on, why=automation.why_off)
+        self._publish(
+            Event(
+                kind="failover.automation", at=self._clock.wall(), service=service,
+                data={"is_on": automation.is_on, "why": automation.why_off},
+            )
+        )  # fmt: skip
+
+    # --- engines that were left --------------------------------------------------------------------------------------
+
+    def _probed_another(self, service: str, engine: str, state: EngineState) -> None:
+        deposed = self.deposed(service, engine)
+        running = self._orchestrator.running(service)
+        if deposed is None or (running is not None and engine in (running.source, running.target)):
+            return
+        key = (service, engine)
+        if state.role is Role.STANDBY:
+            self._journal.reinstate(service, engine)
+            del self._deposed[service][engine]
+            self._not_fenced.pop(key, None)
+            self._tell_fate("engine.reinstated", service, engine, "it is a standby again")
+        elif (
+            state.role is Role.PRIMARY and state.is_writable and (key not in self._fencing or self._fencing[key].done())
+        ):
+            self._fencing[key] = spawn(self._fence(service, engine), name=f"fence {engine}")
+
+    async def _fence(self, service: str, name: str) -> None:
+        engine, key = self._engines[service][name], (service, name)
+        try:
+            proof = await engine.fence((), FENCE_TIMEOUT_S)
+        except EngineError as error:
+            if self._not_fenced.get(key) != error.text:
+                self._not_fenced[key] = error.text
+                _log.error("a former primary takes writes", service=service, engine=name, why=error.text)
+                self._tell_fate("engine.unfenced", service, name, error.text)
+            return
+        self._not_fenced.pop(key, None)
+        self._tell_fate(
+            "engine.fenced", service, name, f"{proof.how}; {proof.sessions_ended} sessions of others were ended"
+        )
+
+    def _tell_fate(self, kind: str, service: str, engine: str, why: str) -> None:
+        _log.warning(kind.replace(".", " "), service=service, engine=engine, why=why)
+        self._publish(Event(kind=kind, at=self._clock.wall(), service=service, data={"engine": engine, "why": why}))
+
+
+def _is_free(watch: _Watch) -> bool:
+    return watch.task is None or watch.task.done() or watch.task is asyncio.current_task()
+
+
+def _evidence(detector: Detector, lost: Lost, choice: Choice, now_ns: int) -> dict[str, Any]:
+    """For the report: what was seen on both sides, who could have taken over, and what may be missing."""
+    chosen = choice.chosen
+    bound = "" if chosen.may_lack_ms is None else f"commits of the last {chosen.may_lack_ms:.0f} ms before it failed"
+    return {
+        "gate": "asynchronous",
+        "engine": lost.name,
+        "why": detector.why,
+        "probes_failed": detector.failed,
+        "losses_told_by_workers": detector.lost_by_workers,
+        "workers": msgspec.to_builtins(detector.testimony),
+        "last_answer_ms_before": round((lost.since_ns - lost.last.at_ns) / 1e6, 3),
+        "decided_after_ms": round((now_ns - lost.since_ns) / 1e6, 3),
+        "chosen_because": choice.why,
+        "candidates": msgspec.to_builtins(choice.candidates),
+        "may_be_missing": bound or "nothing: it is the same server",
+        "may_lack_ms": chosen.may_lack_ms,
+        "may_lack_bytes": chosen.may_lack_bytes,
+    }
+
+
+def _checks(detector: Detector, lost: Lost, choice: Choice) -> list[Check]:
+    """The decision as checks, for the report's list."""
+    chosen = choice.chosen
+    lack = "unknown" if chosen.may_lack_ms is None else f"{chosen.may_lack_ms:.0f} ms"
+    return [
+        Check(
+            name="source_lost", verdict="pass", found=f"{lost.name}: {detector.why}",
+            limit=f"{detector.failed} probes in a row failed", remedy="",
+        ),
+        Check(name="target_most_advanced", verdict="pass", found=choice.why, limit="", remedy=""),
+        Check(
+            name="lag", verdict="pass", found=f"{choice.target} may lack commits of the last {lack} before the failure",
+            limit="lag_tolerance_ms", remedy="",
+        ),
+    ]  # fmt: skip

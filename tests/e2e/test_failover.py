@@ -1,0 +1,226 @@
+"""The primary dies: another server takes over, idle clients notice nothing, and who wrote is told the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import PostgresPair, Setup, Turnout
+from proxy.embedded.postgres import PASSWORD, SUPERUSER, PostgresServer
+from tests.kit.servers import NICENESS
+from tests.kit.waiting import until
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+FAST: dict[str, object] = {"probe_interval_s": 0.1, "probe_timeout_s": 0.5, "pause_s": 0.0}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair() -> AsyncIterator[PostgresPair]:
+    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+    try:
+        await pair.primary.execute("create table written (id bigint primary key, by_client int)", database="app")
+        await pair.primary.execute("grant all on written to app", database="app")
+        yield pair
+    finally:
+        await pair.close()
+
+
+async def _turnout(pair: PostgresPair, folder: Path, failover: dict[str, object], **changes: Any) -> Turnout:
+    service = {"failover": failover, "server_login_retry_s": 0.1, **changes.pop("service", {})}
+    setup = Setup(
+        protocol="postgresql",
+        engines={server.name: server.address for server in (pair.primary, pair.standby)},
+        admin_user=SUPERUSER,
+        admin_password=PASSWORD,
+        users={"app": PASSWORD},
+        databases=["app"],
+        workers=2,
+        service=service,
+        **changes,
+    )
+    turnout = Turnout(setup, folder)
+    await turnout.start()
+    return turnout
+
+
+async def _connect(turnout: Turnout, **options: Any) -> psycopg.AsyncConnection[Any]:
+    return await psycopg.AsyncConnection.connect(
+        f"postgresql://app:{PASSWORD}@{turnout.host}:{turnout.port}/app?sslmode=disable", connect_timeout=20, **options
+    )
+
+
+class Writer:
+    """Inserts one row after the other in transactions of its own, and remembers what was acknowledged."""
+
+    def __init__(self, number: int, connection: psycopg.AsyncConnection[Any]) -> None:
+        self.number = number
+        self.connection = connection
+        self.acknowledged: dict[int, tuple[str, float]] = {}
+        """Server and time of each row."""
+        self.unknown: set[int] = set()
+        self.aborted: set[int] = set()
+        self.is_over = False
+        self.next = time.monotonic_ns() // 1000 * 100 + number
+
+    async def run(self) -> None:
+        while not self.is_over:
+            self.next += 100
+            row = self.next
+            try:
+                async with self.connection.transaction():
+                    cursor = await self.connection.execute(
+                        "insert into written values (%s, %s) returning current_setting('cluster_name')",
+                        (row, self.number),
+                        prepare=False,
+                    )
+                    (server,) = await cursor.fetchone() or ("",)
+            except psycopg.errors.TransactionResolutionUnknown:
+                self.unknown.add(row)
+                await self.connection.rollback()
+            except psycopg.errors.SerializationFailure:
+                self.aborted.add(row)
+            else:
+                self.acknowledged[row] = (server, time.monotonic())
+
+
+def _first_of(server: PostgresServer, writers: list[Writer]) -> float:
+    """When it acknowledged its first write."""
+    return min(at for writer in writers for name, at in writer.acknowledged.values() if name == server.name)
+
+
+async def _is_watched(turnout: Turnout) -> None:
+    async def sees() -> bool:
+        view = (await turnout.get("/v1/status"))["services"][0]["view"]
+        return view["failover"]["health"] == "answering" and all(one["probed_at"] for one in view["engines"])
+
+    await until(sees, "both engines were probed")
+
+
+async def _are_looked_at(server: PostgresServer, count: int) -> None:
+    """Idle sessions are asked what they hold a moment after their last statement."""
+    asked = "select count(*) from pg_stat_activity where query like '%pg_listening_channels%' and state = 'idle'"
+
+    async def are() -> bool:
+        return bool(await server.fetchval(asked) >= count)
+
+    await until(are, "idle sessions were asked what they hold")
+
+
+async def _failover(turnout: Turnout) -> dict[str, Any]:
+    """The record of the failover, once it has ended."""
+    found: list[dict[str, Any]] = []
+
+    async def has_ended() -> bool:
+        for record in await turnout.get("/v1/switches"):
+            if record["strategy"] == "failover" and record["ended_at"]:
+                found.append(await turnout.get(f"/v1/switches/{record['id']}"))
+                return True
+        return False
+
+    await until(has_ended, "a failover has ended", timeout_s=20.0)
+    return found[0]
+
+
+@pytest.mark.parametrize("limit_s", [3.0, 1.0], ids=["defaults", "fast probes"])
+async def test_a_killed_primary_is_replaced_in_time_and_idle_clients_notice_nothing(
+    pair: PostgresPair, tmp_path: Path, limit_s: float
+) -> None:
+    old, new = pair.primary, pair.standby
+    turnout = await _turnout(pair, tmp_path, FAST if limit_s == 1.0 else {})
+    idle = [await _connect(turnout, autocommit=True) for _ in range(10)]
+    for number, one in enumerate(idle):
+        await one.execute(f"set application_name = 'idle{number}'")
+    writers = [Writer(number, await _connect(turnout, autocommit=True)) for number in range(1, 9)]
+    try:
+        await _is_watched(turnout)
+        await _are_looked_at(old, len(idle))
+        tasks = [asyncio.create_task(writer.run()) for writer in writers]
+        await until(lambda: all(len(writer.acknowledged) > 20 for writer in writers), "all of them write")
+        killed = time.monotonic()
+        await old.kill()
+        record = await _failover(turnout)
+        assert record["phase"] == "completed", record
+        for writer in writers:
+            writer.is_over = True
+        await asyncio.gather(*tasks)
+        first = _first_of(new, writers)
+        assert first - killed < limit_s
+        for number, one in enumerate(idle):
+            cursor = await one.execute("show application_name")
+            assert await cursor.fetchone() == (f"idle{number}",)
+        report = record["report"]
+        assert report["failure"]["gate"] == "asynchronous"
+        may_lack_s = report["failure"]["may_lack_ms"] / 1000
+        found = {row for (row,) in await new.fetch("select id from written", database="app")}
+        for writer in writers:
+            assert not writer.aborted & found
+            for row in writer.acknowledged.keys() - found:
+                # Asynchronous replication: the report says how much may be missing at most.
+                server, at = writer.acknowledged[row]
+                assert server == old.name
+                assert at > killed - may_lack_s
+        assert report["interrupted_count"] >= sum(len(writer.unknown | writer.aborted) for writer in writers)
+        view = (await turnout.get("/v1/status"))["services"][0]["view"]
+        assert view["active"] == new.name
+        assert [one["name"] for one in view["engines"] if one["deposed"]] == [old.name]
+    finally:
+        for one in [*idle, *(writer.connection for writer in writers)]:
+            await one.close()
+        await turnout.stop()
+        await pair.swap()
+
+
+async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_comes_back(
+    pair: PostgresPair, tmp_path: Path
+) -> None:
+    old, new = pair.primary, pair.standby
+    turnout = await _turnout(pair, tmp_path, FAST)
+    idle = await _connect(turnout, autocommit=True)
+    open_one, working = await _connect(turnout), await _connect(turnout, autocommit=True)
+    try:
+        await idle.execute("set application_name = 'idle'")
+        await _is_watched(turnout)
+        await _are_looked_at(old, 1)
+        await open_one.execute("select 1")
+        writing = asyncio.create_task(working.execute("select pg_sleep(60)"))
+        await until(partial(old.fetchval, "select 1 from pg_stat_activity where query like '%pg_sleep(60)'"), "it runs")
+        old.freeze()
+        record = await _failover(turnout)
+        assert record["phase"] == "completed", record
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            await writing
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            await open_one.execute("select 2")
+        await open_one.rollback()
+        for one in (idle, open_one, working):
+            cursor = await one.execute("select setting from pg_settings where name = 'cluster_name'")
+            assert await cursor.fetchone() == (new.name,)
+        old.thaw()
+
+        async def is_fenced() -> bool:
+            engines = await turnout.get("/v1/engines")
+            return any(
+                one["engine"]["name"] == old.name and (one["engine"]["state"] or {}).get("is_fenced") for one in engines
+            )
+
+        await until(is_fenced, "the former primary is fenced")
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await old.execute("insert into written values (1, 1)", database="app")
+        codes = {one["code_sent"] for one in record["report"]["interrupted"]}
+        assert codes == {"08007", "40001"}
+    finally:
+        old.thaw()
+        for one in (idle, open_one, working):
+            await one.close()
+        await turnout.stop()
+        await pair.swap()

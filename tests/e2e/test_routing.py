@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -13,6 +14,7 @@ import pytest_asyncio
 
 from proxy.embedded import PostgresPair, Setup, Turnout
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.tasks import spawn
 from tests.e2e.doors import Door
 from tests.kit.waiting import until
 
@@ -26,32 +28,35 @@ Connection = psycopg.AsyncConnection[Any]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def turnout(postgres_pair: PostgresPair, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Turnout]:
-    direct = await psycopg.AsyncConnection.connect(_direct(postgres_pair), autocommit=True)
+    await _create(postgres_pair)
+    started = Turnout(_setup(postgres_pair), tmp_path_factory.mktemp("routing"))
+    await started.start()
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+async def _create(pair: PostgresPair) -> None:
+    direct = await psycopg.AsyncConnection.connect(_direct(pair), autocommit=True)
     await direct.execute(
         "create or replace function in_standby() returns boolean stable language sql as 'select pg_is_in_recovery()'"
     )
     await direct.execute("create table if not exists routed (n int)")
     await direct.execute("create sequence if not exists routed_numbers")
     await direct.close()
-    started = Turnout(
-        Setup(
-            protocol="postgresql",
-            engines={server.name: server.address for server in postgres_pair.servers()},
-            admin_user=SUPERUSER,
-            admin_password=PASSWORD,
-            users={"app": PASSWORD},
-            pool_mode="transaction",
-            service={
-                "route": [{"to": [postgres_pair.standby.name], "functions": ["in_standby"], "lag_ms_max": 60_000}]
-            },
-        ),
-        tmp_path_factory.mktemp("routing"),
+
+
+def _setup(pair: PostgresPair) -> Setup:
+    return Setup(
+        protocol="postgresql",
+        engines={server.name: server.address for server in pair.servers()},
+        admin_user=SUPERUSER,
+        admin_password=PASSWORD,
+        users={"app": PASSWORD},
+        pool_mode="transaction",
+        service={"route": [{"to": [pair.standby.name], "functions": ["in_standby"], "lag_ms_max": 60_000}]},
     )
-    await started.start()
-    try:
-        yield started
-    finally:
-        await started.stop()
 
 
 def _direct(pair: PostgresPair) -> str:
@@ -209,3 +214,40 @@ async def test_many_clients_read_and_write_and_each_sees_its_own(turnout: Turnou
         return elsewhere
 
     assert sum(await asyncio.gather(*(work(name) for name in range(8)))) > 0
+
+
+async def test_a_switch_to_the_standby_that_is_read_from_loses_nothing(
+    fresh_postgres_pair: PostgresPair, tmp_path: Path
+) -> None:
+    """Everybody works on; afterwards all reads are the new primary's, for the old one follows nobody."""
+    pair = fresh_postgres_pair
+    turnout = Turnout(_setup(pair), tmp_path)
+    await _create(pair)
+    await turnout.start()
+    ending = asyncio.Event()
+
+    async def work(name: int) -> int:
+        written = 0
+        async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
+            await _until_routed(connection)
+            while not ending.is_set():
+                await connection.execute("insert into routed values (%s)", [name])
+                written += 1
+                for _ in range(5):
+                    cursor = await connection.execute("select count(*) from routed where n = %s", [name])
+                    assert await cursor.fetchone() == (written,)
+            assert await _one(connection, WHERE) is False
+        return written
+
+    try:
+        workers = [spawn(work(name), name=f"client {name}") for name in range(4)]
+        ended = await turnout.switch(pair.standby.name)
+        assert ended["phase"] == "completed", ended
+        assert ended["figures"]["errors_visible"] == 0
+        ending.set()
+        written = await asyncio.gather(*workers)
+        async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
+            assert await _one(connection, "select count(*) from routed") == sum(written)
+    finally:
+        ending.set()
+        await turnout.stop()

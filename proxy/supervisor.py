@@ -125,7 +125,7 @@ class Supervisor:
         await self._settle(hellos)
         keeper = self._policies = PolicyKeeper(
             self.config.service,
-            PolicyStore(self._journal),
+            PolicyStore(self._journal.database),
             self._stream,
             self._orchestrator,
             self._clock,
@@ -663,7 +663,9 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
     loop.add_signal_handler(signal.SIGHUP, read_again)
     control = None
     try:
-        control = await serve_control(ControlService(supervisor), config)
+        door = ControlService(supervisor)
+        supervisor.policies.start_with(door.switch_of_policy)
+        control = await serve_control(door, config)
         await ending.wait()
         _log.info("stopping")
     finally:

@@ -461,7 +461,8 @@ def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, a
         _fail(f"switch {switch_id} {ended['phase']}: it could not be undone", ended["remedy"])
 
 
-# The commands that change settings, engines and sessions stand in a module of their own, and use what stands above.
-from proxy.cli import admin  # noqa: E402
+# The commands that change settings, engines and sessions and those for policies stand in modules of their own, and use what stands above.
+from proxy.cli import admin, policy  # noqa: E402
 
 admin.register(app)
+policy.register(app)

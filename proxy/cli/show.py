@@ -450,3 +450,46 @@ def show_reloaded(out: Console, reloaded: Json) -> None:
         out.print(Text.assemble(("needs a restart  ", "yellow"), line))
     if not reloaded["applied"] and not reloaded["needs_restart"]:
         out.print("nothing has changed")
+
+
+# --- policies -----------------------------------------------------------------------------------------------------
+
+_CODE_STYLE: Final = {"fired": "bold", "switched": "green", "refused": "bold red", "undone": "yellow"}
+
+
+def show_policies(out: Console, views: list[Json]) -> None:
+    """One line for each policy, and what was decided last."""
+    if not views:
+        out.print("no policies: Turnout switches when it is told to")
+        return
+    table = _table("policy", "service", "trigger", "target", "priority", "", "last", right=("priority",))
+    for view in views:
+        policy, last = view["policy"], view["last"]
+        state = Text("on", "green") if policy["enabled"] else Text("off", "yellow")
+        said = last["text"] if last is not None else ""
+        if view["next_time"] is not None:
+            said = f"next at {moment(view['next_time'])}" + (f"; {said}" if said else "")
+        origin = "" if policy["origin"] == "command" else " (config)"
+        table.add_row(
+            policy["name"] + origin,
+            policy["service"],
+            policy["trigger"],
+            policy["target_engine"],
+            str(policy["priority"]),
+            state,
+            said,
+        )
+    out.print(table)
+
+
+def show_decisions(out: Console, decisions: list[Json]) -> None:
+    """What was decided and why."""
+    if not decisions:
+        out.print("nothing was decided yet")
+        return
+    table = _table("at", "policy", "", "why")
+    for one in decisions:
+        code = Text(one["code"].replace("_", " "), _CODE_STYLE.get(one["code"], "dim"))
+        why = one["text"] + (f" (switch {one['switch']})" if one["switch"] else "")
+        table.add_row(moment(one["at"]), one["policy"], code, why)
+    out.print(table)

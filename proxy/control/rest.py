@@ -26,7 +26,7 @@ from litestar.types import Message, Scope
 from msgspec import Meta
 
 from proxy import VERSION, ipc
-from proxy.config import Config, LogLevel
+from proxy.config import Config, LogLevel, PolicyConfig
 from proxy.control.access import Access
 from proxy.control.answers import KEY_LENGTH_MAX, Answers
 from proxy.control.api_page import ApiPage
@@ -37,6 +37,7 @@ from proxy.control.metrics import Metrics
 from proxy.control.roles import Caller
 from proxy.control.service import (
     AUDIT_MAX,
+    DECISIONS_MAX,
     SWITCHES_MAX,
     ControlService,
     EngineRow,
@@ -48,7 +49,9 @@ from proxy.control.service import (
     Status,
     SwitchRefused,
 )
+from proxy.engines.figures import EngineFigures
 from proxy.errors import ConfigError, ControlError, NotFound, PlanRefused, ProxyError
+from proxy.policy.model import Decision, Policy, PolicyView
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED
@@ -112,6 +115,12 @@ class AutomationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """What shall happen when the active engine fails."""
 
     automatic: Annotated[bool, Meta(description="Another engine takes over by itself.")]
+
+
+class PolicyRequest(PolicyConfig, frozen=True, kw_only=True):
+    """A policy: the keys of `[service.NAME.policy.NAME]` in the config, and its service."""
+
+    service: Annotated[str, Meta(min_length=1, max_length=63, description="Name of a service in the config.")]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -186,6 +195,8 @@ class Change(Operation):
 ServiceName = Annotated[str, PathParameter(description="Name of a service in the config.")]
 EngineName = Annotated[str, PathParameter(description="Name of an engine of the service.")]
 SwitchId = Annotated[str, PathParameter(description="Id of a switch, as its start answered it.")]
+PolicyName = Annotated[str, PathParameter(description="Name of a policy, of whatever service.")]
+DecisionLimit = Annotated[int, QueryParameter(ge=1, le=DECISIONS_MAX, description="Most decisions of the answer.")]
 SessionId = Annotated[int, PathParameter(description="Number of a session, as the list has it.", ge=0, le=2**48)]
 OneService = Annotated[str | None, QueryParameter(name="service", description="Only of this service.")]
 Offset = Annotated[int, QueryParameter(ge=0, le=OFFSET_MAX, description="How many to pass over.")]
@@ -499,6 +510,79 @@ async def failover(
     return _door(state).switch_automation(_caller(request), service, is_on=data.automatic)
 
 
+# --- policies -----------------------------------------------------------------------------------------------------
+
+
+@get("/v1/services/{service:str}/engines/{engine:str}/metrics", tags=["looking"], responses=_OR_UNKNOWN)
+async def engine_metrics(
+    request: Request[Any, Any, Any], state: State, service: ServiceName, engine: EngineName
+) -> EngineFigures:
+    """The figures of one engine; what is not known is null."""
+    return _door(state).engine_metrics(_caller(request), service, engine)
+
+
+@get("/v1/policies", tags=["policies"], responses=_OR_UNKNOWN)
+async def policies(request: Request[Any, Any, Any], state: State, one_service: OneService = None) -> list[PolicyView]:
+    """Every policy, and what was decided last."""
+    return _door(state).policies(_caller(request), one_service)
+
+
+@get("/v1/policies/{policy:str}", tags=["policies"], responses=_OR_UNKNOWN)
+async def policy_detail(request: Request[Any, Any, Any], state: State, policy: PolicyName) -> PolicyView:
+    """One policy."""
+    return _door(state).policy(_caller(request), policy)
+
+
+@put("/v1/policies/{policy:str}", tags=["policies"], responses=_CHANGE, operation_class=Change)
+async def set_policy(
+    request: Request[Any, Any, Any], state: State, policy: PolicyName, data: JSONBody[PolicyRequest]
+) -> PolicyView:
+    """Set a policy, or replace it as a whole; kept over restarts. Needs the role operator."""
+    return _door(state).set_policy(_caller(request), data.service, policy, data)
+
+
+@delete("/v1/policies/{policy:str}", tags=["policies"], status_code=200, responses=_CHANGE, operation_class=Change)
+async def remove_policy(request: Request[Any, Any, Any], state: State, policy: PolicyName) -> Policy:
+    """Forget a policy that was set by command; one of the config file is changed there. Needs the role operator."""
+    return _door(state).remove_policy(_caller(request), policy)
+
+
+@post("/v1/policies/{policy:str}/enable", tags=["policies"], status_code=200, responses=_CHANGE, operation_class=Change)
+async def enable_policy(request: Request[Any, Any, Any], state: State, policy: PolicyName) -> PolicyView:
+    """Let a policy fire again, also one of the config file. Needs the role operator."""
+    return _door(state).enable_policy(_caller(request), policy, is_enabled=True)
+
+
+@post(
+    "/v1/policies/{policy:str}/disable", tags=["policies"], status_code=200, responses=_CHANGE, operation_class=Change
+)
+async def disable_policy(request: Request[Any, Any, Any], state: State, policy: PolicyName) -> PolicyView:
+    """Keep a policy from firing, also one of the config file, until it is enabled again. Needs the role operator."""
+    return _door(state).enable_policy(_caller(request), policy, is_enabled=False)
+
+
+@post("/v1/policies/{policy:str}/run", tags=["policies"], status_code=202, responses=_CHANGE, operation_class=Change)
+async def run_policy(request: Request[Any, Any, Any], state: State, policy: PolicyName) -> Response[SwitchRecord]:
+    """Let a policy fire now, whatever its trigger. The answer comes once the checks of its switch have passed. Needs the role
+    operator."""
+    record = await _door(state).run_policy(_caller(request), policy)
+    return Response(record, status_code=202, headers={"Location": f"/v1/switches/{record.id}"})
+
+
+@get("/v1/policies/{policy:str}/history", tags=["policies"], responses=_OR_UNKNOWN)
+async def history_of_policy(
+    request: Request[Any, Any, Any], state: State, policy: PolicyName, limit: DecisionLimit = 50
+) -> list[Decision]:
+    """What was decided of one policy and why, newest first; only what changed."""
+    return _door(state).policy_history(_caller(request), limit, policy)
+
+
+@get("/v1/policy-history", tags=["policies"], responses=_PROBLEMS)
+async def policy_history(request: Request[Any, Any, Any], state: State, limit: DecisionLimit = 50) -> list[Decision]:
+    """What was decided of all policies and why, newest first; only what changed."""
+    return _door(state).policy_history(_caller(request), limit)
+
+
 # --- for machines -------------------------------------------------------------------------------------------------
 
 
@@ -640,6 +724,8 @@ HANDLERS: Final = [
     status, services, service_detail, engines, pools, sessions, session_detail, ready, config, events, audit,
     add_engine, remove_engine, end_session, reload, log_setting, set_log,
     switch, switches, switch_detail, report, cancel, failover,
+    engine_metrics, policies, policy_detail, set_policy, remove_policy, enable_policy, disable_policy, run_policy,
+    history_of_policy, policy_history,
     healthz, readyz, metrics,
 ]  # fmt: skip
 

@@ -18,11 +18,14 @@ import structlog
 
 from proxy import VERSION, ipc
 from proxy.clock import Clock, SystemClock
-from proxy.config import NAME, Config, EngineConfig, LogLevel, masked, parse_address
+from proxy.config import NAME, Config, EngineConfig, LogLevel, PolicyConfig, masked, parse_address
 from proxy.control.audit import AuditEntry, AuditLog
 from proxy.control.events import EventLog
 from proxy.control.roles import Caller, Role, require
+from proxy.engines.figures import EngineFigures
 from proxy.errors import Conflict, ControlError, NotFound, ProxyError
+from proxy.policy.keeper import PolicyKeeper
+from proxy.policy.model import Decision, Policy, PolicyView
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept
 from proxy.switch.readiness import Check, failures
 from proxy.switch.state import Phase
@@ -37,6 +40,9 @@ VALIDATION_WAIT_S: Final = 8.0
 SWITCHES_MAX: Final = 1_000
 """Most records of one listing."""
 
+DECISIONS_MAX: Final = 1_000
+"""Most decisions of policies of one listing."""
+
 AUDIT_MAX: Final = 1_000
 """Most entries of one listing."""
 
@@ -49,6 +55,8 @@ class Supervisor(Protocol):
 
     @property
     def database(self) -> sqlite3.Connection: ...
+    @property
+    def policies(self) -> PolicyKeeper: ...
     def is_ready(self) -> bool: ...
     def services(self) -> list[ServiceView]: ...
     def workers(self) -> list[WorkerView]: ...
@@ -477,6 +485,77 @@ class ControlService:
             view = self.supervisor.switch_automation(service, is_on, who.name)
         _log.info("automatic failover switched", service=service, is_on=is_on, by=who.name)
         return view
+
+    # --- policies -------------------------------------------------------------------------------------------------
+
+    def policies(self, who: Caller, service: str | None = None) -> list[PolicyView]:
+        """Every policy or those of one service, by name, each with what was decided last. Raises NotFound."""
+        require(who, Role.VIEWER)
+        if service is not None:
+            self._service(service)
+        keeper = self.supervisor.policies
+        return [keeper.view(policy) for policy in keeper.policies(service)]
+
+    def policy(self, who: Caller, name: str) -> PolicyView:
+        """One of them. Raises NotFound."""
+        require(who, Role.VIEWER)
+        keeper = self.supervisor.policies
+        return keeper.view(keeper.policy(name))
+
+    def policy_history(self, who: Caller, limit: int = 50, policy: str | None = None) -> list[Decision]:
+        """What was decided and why, of all policies or of one, newest first; only changes are kept. A policy that is gone
+        has its history all the same."""
+        require(who, Role.VIEWER)
+        return self.supervisor.policies.history(min(max(limit, 1), DECISIONS_MAX), policy)
+
+    def engine_metrics(self, who: Caller, service: str, engine: str) -> EngineFigures:
+        """The figures of one engine, at most a second old. Raises NotFound: no such engine, or not looked at yet."""
+        require(who, Role.VIEWER)
+        for one in self._service(service).engines:
+            if one.name == engine and one.figures is not None:
+                return one.figures
+            if one.name == engine:
+                raise NotFound(f"engine {engine!r} was not looked at yet", hint="ask again in a second")
+        raise NotFound(f"service {service!r} has no engine {engine!r}", hint="`turnout engines` lists them")
+
+    def set_policy(self, who: Caller, service: str, name: str, rules: PolicyConfig) -> PolicyView:
+        """Set a policy, or replace the one of this name as a whole; kept over restarts. It is judged from the next second
+        on. Raises NotFound (service); Conflict: it cannot be, or stands in the config file."""
+        asked = msgspec.to_builtins(rules)
+        with self._recorded(who, "set_policy", name, {"service": service, **asked}):
+            require(who, Role.OPERATOR, "set a policy")
+            self._service(service)
+            keeper = self.supervisor.policies
+            fields = {field: getattr(rules, field) for field in PolicyConfig.__struct_fields__}
+            keeper.put(Policy(name=name, service=service, origin="command", **fields))
+            return keeper.view(keeper.policy(name))
+
+    def remove_policy(self, who: Caller, name: str) -> Policy:
+        """Forget a policy that was set by command; a switch that it has begun goes on. Raises NotFound; Conflict: it stands
+        in the config file."""
+        with self._recorded(who, "remove_policy", name):
+            require(who, Role.OPERATOR, "remove a policy")
+            return self.supervisor.policies.remove(name)
+
+    def enable_policy(self, who: Caller, name: str, *, is_enabled: bool) -> PolicyView:
+        """Switch a policy on or off, also one of the config file; it stays so over restarts and reloads. Raises NotFound."""
+        with self._recorded(who, "enable_policy" if is_enabled else "disable_policy", name):
+            require(who, Role.OPERATOR, "switch a policy on or off")
+            keeper = self.supervisor.policies
+            return keeper.view(keeper.enable(name, is_enabled=is_enabled))
+
+    async def run_policy(self, who: Caller, name: str) -> SwitchRecord:
+        """Let a policy fire now, whatever its trigger and its brakes; the switch that it asks for is checked like any.
+        Raises NotFound, Conflict (it is disabled), and what `switch` raises."""
+        with self._recorded(who, "run_policy", name) as detail:
+            require(who, Role.OPERATOR, "run a policy")
+            record = await self.supervisor.policies.run(name, who.name)
+            detail["switch"] = record.id
+            return record
+
+    async def switch_of_policy(self, plan: SwitchPlan) -> SwitchRecord:
+        """`switch`, asked for by a policy: `plan.requested_by` names it."""
+        return await self.switch(Caller(name=plan.requested_by, role=Role.OPERATOR), plan)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -199,7 +199,7 @@ class PolicyKeeper:
         _log.info("policy removed", policy=name, service=policy.service)
         return policy
 
-    def enable(self, name: str, is_enabled: bool) -> Policy:
+    def enable(self, name: str, *, is_enabled: bool) -> Policy:
         """Switch on or off, also one of the config file; it stays so over restarts and reloads. Raises NotFound."""
         self.policy(name)
         self._stand(name, msgspec.structs.replace(self._standing(name), is_enabled=is_enabled))

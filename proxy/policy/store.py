@@ -7,12 +7,13 @@ who switches an automatism off in a hurry must not have to edit a file, and it s
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Final
 
 import msgspec
 
 from proxy.policy.model import Code, Decision, Policy
-from proxy.switch.journal import Journal
+from proxy.switch.journal import transaction
 
 KEPT: Final = 1_000
 """Decisions of each kind that are kept, those that did something and those that did not; the oldest go first."""
@@ -31,9 +32,8 @@ class Standings(msgspec.Struct, frozen=True):
 class PolicyStore:
     """The tables. Every call is short and blocks (tens of microseconds); sqlite3.Error goes up."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._db = journal.database
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._db = database
 
     # --- policies -----------------------------------------------------------------------------------------------------
 
@@ -43,14 +43,14 @@ class PolicyStore:
 
     def put(self, policy: Policy) -> None:
         """Set or replace. It is enabled as it says itself, and does not rest."""
-        with self._journal.transaction():
+        with transaction(self._db):
             self._db.execute(
                 "insert or replace into policies values (?, ?)", (policy.name, msgspec.json.encode(policy))
             )
             self._db.execute("delete from policy_standings where name = ?", (policy.name,))
 
     def drop(self, name: str) -> None:
-        with self._journal.transaction():
+        with transaction(self._db):
             self._db.execute("delete from policies where name = ?", (name,))
             self._db.execute("delete from policy_standings where name = ?", (name,))
 
@@ -73,7 +73,7 @@ class PolicyStore:
     def add(self, decision: Decision) -> int:
         """Returns its number, for `replace`."""
         acts = decision.code in _ACTS
-        with self._journal.transaction():
+        with transaction(self._db):
             number = self._db.execute(
                 "insert into policy_decisions (at, acts, policy, decision) values (?, ?, ?, ?)",
                 (decision.at, acts, decision.policy, msgspec.json.encode(decision)),

@@ -91,6 +91,18 @@ def upgrade(database: sqlite3.Connection, layout: int = 0) -> None:
         database.executescript(f"begin immediate; {_STEPS[number]} pragma user_version = {number + 1}; commit;")
 
 
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing."""
+    database.execute("begin immediate")
+    try:
+        yield
+    except BaseException:
+        database.execute("rollback")
+        raise
+    database.execute("commit")
+
+
 class StateFileError(ProxyError):
     """The state file cannot be read or written; the text names it and says what to do."""
 
@@ -175,7 +187,7 @@ class Journal:
 
     def stand(self, service: str, standing: Standing) -> None:
         """Remember who is active."""
-        with self.transaction():
+        with transaction(self._db):
             self._stand(service, standing)
 
     def _stand(self, service: str, standing: Standing) -> None:
@@ -193,7 +205,7 @@ class Journal:
 
     def depose(self, service: str, deposed: Deposed) -> None:
         """It must not take writes any more."""
-        with self.transaction():
+        with transaction(self._db):
             self._depose(service, deposed)
 
     def _depose(self, service: str, deposed: Deposed) -> None:
@@ -203,7 +215,7 @@ class Journal:
 
     def reinstate(self, service: str, engine: str) -> None:
         """It is a standby again, or the active engine."""
-        with self.transaction():
+        with transaction(self._db):
             self._reinstate(service, engine)
 
     def _reinstate(self, service: str, engine: str) -> None:
@@ -216,14 +228,14 @@ class Journal:
 
     def automate(self, service: str, automation: Automation) -> None:
         """Remember that."""
-        with self.transaction():
+        with transaction(self._db):
             self._db.execute(
                 "insert or replace into automation values (?, ?)", (service, msgspec.json.encode(automation))
             )
 
     def key(self, name: str) -> bytes:
         """32 random bytes that are the same for ever, made when they are asked for first."""
-        with self.transaction():
+        with transaction(self._db):
             self._db.execute("insert or ignore into keys values (?, ?)", (name, secrets.token_bytes(32)))
         row = self._db.execute("select key from keys where name = ?", (name,)).fetchone()
         return bytes(row[0])
@@ -232,7 +244,7 @@ class Journal:
 
     def begin(self, record: SwitchRecord) -> None:
         """A new switch; on the disk when this returns."""
-        with self.transaction():
+        with transaction(self._db):
             self._db.execute(
                 "insert into switches values (?, ?, ?, 0, ?)",
                 (record.id, record.began_at, record.service, msgspec.json.encode(record)),
@@ -252,7 +264,7 @@ class Journal:
         """The record's new phase, before it is acted on. `standing` and `deposed` are set in the same transaction: who is
         active, who is not to be any more, and that the switch has cut over are one truth. Raises sqlite3.Error if it
         cannot be written."""
-        with self.transaction():
+        with transaction(self._db):
             self._db.execute(
                 "update switches set record = ?, ended = ? where id = ?",
                 (msgspec.json.encode(record), record.phase in ENDED, record.id),
@@ -268,7 +280,7 @@ class Journal:
 
     def end(self, record: SwitchRecord, report: dict[str, Any]) -> None:
         """The report of a switch that has ended, and its figures; on the disk when this returns."""
-        with self.transaction():
+        with transaction(self._db):
             self._db.execute(
                 "update switches set record = ?, ended = 1 where id = ?", (msgspec.json.encode(record), record.id)
             )
@@ -326,14 +338,3 @@ class Journal:
 
     def _sync(self) -> None:
         self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of it or nothing."""
-        self._db.execute("begin immediate")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        self._db.execute("commit")

@@ -352,3 +352,40 @@ def test_help_needs_no_heavy_module() -> None:
 def test_the_module_is_the_command() -> None:
     ran = subprocess.run([sys.executable, "-m", "proxy", "version"], capture_output=True, text=True, check=False)
     assert ran.stdout == "turnout 0.1.0\n"
+
+
+# --- policies -----------------------------------------------------------------------------------------------------
+
+SLOW = ("slow", "--trigger", "performance_degradation", "--response-time-threshold-ms", "250", "--target", "green")
+
+
+def test_a_policy_is_set_switched_off_and_removed(served: Served, turnout: Any) -> None:
+    assert turnout("policy", "list").out == "no policies: Turnout switches when it is told to\n"
+    view = turnout("policy", "set", *SLOW, "--window-duration", "30", "--json").json
+    assert view["policy"]["response_time_threshold_ms"] == 250.0
+    assert view["policy"]["window_duration"] == 30
+    assert "performance_degradation" in turnout("policy", "list").out
+    assert not turnout("policy", "disable", "slow", "--json").json["policy"]["enabled"]
+    assert turnout("policy", "enable", "slow", "--json").json["policy"]["enabled"]
+    assert turnout("policy", "history", "slow").out == "nothing was decided yet\n"
+    assert turnout("policy", "remove", "slow").out == "policy slow is removed\n"
+    gone = turnout("policy", "remove", "slow")
+    assert gone.code == 1
+    assert "there is no policy 'slow'" in gone.err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--trigger", "scheduled", "--cron-expression", "x"), "expected five fields"),
+        (("--trigger", "error_rate"), "error_rate_threshold: is missing"),
+        (("--priority", "256"), "priority"),
+        (("--trigger", "sometimes"), "trigger"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_with_the_key(
+    served: Served, turnout: Any, more: tuple[str, ...], says: str
+) -> None:
+    ran = turnout("policy", "set", *SLOW, *more)
+    assert ran.code != 0
+    assert says in ran.err

@@ -23,8 +23,11 @@ from proxy.config import (
     ServiceConfig,
 )
 from proxy.engines.engine import EngineState, Role
+from proxy.engines.figures import Stream
 from proxy.errors import Conflict, NotFound
-from proxy.switch.journal import upgrade
+from proxy.policy.keeper import PolicyKeeper
+from proxy.policy.store import PolicyStore
+from proxy.switch.journal import Standing, upgrade
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED, Phase
@@ -95,6 +98,14 @@ class ScriptedSupervisor:
         upgrade(self.database)
         self.ended_sessions: list[tuple[int, str]] = []
         self.subscribers: list[Callable[[Event], None]] = []
+        self.policies = PolicyKeeper(
+            self.config.service,
+            PolicyStore(self.database),
+            Stream(),
+            _Switches(self),
+            SystemClock(),
+            lambda event: None,
+        )
 
     # --- what the door needs --------------------------------------------------------------------------------------
 
@@ -284,6 +295,26 @@ class ScriptedSupervisor:
                 ),
             ],
         )  # fmt: skip
+
+
+class _Switches:
+    """What policies ask of switches."""
+
+    def __init__(self, supervisor: ScriptedSupervisor) -> None:
+        self._supervisor = supervisor
+
+    def standing(self, service: str) -> Standing:
+        return Standing(self._supervisor.active[service], 1)
+
+    def running(self, service: str) -> SwitchRecord | None:
+        found = self._supervisor.records.values()
+        return next((one for one in found if one.service == service and one.phase not in ENDED), None)
+
+    def record(self, switch_id: str) -> SwitchRecord:
+        return self._supervisor.switch(switch_id)
+
+    def records(self, limit: int) -> list[SwitchRecord]:
+        return self._supervisor.switches(limit)
 
 
 def figures() -> ipc.ServiceFigures:

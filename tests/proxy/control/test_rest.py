@@ -379,3 +379,50 @@ def test_the_door_itself_refuses_what_is_not_there() -> None:
     supervisor = ScriptedSupervisor()
     with pytest.raises(NotFound):
         supervisor.switch("x")
+
+
+# --- policies -----------------------------------------------------------------------------------------------------
+
+SLOW = {
+    "service": "shop",
+    "trigger": "performance_degradation",
+    "target_engine": "green",
+    "response_time_threshold_ms": 250,
+}
+
+
+def test_a_policy_is_set_shown_and_forgotten(client: TestClient[Litestar]) -> None:
+    assert client.put("/v1/policies/slow", json=SLOW).json()["policy"]["priority"] == 100
+    assert client.put("/v1/policies/slow", json={**SLOW, "priority": 7}).json()["policy"]["priority"] == 7
+    [listed] = client.get("/v1/policies?service=shop").json()
+    assert listed == client.get("/v1/policies/slow").json()
+    assert client.get("/v1/policy-history").json() == []
+    assert client.delete("/v1/policies/slow").json()["name"] == "slow"
+    problem(client.get("/v1/policies/slow"), 404)
+
+
+@pytest.mark.parametrize(
+    ("keys", "status"),
+    [
+        ({"target_engine": "nobody"}, 409),
+        ({"service": "nowhere"}, 404),
+        ({"response_time_threshold_ms": 0}, 409),
+        ({"priority": 256}, 400),
+        ({"priority": "high"}, 400),
+        ({"colour": "red"}, 400),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(client: TestClient[Litestar], keys: dict[str, Any], status: int) -> None:
+    problem(client.put("/v1/policies/slow", json={**SLOW, **keys}), status)
+    assert client.get("/v1/policies").json() == []
+
+
+def test_what_changes_a_policy_is_in_the_audit_log(client: TestClient[Litestar]) -> None:
+    client.put("/v1/policies/slow", json=SLOW)
+    client.post("/v1/policies/slow/disable")
+    client.post("/v1/policies/slow/run")
+    client.delete("/v1/policies/slow")
+    entries = client.get("/v1/audit").json()
+    assert [(one["action"], one["outcome"]) for one in entries] == [
+        ("remove_policy", "done"), ("run_policy", "refused"), ("disable_policy", "done"), ("set_policy", "done"),
+    ]  # fmt: skip

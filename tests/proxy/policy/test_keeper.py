@@ -62,7 +62,12 @@ class Scene:
     def again(self) -> PolicyKeeper:
         """The keeper of a supervisor that starts now."""
         self.keeper = PolicyKeeper(
-            {"shop": self.service}, PolicyStore(self.journal), self.stream, self, self.clock, self.events.append
+            {"shop": self.service},
+            PolicyStore(self.journal.database),
+            self.stream,
+            self,
+            self.clock,
+            self.events.append,
         )
         self.keeper.start_with(self.start)
         return self.keeper
@@ -249,13 +254,13 @@ def a_policy(name: str = "mine", **keys: Any) -> Policy:
 async def test_what_was_set_survives_a_restart_and_so_does_who_was_switched_off(scene: Callable[..., Scene]) -> None:
     play = scene(slow=SLOW)
     play.keeper.put(a_policy())
-    play.keeper.enable("slow", False)
-    play.keeper.enable("mine", False)
+    play.keeper.enable("slow", is_enabled=False)
+    play.keeper.enable("mine", is_enabled=False)
     kept = {policy.name: (policy.origin, policy.enabled) for policy in play.again().policies()}
     assert kept == {"mine": ("command", False), "slow": ("config", False)}
     play.turn(20, ms=500.0)
     assert not play.asked
-    play.keeper.enable("slow", True)
+    play.keeper.enable("slow", is_enabled=True)
     play.turn(1, ms=500.0)
     await play.asks(1)
     assert play.again().view(play.keeper.policy("slow")).is_resting
@@ -299,7 +304,7 @@ async def test_an_operator_lets_a_policy_fire_whatever_its_trigger(scene: Callab
     assert record.plan.requested_by == "policy slow"
     assert play.keeper.history(1)[0].text == "fired because ann said so"
     play.end(Phase.ABORTED)
-    play.keeper.enable("slow", False)
+    play.keeper.enable("slow", is_enabled=False)
     with pytest.raises(Conflict, match="disabled"):
         await play.keeper.run("slow", "ann")
     with pytest.raises(NotFound, match="no policy 'gone'"):

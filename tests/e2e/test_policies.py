@@ -1,0 +1,232 @@
+"""Every trigger of a policy fires on its real cause, on a whole Turnout with real servers, and not without it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from proxy.embedded import PostgresPair, Setup, Turnout
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.tasks import cancel_and_wait, spawn
+from tests.e2e.doors import Door
+from tests.kit.between import Between
+from tests.kit.waiting import until
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+CALM = {"service": "app", "target_engine": "two", "window_duration": 2, "min_evidence": 5, "cool_down": 0}
+
+
+class Stage:
+    """A Turnout before two addresses of one server, of which the first one may be made slow."""
+
+    def __init__(self, turnout: Turnout, between: Between) -> None:
+        self.turnout = turnout
+        self.between = between
+        self.dsn = Door(name="session", port=turnout.port).dsn()
+
+    async def put(self, name: str, **keys: object) -> dict[str, Any]:
+        async with self.turnout.control() as client:
+            answer = await client.put(f"/v1/policies/{name}", json={**CALM, **keys})
+            answer.raise_for_status()
+            view: dict[str, Any] = answer.json()
+            return view
+
+    async def code(self, name: str) -> str:
+        """Of the last decision."""
+        view = await self.turnout.get(f"/v1/policies/{name}")
+        return view["last"]["code"] if view["last"] is not None else ""
+
+    async def until_code(self, name: str, code: str) -> None:
+        async def is_it() -> bool:
+            return await self.code(name) == code
+
+        await until(is_it, f"policy {name} says {code}")
+
+    async def history(self, name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.turnout.get(f"/v1/policies/{name}/history")
+        return found
+
+    async def figures(self, engine: str) -> dict[str, Any]:
+        found: dict[str, Any] = await self.turnout.get(f"/v1/services/app/engines/{engine}/metrics")
+        return found
+
+    async def end(self, name: str) -> None:
+        """As it was before."""
+        self.between.delay_s = 0.0
+        async with self.turnout.control() as client:
+            (await client.delete(f"/v1/policies/{name}")).raise_for_status()
+        [service] = (await self.turnout.get("/v1/status"))["services"]
+        if service["view"]["active"] != "one":
+            assert (await self.turnout.switch("one"))["phase"] == "completed"
+
+    @asynccontextmanager
+    async def work(self, ask: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]]) -> AsyncIterator[None]:
+        """Somebody asks the same over and over."""
+        connection = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True)
+
+        async def go_on() -> None:
+            while True:
+                await ask(connection)
+
+        task = spawn(go_on(), name="a client's work")
+        try:
+            yield
+        finally:
+            await cancel_and_wait(task)
+            await connection.close()
+
+    async def assert_fired(self, name: str, because: str) -> None:
+        """It moved the service, and all of that is told."""
+        fired = [one for one in await self.history(name) if one["code"] == "fired"]
+        assert len(fired) == 1
+        assert fired[0]["text"].startswith(f"fired because {because}"), fired
+        record = await self.turnout.get(f"/v1/switches/{fired[0]['switch']}")
+        assert (record["phase"], record["target"], record["plan"]["requested_by"]) == (
+            "completed", "two", f"policy {name}",
+        )  # fmt: skip
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(postgres_pair: PostgresPair, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    between = Between(postgres_pair.primary.port)
+    async with between.listening():
+        turnout = Turnout(
+            Setup(
+                protocol="postgresql",
+                engines={"one": between.address, "two": postgres_pair.primary.address},
+                admin_user=SUPERUSER,
+                admin_password=PASSWORD,
+                users={"app": PASSWORD},
+                service={"replication": "none"},
+                switch={"on_drain_expired": "leave", "drain_timeout_s": 0.05},
+                engine={"load": {"source": "process", "pid_file": str(postgres_pair.primary.data / "postmaster.pid")}},
+            ),
+            tmp_path_factory.mktemp("policies"),
+        )
+        await turnout.start()
+        try:
+            yield Stage(turnout, between)
+        finally:
+            await turnout.stop()
+
+
+async def test_a_slow_engine_is_left_and_a_quick_one_is_not(stage: Stage) -> None:
+    async def ask(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute("select 1")
+
+    async with stage.work(ask):
+        await stage.put("slow", trigger="performance_degradation", response_time_threshold_ms=40)
+        await stage.until_code("slow", "not_above")
+        figures = await stage.figures("one")
+        assert 0 < figures["response_time_ms"] < 40
+        assert figures["query_rate_per_second"] > 0
+        assert figures["availability_percent"] == 100.0
+        assert (await stage.figures("two"))["response_time_ms"] is None
+        stage.between.delay_s = 0.1
+        await stage.until_code("slow", "switched")
+        await stage.assert_fired("slow", "the mean response time of one was ")
+        await stage.until_code("slow", "target_serves")
+    await stage.end("slow")
+
+
+async def test_errors_of_the_server_move_the_service_and_those_of_the_client_do_not(stage: Stage) -> None:
+    async with stage.work(_is_wrong):
+        await stage.put("errors", trigger="error_rate", error_rate_threshold=10)
+        await stage.until_code("errors", "not_above")
+        assert (await stage.figures("one"))["error_rate_percent"] == 0.0
+    async with stage.work(_times_out):
+        await stage.until_code("errors", "switched")
+    await stage.assert_fired("errors", "the error rate of one was ")
+    await stage.end("errors")
+
+
+async def _is_wrong(connection: psycopg.AsyncConnection[Any]) -> None:
+    """42703, undefined_column: the client's own fault."""
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        await connection.execute("select no_such_column")
+
+
+async def _times_out(connection: psycopg.AsyncConnection[Any]) -> None:
+    """57014, query_canceled: nothing the client got wrong."""
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        await connection.execute("select set_config('statement_timeout', '5', false), pg_sleep(1)")
+
+
+async def test_too_many_connections_move_the_service(stage: Stage, postgres_pair: PostgresPair) -> None:
+    async def known() -> bool:
+        return (await stage.figures("one"))["active_connections"] is not None
+
+    await until(known, "connections are counted")
+    limit = (await stage.figures("one"))["active_connections"] + 10
+    await stage.put("crowd", trigger="load_threshold", connection_threshold=limit)
+    await stage.until_code("crowd", "not_above")
+    crowd = [await psycopg.AsyncConnection.connect(_direct(postgres_pair)) for _ in range(15)]
+    try:
+        await stage.until_code("crowd", "switched")
+    finally:
+        for one in crowd:
+            await one.close()
+    await stage.assert_fired("crowd", "active_connections of one was ")
+    await stage.end("crowd")
+
+
+async def test_a_busy_processor_moves_the_service(stage: Stage, postgres_pair: PostgresPair) -> None:
+    async def known() -> bool:
+        return (await stage.figures("one"))["cpu_usage_percent"] is not None
+
+    await until(known, "the server's process is seen")
+    assert 0 < (await stage.figures("one"))["memory_usage_percent"] < 100
+
+    async def burn(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute("select count(*) from generate_series(1, 2000000)")
+
+    await stage.put("busy", trigger="load_threshold", cpu_threshold=10)
+    await stage.until_code("busy", "not_above")
+    async with stage.work(burn):
+        await stage.until_code("busy", "switched")
+    await stage.assert_fired("busy", "cpu_usage_percent of one was ")
+    await stage.end("busy")
+
+
+async def test_a_policy_is_run_by_hand_and_survives_a_restart(stage: Stage) -> None:
+    await stage.put("byhand", trigger="manual")
+    await stage.until_code("byhand", "waits")
+    async with stage.turnout.control() as client:
+        answer = await client.post("/v1/policies/byhand/run")
+        assert answer.status_code == 202, answer.text
+    await stage.until_code("byhand", "switched")
+    await stage.turnout.stop()
+    await stage.turnout.start()
+    listed = {one["policy"]["name"]: one for one in await stage.turnout.get("/v1/policies")}
+    assert listed["byhand"]["policy"]["trigger"] == "manual"
+    codes = [one["code"] for one in await stage.history("byhand")]
+    assert [code for code in codes if code in ("fired", "switched")] == ["switched", "fired"]
+    await stage.end("byhand")
+
+
+def _direct(pair: PostgresPair) -> str:
+    return Door(name="direct", port=pair.primary.port).dsn()
+
+
+async def test_two_that_could_fire_together_are_decided_by_priority(stage: Stage) -> None:
+    async def ask(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute("select 1")
+        await asyncio.sleep(0)
+
+    rules = {"trigger": "performance_degradation", "response_time_threshold_ms": 40}
+    await stage.put("second", **rules, priority=10)
+    await stage.put("first", **rules, priority=200)
+    async with stage.work(ask):
+        stage.between.delay_s = 0.1
+        await stage.until_code("first", "switched")
+    assert "lower_priority" in [one["code"] for one in await stage.history("second")]
+    async with stage.turnout.control() as client:
+        (await client.delete("/v1/policies/second")).raise_for_status()
+    await stage.end("first")

@@ -165,7 +165,7 @@ def _read(policy: Policy, engine: str, window: Window, over: str) -> Iterable[_R
             if figure is not None:
                 slower = window.slower_percent(threshold)
                 what += f" was {figure:.1f} ms {over} ({window.requests:,} requests, {slower:.0f} % slower than that)"
-                if slower < SLOW_SHARE_PERCENT:
+                if figure > threshold and slower < SLOW_SHARE_PERCENT:
                     lacks = f"but less than {SLOW_SHARE_PERCENT:g} % of them were slower than {threshold:g} ms"
                 what = what.replace("than that", f"than {threshold:g} ms")
             yield _Reading(figure, threshold, what, "ms", lacks)

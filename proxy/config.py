@@ -393,6 +393,30 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     """Most bytes of WAL the target may be behind for a switch to begin."""
     lag_s_max: Annotated[float, Meta(ge=0, extra=RELOADABLE)] = 5.0
     """Most seconds a MySQL or MariaDB target may be behind for a switch to begin."""
+    batch_size: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 50
+    """Strategy rolling: sessions that move at a time, of all workers together."""
+    interval_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 1.0
+    """Strategy rolling: pause between two batches, in seconds."""
+    traffic_percentage: Annotated[float, Meta(ge=0.01, le=99, extra=RELOADABLE)] = 10.0
+    """Strategy canary: share of the sessions, and of the clients that come, that tries the target."""
+    validation_duration_s: Annotated[float, Meta(ge=1, le=86_400, extra=RELOADABLE)] = 60.0
+    """Strategy canary: how long that share is compared with the rest, in seconds."""
+    requests_min: Annotated[int, Meta(ge=100, le=1_000_000_000, extra=RELOADABLE)] = 200
+    """Requests that must be there on either side of a comparison (canary, `verify_window_s`)."""
+    latency_ratio_max: Annotated[float, Meta(ge=1.01, le=1_000, extra=RELOADABLE)] = 1.5
+    """How many times as long requests may take in a comparison, by the geometric mean, before an engine is called worse."""
+    error_percent_more_max: Annotated[float, Meta(ge=0, le=100, extra=RELOADABLE)] = 0.5
+    """How many more requests of a hundred may fail, not counting errors that are the client's own (SQLSTATE classes 22, 23,
+    42), before an engine is called worse."""
+    verify_window_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 0.0
+    """How long after a cutover the service is compared with what it was before, in seconds; if it is worse, and the engine
+    that was left follows the new one (`reverse_replication`, or `replication` none), the service goes back by itself. 0: it is
+    not compared."""
+    when_busy: Annotated[Literal["refuse", "queue"], Meta(extra=RELOADABLE)] = "refuse"
+    """What becomes of a switch that is asked for while another one of the service runs."""
+    schedule_grace_s: Annotated[float, Meta(ge=0, le=86_400, extra=RELOADABLE)] = 60.0
+    """How late a scheduled switch may begin, in seconds, because Turnout was down at its time; later it does not begin at
+    all."""
 
 
 class FailoverConfig(_Table, frozen=True, kw_only=True):
@@ -535,7 +559,12 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     """What keeps its engines equal. `stream`: a target is a physical standby of the source (PostgreSQL) or its replica by
     GTID. `logical`: PostgreSQL's subscriptions, also between major versions; schemas are yours to keep alike. `none`: all engines are addresses of
     one and the same server (another host name, a network path, a pooler in between), so that a switch fences
-    nobody, waits for nothing and promotes nobody; whether it is one server is checked before each switch."""
+    nobody, waits for nothing and promotes nobody; whether it is one server is checked before each switch, unless `kept_equal_by`
+    says otherwise."""
+    kept_equal_by: Literal["one_server", "shared_storage", "multi_primary", "read_only"] = "one_server"
+    """With `replication` none, why nothing can diverge. `one_server`: the engines are addresses of one. `shared_storage`: they
+    have their data in common, and see to it themselves who writes. `multi_primary`: each takes writes and hands them on (Galera,
+    Group Replication, BDR). `read_only`: nobody writes; checked before each switch."""
     replication_login: EngineLogin | None = None
     """Account with which one engine replicates from another; needed for `reverse_replication`."""
     reverse_replication: bool = False
@@ -1020,6 +1049,8 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
         _check_auth(service, at, problems)
         if service.switch.on_drain_expired == "leave" and service.replication != "none":
             problems.add((*at, "switch", "on_drain_expired"), '"leave" needs replication = "none"')
+        if service.kept_equal_by != "one_server" and service.replication != "none":
+            problems.add((*at, "kept_equal_by"), 'needs replication = "none": else replication keeps them equal')
         for index, hook in enumerate(service.hook):
             if bool(hook.command) == bool(hook.url):
                 problems.add((*at, "hook", index), 'expected exactly one of "command" and "url"')

@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 8
+PROTOCOL_VERSION: Final = 9
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -40,6 +40,20 @@ class Configure(Message, tag=True, frozen=True, kw_only=True):
     salt_key: bytes = b""
     """32 bytes, the same for all workers and over restarts: the salts of users who have none come from it. Empty: each
     worker makes its own."""
+
+
+class Share(Message, tag=True, frozen=True, kw_only=True):
+    """Both engines serve `service`: give `moves` further sessions a backend on `target`, each at a boundary of its own,
+    while all others go on. Ended by a Prepare, or by a Release, which takes them back."""
+
+    switch: str
+    service: str
+    target: str
+    step: int
+    """Raised with each; one that was done already is answered again."""
+    moves: int
+    percent: float
+    """Of the clients that come from now on, so many begin on the target, 0 to 100."""
 
 
 class Prepare(Message, tag=True, frozen=True, kw_only=True):
@@ -191,6 +205,7 @@ class Quit(Message, tag=True, frozen=True, kw_only=True):
 
 Order = (
     Configure
+    | Share
     | Prepare
     | StopOpening
     | Hold
@@ -220,7 +235,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     switch: str
     service: str
     phase: str
-    """preparing, holding, retargeted"""
+    """sharing, preparing, holding, retargeted"""
     target: str | None = None
 
 
@@ -240,6 +255,23 @@ class Configured(Message, tag=True, frozen=True, kw_only=True):
     """The listeners are open. `failed` names what could not be done, in one line each (a port that is taken)."""
 
     failed: list[str] = []
+
+
+class Shared(Message, tag=True, frozen=True, kw_only=True):
+    """A Share has been done, as far as it could be: a session in a long transaction is left for the next one, what only
+    moves while all are held for the end."""
+
+    switch: str
+    service: str
+    step: int
+    moved: int
+    """Sessions that this step moved."""
+    on_target: int
+    """Sessions that belong on the target now."""
+    left: int
+    """All others."""
+    failed: list[str] = []
+    """One line for each backend that could not be had on the target."""
 
 
 class Prepared(Message, tag=True, frozen=True, kw_only=True):
@@ -486,6 +518,7 @@ class EngineLost(Message, tag=True, frozen=True, kw_only=True):
 Fact = (
     Hello
     | Configured
+    | Shared
     | Prepared
     | OpeningStopped
     | Draining

@@ -134,6 +134,7 @@ class Supervisor:
         self.subscribe(keeper.hear)
         workers.configure_adopted()
         workers.fill()
+        self._orchestrator.watch()
         for service, engines in self._engines.items():
             for engine in engines.values():
                 self._watch(service, engine)
@@ -236,6 +237,9 @@ class Supervisor:
             engines=engines,
             running=self._switches.running(name),
             failover=self._guards.view(name),
+            waiting=self._switches.waiting(name),
+            tally=msgspec.structs.asdict(tally := self._switches.tally(name)),
+            success_rate=tally.success_rate,
         )
 
     @property
@@ -554,6 +558,7 @@ class _Ears:
                 _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
                 self._supervisor._guards.engine_lost(fact.service, fact.engine, fact.at_ns)
                 self._tell("engine.lost", {"worker": worker, "engine": fact.engine, "why": fact.why}, fact.service)
+                self._supervisor._switches.engine_lost(fact.service, fact.engine, fact.why)
             case _:
                 self._supervisor._switches.worker_said(worker, fact)
 

@@ -167,6 +167,8 @@ class Worker:
         match order:
             case ipc.Configure():
                 self._configure(order)
+            case ipc.Share():
+                self._move(order.service, order.switch).share(order)
             case ipc.Prepare():
                 self._move(order.service, order.switch).prepare(order.target)
             case ipc.StopOpening():

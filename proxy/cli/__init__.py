@@ -318,7 +318,39 @@ def _exit_unless_ready(readiness: dict[str, Any]) -> None:
 def switch(
     target: Target,
     service: Service = None,
-    strategy: Annotated[str, typer.Option("--strategy", help="`graceful`, or `immediate`: no drain.")] = "graceful",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            "--strategy", help="`graceful`, `immediate` (no drain), `rolling` (in batches) or `canary` (a share first)."
+        ),
+    ] = "graceful",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, metavar="N", help="Rolling: sessions that move at a time.")
+    ] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option("--interval", min=0, max=3_600, metavar="S", help="Rolling: seconds between two batches."),
+    ] = None,
+    traffic_percentage: Annotated[
+        float | None,
+        typer.Option("--traffic-percentage", min=0.01, max=99, metavar="P", help="Canary: share that tries TARGET."),
+    ] = None,
+    validation_duration: Annotated[
+        float | None,
+        typer.Option(
+            "--validation-duration", min=1, max=86_400, metavar="S", help="Canary: seconds of the comparison."
+        ),
+    ] = None,
+    at: Annotated[
+        str, typer.Option("--at", metavar="TIME", help="Begin then: 2030-01-31T02:00+01:00, with its zone.")
+    ] = "",
+    in_seconds: Annotated[
+        float | None, typer.Option("--in", min=0, metavar="S", help="Begin so many seconds from now.")
+    ] = None,
+    queue: Annotated[
+        bool | None,
+        typer.Option("--queue/--no-queue", help="Wait for the end of another switch of the service, or be refused."),
+    ] = None,
     drain_timeout: Annotated[
         float | None,
         typer.Option(
@@ -359,6 +391,18 @@ def switch(
         body["force_transaction_abort"] = False
     if max_pending is not None:
         body["max_pending_transactions"] = max_pending
+    if at:
+        body["at"] = at
+    if queue is not None:
+        body["when_busy"] = "queue" if queue else "refuse"
+    more = {
+        "batch_size": batch_size,
+        "interval_seconds": interval,
+        "traffic_percentage": traffic_percentage,
+        "validation_duration_seconds": validation_duration,
+        "in_seconds": in_seconds,
+    }
+    body.update({key: value for key, value in more.items() if value is not None})
     try:
         begun = client.post(f"/v1/services/{_segment(name)}/switch", body)
     except ClientError as error:
@@ -366,6 +410,9 @@ def switch(
     if dry_run:
         _show(begun, as_json, show.show_readiness)
         _exit_unless_ready(begun)
+        return
+    if begun["phase"] == "pending":
+        _show(begun, as_json, show.show_waiting)
         return
     try:
         ended = _follow(client, begun["id"], None if as_json else show.console())
@@ -450,7 +497,7 @@ def failover(
 
 @app.command()
 def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Undo a switch that has not begun to promote."""
+    """Undo a switch that has not begun to promote, or drop one that waits."""
     from proxy.cli.show import show_outcome
 
     client = _client(url, token_file)

@@ -123,6 +123,11 @@ def show_service(out: Console, service: Json) -> None:
     failover = view["failover"]
     if failover is not None and (not failover["is_automatic"] or failover["health"] not in ("answering", "unseen")):
         show_failover(out, failover, indent=2)
+    for one in view["waiting"]:
+        out.print(Text(f"  switch {one['id']} to {one['target']}: {_when(one)}", "yellow"))
+    if view["success_rate"] is not None:
+        rolled_back = view["tally"]["rolled_back"]
+        out.print(f"  {100 * view['success_rate']:g} % of its switches completed, {rolled_back} rolled back")
     show_engines(out, [{"service": view["name"], "engine": engine} for engine in view["engines"]], with_service=False)
 
 
@@ -284,6 +289,17 @@ def show_outcome(out: Console, record: Json) -> None:
         out.print(f"to do: {record['remedy']}")
 
 
+def _when(record: Json) -> str:
+    """What a switch waits for."""
+    return f"begins {moment(record['due_at'])}" if record["due_at"] is not None else "begins after the one before it"
+
+
+def show_waiting(out: Console, record: Json) -> None:
+    """A switch that has not begun."""
+    out.print(f"switch {record['id']} to {record['target']} {_when(record)}")
+    out.print(f"drop it with: turnout cancel {record['id']}")
+
+
 def show_history(out: Console, records: list[Json]) -> None:
     """One line for each switch, newest first."""
     table = _table("id", "service", "from > to", "phase", "cutover", "hold max", right=("cutover", "hold max"))
@@ -292,11 +308,12 @@ def show_history(out: Console, records: list[Json]) -> None:
         figures = record["figures"] or {}
         waits = figures.get("hold_ms") or {}
         is_done = record["phase"] == "completed"
+        is_pending = record["phase"] == "pending" and (record["due_at"] is not None or record["is_queued"])
         table.add_row(
             record["id"],
             record["service"],
             f"{record['source']} > {record['target']}",
-            Text(record["phase"], _PHASE_STYLE.get(record["phase"], "")),
+            Text(_when(record) if is_pending else record["phase"], _PHASE_STYLE.get(record["phase"], "")),
             f"{ms(figures.get('cutover_ms'))} ms" if is_done else "-",
             f"{ms(waits.get('max'))} ms" if is_done else "-",
         )
@@ -323,6 +340,8 @@ def show_report(out: Console, report: Json) -> None:
         show_figures(out, report["figures"])
         _show_waits(out, report["waits"])
         out.print(f"{counted(report['sessions'], 'session')} moved, epoch {report['epoch']}")
+    for name, opinion in report["opinions"].items():
+        out.print(f"{name}: {opinion['finding'].replace('_', ' ')}: {opinion['why']}")
     _show_proof(out, report)
     if report["interrupted_count"]:
         out.print(Text(f"{report['interrupted_count']} sessions did not come through:", "bold"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import time
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
@@ -52,6 +53,7 @@ from proxy.control.service import (
 from proxy.engines.figures import EngineFigures
 from proxy.errors import ConfigError, ControlError, NotFound, PlanRefused, ProxyError
 from proxy.policy.model import Decision, Policy, PolicyView
+from proxy.switch.agenda import AHEAD_S_MAX, begins_at
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED
@@ -75,7 +77,11 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     target_engine: Annotated[str, Meta(min_length=1, max_length=63, description="Name of the engine to go to.")]
     strategy: Annotated[
         Literal["graceful", "immediate", "rolling", "canary"],
-        Meta(description="This version has `graceful` and `immediate`."),
+        Meta(
+            description="`graceful`: hold, drain, move; `immediate`: what is open is ended; `rolling`: sessions move in "
+            "batches; `canary`: a share of them is compared with the rest, then all or none. The last two need engines "
+            "that cannot diverge."
+        ),
     ] = "graceful"
     drain_timeout_seconds: (
         Annotated[
@@ -106,6 +112,36 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     force_transaction_abort: Annotated[
         bool, Meta(description="Of an immediate switch: end open transactions; false: do it at once or not at all.")
     ] = True
+    batch_size: Annotated[int, Meta(ge=1, le=100_000, description="Rolling: sessions that move at a time.")] | None = (
+        None
+    )
+    interval_seconds: (
+        Annotated[float, Meta(ge=0, le=3_600, description="Rolling: pause between two batches.")] | None
+    ) = None
+    traffic_percentage: (
+        Annotated[float, Meta(ge=0.01, le=99, description="Canary: share of the sessions that tries the target.")]
+        | None
+    ) = None
+    validation_duration_seconds: (
+        Annotated[float, Meta(ge=1, le=86_400, description="Canary: how long it is compared with the rest.")] | None
+    ) = None
+    at: Annotated[
+        str,
+        Meta(
+            max_length=40,
+            description="Begin at that time, as of RFC 3339 with its zone: `2030-01-31T02:00:00+01:00`; empty: now.",
+        ),
+    ] = ""
+    in_seconds: (
+        Annotated[float, Meta(ge=0, le=AHEAD_S_MAX, description="Begin so long from now, in place of `at`.")] | None
+    ) = None
+    when_busy: (
+        Annotated[
+            Literal["refuse", "queue"],
+            Meta(description="While another switch of the service runs; default: the config's."),
+        ]
+        | None
+    ) = None
     force: Annotated[bool, Meta(description="Go on although a check failed, unless the check keeps data safe.")] = False
     dry_run: Annotated[bool, Meta(description="Only run the checks.")] = False
     reason: Annotated[str, Meta(max_length=500, description="Kept in the record.")] = ""
@@ -432,7 +468,9 @@ async def set_log(request: Request[Any, Any, Any], state: State, data: JSONBody[
     responses=_CHANGE
     | {
         200: ResponseSpec(Readiness, generate_examples=False, description="A dry run's readiness report."),
-        202: ResponseSpec(SwitchRecord, generate_examples=False, description="The checks passed, the switch runs."),
+        202: ResponseSpec(
+            SwitchRecord, generate_examples=False, description="The checks passed and it runs, or it waits: `pending`."
+        ),
     },
 )
 async def switch(
@@ -448,6 +486,12 @@ async def switch(
         on_drain_expired=data.on_drain_expired,
         max_pending_transactions=data.max_pending_transactions,
         force_transaction_abort=data.force_transaction_abort,
+        batch_size=data.batch_size,
+        interval_s=data.interval_seconds,
+        traffic_percentage=data.traffic_percentage,
+        validation_duration_s=data.validation_duration_seconds,
+        at=begins_at(data.at, data.in_seconds, time.time()),
+        when_busy=data.when_busy,
         force=data.force,
         reason=data.reason,
         requested_by=_caller(request).name,
@@ -497,7 +541,8 @@ async def report(request: Request[Any, Any, Any], state: State, switch_id: Switc
     operation_class=Change,
 )
 async def cancel(request: Request[Any, Any, Any], state: State, switch_id: SwitchId) -> SwitchRecord:
-    """Undo a switch that has not begun to promote. The answer comes once the undoing has begun. Needs the role operator."""
+    """Undo a switch that has not begun to promote, or drop one that waits. The answer comes once the undoing has begun. Needs
+    the role operator."""
     return await _door(state).cancel(_caller(request), switch_id)
 
 

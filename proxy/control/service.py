@@ -363,8 +363,9 @@ class ControlService:
     # --- doing ----------------------------------------------------------------------------------------------------
 
     async def switch(self, who: Caller, plan: SwitchPlan) -> SwitchRecord:
-        """Begin the switch that `plan` asks for, and return once its checks have passed and it is under way. To force it
-        takes an admin.
+        """Begin the switch that `plan` asks for, and return once its checks have passed and it is under way. One with a
+        time, or that queues behind another, is journaled and waits in phase `pending`: it is checked when it begins. To force
+        it takes an admin.
 
         The switch goes on whether the caller stays or not. Until its phase is `promoting` it can be cancelled, and
         any trouble gives the source back writable; from then on it goes to its end. One switch of a service at a time.
@@ -388,10 +389,11 @@ class ControlService:
                 record = await self.supervisor.start_switch(plan)
                 detail["switch"] = record.id
                 _log.info("switch asked for", service=plan.service, switch=record.id, target=plan.target, by=who.name)
-                record = await self._past_checks(record, moved)
+                if not record.is_waiting:
+                    record = await self._past_checks(record, moved)
             finally:
                 unsubscribe()
-            if record.phase is Phase.ABORTED and Phase.PREPARING not in record.stamps:
+            if record.phase is Phase.ABORTED and not record.was_tried:
                 raise SwitchRefused(
                     record.error or "a check failed",
                     hint=record.remedy or f"look at it with: turnout ready {plan.target}",
@@ -411,7 +413,8 @@ class ControlService:
         return await self.ready(who, plan.service, plan.target, plan=plan)
 
     async def cancel(self, who: Caller, switch_id: str) -> SwitchRecord:
-        """Undo a switch that has not begun to promote: the source is writable again and every session goes on there.
+        """Undo a switch that has not begun to promote: the source is writable again and every session goes on there. One
+        that waits is dropped.
 
         Returns once the undoing has begun. Raises NotFound, Conflict (too late, or ended already).
         """

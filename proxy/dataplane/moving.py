@@ -34,6 +34,7 @@ from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.session import EXCHANGE_TIMEOUT_S, Session
+from proxy.dataplane.sharing import Sharing
 from proxy.errors import Aborted, EngineError, EngineLost, EngineSilent, HoldExpired
 from proxy.tasks import cancel_and_wait, in_haste, spawn
 
@@ -128,7 +129,9 @@ class Move:
         self.switch = switch
         self.target: str | None = None
         self.phase = "preparing"
-        """preparing, holding, retargeted, releasing; a Hello tells the first three."""
+        """sharing, preparing, holding, retargeted, releasing; a Hello tells all but the last."""
+        self.sharing: Sharing | None = None
+        """Both engines serve, or did until the sessions that are left were held."""
         self._emit = emit
         self._answer = _Answer()
         self._task: asyncio.Task[None] | None = None
@@ -154,11 +157,37 @@ class Move:
     @property
     def may_end_backends(self) -> bool:
         """A backend that ends now may have been ended because of this switch: by the source's fence, or its promotion."""
-        return self.phase != "preparing" and not self._may_stay
+        return self.phase not in ("sharing", "preparing") and not self._may_stay
+
+    # --- share ---
+
+    def share(self, order: ipc.Share) -> None:
+        """Both engines serve: see `sharing`."""
+        if self.sharing is None:
+            self.target = order.target
+            self.phase = "sharing"
+            self.sharing = Sharing(self, order.target, self._emit)
+        if self.phase == "sharing":
+            # It may last for hours, and has a task while there is something to do.
+            in_haste.discard(self)
+            self.sharing.share(order)
+
+    def _end_sharing(self) -> None:
+        """What is left to move is moved by a hold."""
+        if self.phase == "sharing":
+            self.phase = "preparing"
+            in_haste.add(self)
+        if self.sharing is not None:
+            self.sharing.stop()
+
+    def _is_there(self, session: Session) -> bool:
+        """It was moved while both engines served."""
+        return self.sharing is not None and session.backend is not None and session.backend.engine == self.target
 
     # --- prepare ---
 
     def prepare(self, target: str) -> None:
+        self._end_sharing()
         if self._answer.prepared is not None and self.target == target:
             self._emit(self._answer.prepared)
             return
@@ -172,6 +201,8 @@ class Move:
         failed: list[str] = []
         work: list[Callable[[], Awaitable[None]]] = []
         for session in runtime.registry:
+            if self._is_there(session):
+                continue
             if session.backend is not None and (not runtime.shares_backends or self._is_pinned(session)):
                 work.append(lambda session=session: self._prepare_session(session))  # type: ignore[misc]
         if runtime.shares_backends:
@@ -300,6 +331,10 @@ class Move:
             session.reopen()
         return False
 
+    async def pause(self, session: Session) -> bool:
+        """The same for `sharing`."""
+        return await self._pause(session, self._notes(session))
+
     def paused(self, session: Session) -> None:
         """The session reached a boundary while serving. If the preparation waits for that, the gate closes in this very
         step: the client may send its next statement before anything else runs."""
@@ -361,6 +396,7 @@ class Move:
 
     def hold(self, *, may_stay: bool = False) -> None:
         """Hold every session at its next boundary. `may_stay`: one that cannot be moved keeps its backend."""
+        self._end_sharing()
         if self.phase != "preparing":
             if self._answer.all_held is not None:
                 self._emit(self._answer.all_held)
@@ -424,7 +460,7 @@ class Move:
         notes = self._notes(session)
         if notes.catching_up is not None and not notes.catching_up.done():
             return
-        if ledger.pins and not ledger.is_dirty:
+        if ledger.pins and not ledger.is_dirty and not self._is_there(session):
             self._let_work_on(session)
             return
         if not notes.had_grace and (left_s := self._grace_left_s(session)) > 0:
@@ -467,7 +503,7 @@ class Move:
     def _needs_catching_up(self, session: Session, notes: Prepared) -> bool:
         ledger = session.ledger
         assert ledger is not None
-        if self.target is None or session.backend is None:
+        if self.target is None or session.backend is None or self._is_there(session):
             return False
         if self.runtime.shares_backends and ledger.is_empty and not ledger.is_dirty and not ledger.pins:
             return False
@@ -681,6 +717,8 @@ class Move:
         _log.info("retargeted", service=runtime.name, source=source, target=target)
 
     def _needs_backend(self, session: Session) -> bool:
+        if self._is_there(session):
+            return False
         if session.backend is not None:
             return not (self.runtime.shares_backends and not self._is_pinned(session))
         # Lost while held; in transaction mode a session without state needs none.
@@ -803,6 +841,8 @@ class Move:
             await self._in_parallel([lambda s=s: self._release_slowly(s) for s in ordered], failed)  # type: ignore[misc]
         for session in registry.members(Standing.DRAINING):
             self._undo_drain(session)
+        if self.sharing is not None and not is_moved:
+            await self.sharing.take_back()
         self._emit(
             ipc.Released(
                 switch=self.switch,
@@ -814,6 +854,9 @@ class Move:
             )
         )
         in_haste.discard(self)
+        if self.sharing is not None:
+            # Somebody's transaction may still go on there, after an abort.
+            await self.sharing.end()
         if runtime.move is self:
             runtime.move = None
             runtime.last_move = self

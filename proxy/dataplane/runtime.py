@@ -28,6 +28,7 @@ from proxy.tls import engine_tls
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
     from proxy.dataplane.routing import Router
+    from proxy.dataplane.session import Session
 
 
 REDRESS_TIMEOUT_S: Final = 10.0
@@ -113,6 +114,8 @@ class Runtime:
         names, and each makes a pool."""
         self._greetings: dict[str, BackendFacts] = {}
         self._parameters: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+        self.placing: Callable[[], str | None] | None = None
+        """While two engines serve: where the next client belongs, if not on the active one."""
         self._may_serve = asyncio.Event()
         self._may_serve.set()
         self._may_open = True
@@ -391,33 +394,41 @@ class Runtime:
     def pools(self, engine: str | None = None) -> list[Pool]:
         return [pool for name, pool in self._pools.items() if engine is None or name[0] == engine]
 
+    def engine_of(self, session: Session) -> str:
+        """Where a session's next backend is to be: on the active engine, but for some while two engines serve."""
+        return session.placed_on or self.active
+
+    def place(self) -> str | None:
+        """Where a client that comes now belongs, if not on the active engine."""
+        return self.placing() if self.placing is not None else None
+
     def request(
-        self, startup: Startup, granted: Callable[[Backend], None], refused: Callable[[ProxyError], None]
+        self, engine: str, startup: Startup, granted: Callable[[Backend], None], refused: Callable[[ProxyError], None]
     ) -> Waiter:
-        """Ask for a backend on the active engine. Only while the service is not held."""
+        """Ask for a backend on an engine. Only while the service is not held."""
         assert not self.is_holding, "a held service lends nothing"
-        own = self.login_of(self.active, startup)
+        own = self.login_of(engine, startup)
         deadline_ns = time.monotonic_ns() + int(self.config.query_wait_timeout_s * 1e9)
         waiter = Waiter(own, granted, refused, deadline_ns)
-        self.pool(self.active, startup).request(waiter)
+        self.pool(engine, startup).request(waiter)
         return waiter
 
-    def take_idle(self, startup: Startup) -> Backend | None:
-        """An idle backend of the active engine, at once and without a place in the queue; None: there is none, or the
-        service is held."""
-        found = self._idle_of(startup)
+    def take_idle(self, engine: str, startup: Startup) -> Backend | None:
+        """An idle backend of an engine, at once and without a place in the queue; None: there is none, or the service is
+        held."""
+        found = self._idle_of(engine, startup)
         return None if found is None else found[0].take_from(found[1])
 
-    def look_at_idle(self, startup: Startup) -> Backend | None:
+    def look_at_idle(self, engine: str, startup: Startup) -> Backend | None:
         """The same, but it stays idle: for what it said at its login."""
-        found = self._idle_of(startup)
+        found = self._idle_of(engine, startup)
         return None if found is None else found[0].look_at(found[1])
 
-    def _idle_of(self, startup: Startup) -> tuple[Pool, Shelf] | None:
+    def _idle_of(self, engine: str, startup: Startup) -> tuple[Pool, Shelf] | None:
         if self.is_holding:
             return None
-        own = self.login_of(self.active, startup)
-        pool = self._pools.get((self.active, own.database, own.user))
+        own = self.login_of(engine, startup)
+        pool = self._pools.get((engine, own.database, own.user))
         return None if pool is None else (pool, pool.shelf(own))
 
     def give_back(self, backend: Backend) -> None:
@@ -458,10 +469,11 @@ class Runtime:
 
     def keep(self, now_ns: int) -> None:
         """House-keeping that nobody waits for; called once a second. A switch keeps what it has prepared."""
-        if self.move is not None:
+        if self.move is not None and self.move.phase != "sharing":
             return
+        served = {self.active} if self.move is None else {self.active, self.move.target}
         for name, pool in list(self._pools.items()):
-            if name[0] == self.active or (self.router is not None and name[0] in self.router.engines):
+            if name[0] in served or (self.router is not None and name[0] in self.router.engines):
                 pool.keep(now_ns)
             if pool.is_unused(now_ns):
                 self._unused_pools[name] = self._pools.pop(name)

@@ -133,6 +133,7 @@ class Session(Owner):
         "must_restore",
         "opened_ns",
         "packings",
+        "placed_on",
         "relay",
         "runtime",
         "standing",
@@ -194,6 +195,8 @@ class Session(Owner):
         """A KILL of its client is under way."""
         self.is_killed = False
         """Somebody has it killed: it ends with its backend."""
+        self.placed_on: str | None = None
+        """The engine it belongs on while two serve; None: the active one. See `place`."""
         # Transaction mode: where this session's backends come from, looked up once an epoch.
         self._pool: Pool | None = None
         self._pool_epoch = -1
@@ -415,7 +418,10 @@ class Session(Owner):
         self.worker.strangers.pop(self.id, None)
         if self.standing is Standing.ENDED:
             runtime.registry.add(self)
-        backend = runtime.take_idle(able) if self._keeps_backend else runtime.look_at_idle(able)
+        if not able.is_replication:
+            self.placed_on = runtime.place()
+        engine = runtime.engine_of(self)
+        backend = runtime.take_idle(engine, able) if self._keeps_backend else runtime.look_at_idle(engine, able)
         if backend is not None:
             self._welcome(backend)
             return
@@ -435,7 +441,14 @@ class Session(Owner):
         """Wait for the first backend. A client that comes during a switch waits here."""
         assert self.runtime is not None
         try:
-            backend = await self._take_backend()
+            try:
+                backend = await self._take_backend()
+            except ProxyError:
+                if self.placed_on is None:
+                    raise
+                # The other engine of two that serve.
+                self.place(None)
+                backend = await self._take_backend()
         except ProxyError as error:
             self.refuse_login(error)
             return
@@ -464,7 +477,7 @@ class Session(Owner):
             # One object for all that share backends, or for session and backend; clients come with a copy each.
             self.startup = self.dress = startup = backend.startup
         shares = runtime.shares_backends
-        self.ledger = self.wire.ledger(runtime.login_of(runtime.active, startup), shares_backends=shares)
+        self.ledger = self.wire.ledger(runtime.login_of(backend.engine, startup), shares_backends=shares)
         self.tracker = self.wire.tracker(
             self.ledger, shares_backends=shares, statements_max=runtime.config.max_prepared_statements
         )
@@ -480,7 +493,7 @@ class Session(Owner):
             self.tracker.is_client_packed = True
             self.link.start_packing(Packing(login.packing.algorithm, login.packing.level, is_to_server=False), unread)
             unread = b""
-        self.relay = Relay(self, self.link, self.tracker, runtime.meter_of(runtime.active))
+        self.relay = Relay(self, self.link, self.tracker, runtime.meter_of(backend.engine))
         self.relay.notifies = shares
         self.relay.is_routed = runtime.router is not None and shares and not startup.is_replication
         if self._keeps_backend:
@@ -526,7 +539,7 @@ class Session(Owner):
                 if not taken.done():
                     taken.set_exception(error)
 
-            runtime.request(startup, granted, refused)
+            runtime.request(runtime.engine_of(self), startup, granted, refused)
             while not taken.done():
                 # A hold withdraws all waiters; this one asks again after the release.
                 await asyncio.wait([taken], timeout=0.05)
@@ -535,7 +548,7 @@ class Session(Owner):
             if taken.cancelled():
                 continue
             backend = taken.result()
-            if runtime.is_holding or backend.engine != runtime.active:
+            if runtime.is_holding or backend.engine != runtime.engine_of(self):
                 runtime.give_back(backend)
                 continue
             return backend
@@ -597,6 +610,15 @@ class Session(Owner):
         if backend is not None:
             self._forget(backend)
 
+    def place(self, engine: str | None) -> None:
+        """From its next backend on it belongs on `engine`; None: on the active one."""
+        if engine == self.placed_on:
+            return
+        self.placed_on = engine
+        self._pool = None
+        if self.relay is not None:
+            self.relay.lending = None
+
     def give(self, backend: Backend) -> None:
         """Attach another backend at a boundary; the gate stays as it is (moving opens it)."""
         assert self.backend is None, "one backend at a time"
@@ -637,8 +659,9 @@ class Session(Owner):
         assert runtime is not None
         assert startup is not None
         if self._pool is None or self._pool_epoch != runtime.epoch:
-            self._pool = runtime.pool(runtime.active, startup)
-            self._shelf = self._pool.shelf(runtime.login_of(runtime.active, startup))
+            engine = runtime.engine_of(self)
+            self._pool = runtime.pool(engine, startup)
+            self._shelf = self._pool.shelf(runtime.login_of(engine, startup))
             self._pool_epoch = runtime.epoch
         assert self._shelf is not None
         assert self.relay is not None
@@ -649,7 +672,7 @@ class Session(Owner):
         if backend is not None:
             self._granted(backend)
         else:
-            self._waiter = runtime.request(startup, self._granted, self._refused)
+            self._waiter = runtime.request(self._pool.name[0], startup, self._granted, self._refused)
 
     def _read_elsewhere(self, router: Router) -> bool:
         """Send what waits at the gate to another engine, if the rules say so. False: it is for the engine that serves."""
@@ -1147,6 +1170,8 @@ class Session(Owner):
         engine = backend.engine
         self._is_reading = False
         runtime.report_lost(engine, why)
+        if self.placed_on == engine:
+            self.place(None)
         text = f"the connection to the database server was lost: {why}"
         # Only a switch can carry these two, from a backend that lives.
         lost = ledger.bound
@@ -1242,7 +1267,7 @@ class Session(Owner):
         except EngineError:
             self._forget(backend)
             raise
-        is_late = runtime.is_holding or backend.engine != runtime.active
+        is_late = runtime.is_holding or backend.engine != runtime.engine_of(self)
         if self.standing is not Standing.SERVING or self.backend is not None or is_late:
             self._forget(backend)
             return False
@@ -1347,7 +1372,7 @@ class Session(Owner):
                 pool.discard(backend, says_goodbye=True)
             else:
                 backend.close(says_goodbye=True)
-        elif not is_usable or pool is None or backend.engine != runtime.active:
+        elif not is_usable or pool is None or backend.engine != runtime.engine_of(self):
             self._forget(backend)
         elif ledger is not None and runtime.shares_backends and ledger.is_empty and not ledger.is_dirty:
             pool.give_back(backend)

@@ -52,6 +52,7 @@ from proxy.engines.engine import CommitSample, FenceProof, Position
 from proxy.switch.hooks import HookResult
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.readiness import Check
+from proxy.switch.significance import Opinion
 
 INTERRUPTED_SHOWN_MAX: Final = 1_000
 """Sessions a report lists; the count is always whole."""
@@ -164,6 +165,8 @@ class Evidence:
         """Of a failover: what was seen, who could have taken over, what may be missing."""
         self.followers: list[str] = []
         """Of a failover: what became of the other standbys, a line each."""
+        self.opinions: dict[str, Opinion | None] = {}
+        """What was thought of the target: by the canary, and by the window after the cutover."""
         self.waiting_for: list[str] = []
         """What the sessions that were not at a boundary waited for, as last heard."""
         self._sessions: dict[int, int] = {}
@@ -286,6 +289,8 @@ class Evidence:
             "way_back": self.way_back or None,
             "failure": self.failure or None,
             "followers": self.followers,
+            "goes_back_from": record.goes_back_from or None,
+            "opinions": msgspec.to_builtins(self.opinions),
             "audit": msgspec.to_builtins(self.audit) if self.audit is not None else None,
         }
 

@@ -21,6 +21,8 @@ NAMES_SHOWN_MAX: Final = 5
 Verdict = Literal["pass", "warn", "fail"]
 Kind = Literal["stream", "logical", "none"]
 """What keeps the engines equal; see `replication` in the config."""
+Reason = Literal["one_server", "shared_storage", "multi_primary", "read_only"]
+"""Why nothing can diverge without replication; see `kept_equal_by` in the config."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +70,9 @@ class Findings(msgspec.Struct, kw_only=True):
     """What was asked of both engines and of the workers. Lists are empty where an engine is not reachable."""
 
     kind: Kind = "stream"
+    kept_equal_by: Reason = "one_server"
+    are_both_to_serve: bool = False
+    """The strategy lets source and target serve at the same time."""
     source: EngineState
     target: EngineState
     source_address: str

@@ -14,7 +14,7 @@ from proxy.engines.engine import Engine, Role
 from proxy.engines.postgres_logical import lsn_number
 from proxy.errors import EngineError
 from proxy.switch import parity
-from proxy.switch.findings import Comparison, Findings, Kind
+from proxy.switch.findings import Comparison, Findings, Kind, Reason
 
 PROBE_TIMEOUT_S = 3.0
 COMPARE_TIMEOUT_S: Final = 4.0
@@ -31,6 +31,8 @@ async def inquire(
     sessions: list[ipc.Session],
     workers_wanted: int,
     kind: Kind = "stream",
+    kept_equal_by: Reason = "one_server",
+    are_both_to_serve: bool = False,
     databases: Collection[str] = (),
     known: Comparison | None = None,
     others: Collection[Engine] = (),
@@ -49,6 +51,8 @@ async def inquire(
         target_state = msgspec.structs.replace(target_state, lag_bytes=max(0, behind))
     findings = Findings(
         kind=kind,
+        kept_equal_by=kept_equal_by,
+        are_both_to_serve=are_both_to_serve,
         source=source_state,
         target=target_state,
         source_address=source.address,

@@ -77,6 +77,11 @@ create table deposed (
     service text not null, engine text not null, deposed blob not null, primary key (service, engine));
 create table automation (service text primary key, automation blob not null);
 """,
+    # 5: how the switches of each service ended
+    """
+create table tallies (
+    service text not null, outcome text not null, count integer not null, primary key (service, outcome));
+""",
 )
 """What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
 that was released is never changed: a new one is added."""
@@ -123,6 +128,22 @@ class Deposed(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch of the service since then."""
     at: float
     """Seconds since 1970."""
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """How the switches of a service ended, since its state file was made. Dry runs, switches that a check refused or that
+    never began, and those that only took another one back are not counted."""
+
+    completed: int = 0
+    aborted: int = 0
+    rolled_back: int = 0
+    failed: int = 0
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of them that completed, 0 to 1; None: there were none."""
+        all_of_them = self.completed + self.aborted + self.rolled_back + self.failed
+        return round(self.completed / all_of_them, 6) if all_of_them else None
 
 
 class Journal:
@@ -288,6 +309,21 @@ class Journal:
                 "insert or replace into reports values (?, ?)", (record.id, msgspec.json.encode(report, order="sorted"))
             )
         self._sync()
+
+    def count(self, record: SwitchRecord) -> Tally:
+        """Add a switch that has ended to the tally of its service, and return it. Raises sqlite3.Error."""
+        if record.was_tried and not record.goes_back_from and not record.plan.dry_run:
+            with transaction(self._db):
+                self._db.execute(
+                    "insert into tallies values (?, ?, 1) on conflict (service, outcome) do update set count = count + 1",
+                    (record.service, record.phase.value),
+                )
+        return self.tally(record.service)
+
+    def tally(self, service: str) -> Tally:
+        """How its switches ended."""
+        rows = self._db.execute("select outcome, count from tallies where service = ?", (service,)).fetchall()
+        return Tally(**dict(rows))
 
     def unfinished(self) -> list[SwitchRecord]:
         """Switches that an earlier supervisor did not end, oldest first."""

@@ -35,18 +35,21 @@ from proxy import ipc
 from proxy.clock import Clock
 from proxy.config import ServiceConfig, SwitchConfig, parse_address
 from proxy.engines.engine import Engine, EngineState, Leader, Position, Role
-from proxy.errors import Conflict, EngineError, NotFound
-from proxy.switch import failover_run, hooks
+from proxy.errors import Conflict, EngineError, NotFound, PlanRefused
+from proxy.switch import failover_run, hooks, strategies
 from proxy.switch import run as core
+from proxy.switch.agenda import Agenda, judge_time
 from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
 from proxy.switch.failover_run import FAILOVER, FailoverRun
 from proxy.switch.findings import Comparison
 from proxy.switch.inquiry import inquire
-from proxy.switch.journal import Deposed, Journal, Standing
-from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, limits_of, new_id
+from proxy.switch.journal import SWITCHES_KEPT, Deposed, Journal, Standing, Tally
+from proxy.switch.plan import SHARING_STRATEGIES, SwitchPlan, SwitchRecord, accept, limits_of, new_id
 from proxy.switch.readiness import Check, judge
 from proxy.switch.run import Act, SwitchRun, Timer, Verdict
-from proxy.switch.state import ENDED, Phase
+from proxy.switch.significance import NOTHING, History, Limits, Sample, samples_of
+from proxy.switch.state import ENDED, Phase, after
+from proxy.switch.state import Event as Why
 from proxy.switch.views import Event
 from proxy.tasks import cancel_and_wait, spawn
 from proxy.tls import library_tls
@@ -67,6 +70,20 @@ NEAR_S: Final = 0.02
 """A target that reaches the source's position of just now within this time follows closely."""
 
 LOOK_TIMEOUT_S: Final = 1.0
+
+ALARM_S_MAX: Final = 30.0
+"""Longest sleep until the next switch that is due: the clock may be set meanwhile."""
+
+ALARM_LATE_S: Final = 0.001
+"""A timer that rings early finds nothing due."""
+
+ALARM_AGAIN_S: Final = 0.2
+
+WATCH_INTERVAL_S: Final = 1.0
+"""How often it is noted what a service does that is compared with before after a switch."""
+
+BEFORE_S_MIN: Final = 30.0
+"""The time before a switch that is compared with, if the window after it is shorter."""
 
 COMPARISON_FRESH_S: Final = 5.0
 """A comparison of schemas that is not older is used again, so that `ready` and the switch after it ask once."""
@@ -100,6 +117,10 @@ class _Running:
     source: Engine
     target: Engine
     config: ServiceConfig
+    strategy: strategies.Strategy | None = None
+    window: strategies.Window | None = None
+    before: Sample = NOTHING
+    """What the source did in the time before the hold, where a window compares with that."""
     evidence: Evidence = field(default_factory=Evidence)
     timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
     calls: set[asyncio.Task[None]] = field(default_factory=set)
@@ -127,6 +148,12 @@ class Orchestrator:
         self._publish = publish
         self._workers_wanted = workers_wanted
         self._running: dict[str, _Running] = {}
+        # Switches that are being taken back, by the id of the one that does it.
+        self._returning: dict[str, _Running] = {}
+        self._agenda = Agenda()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._history: dict[str, History] = {name: History() for name in services}
+        self._watch: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in services}
         self._compared: dict[tuple[str, str, str], Comparison] = {}
         self._standings: dict[str, Standing] = {}
@@ -134,6 +161,7 @@ class Orchestrator:
         self._resumed: set[tuple[int, str]] = set()
         self._given_up: set[asyncio.Task[None]] = set()
         self.on_failover_ended: Callable[[SwitchRecord], None] | None = None
+        self._is_stopping = False
         self._stop_at = os.environ.get(STOP_AT_VARIABLE, "")
         for name, service in services.items():
             known = journal.standing(name)
@@ -158,15 +186,29 @@ class Orchestrator:
         found = self._running.get(service)
         return found.record if found else None
 
+    def waiting(self, service: str) -> list[SwitchRecord]:
+        """Switches that wait for their time or their turn."""
+        return self._agenda.of(service)
+
+    def tally(self, service: str) -> Tally:
+        """How the switches of a service ended."""
+        return self._journal.tally(service)
+
     def reconfigure(self, services: Mapping[str, ServiceConfig]) -> None:
         """Limits of a reloaded config; running switches keep theirs."""
         self._services = dict(services)
 
+    def _under_way(self) -> list[_Running]:
+        return [*self._running.values(), *self._returning.values()]
+
     def record(self, switch_id: str) -> SwitchRecord:
         """Raises NotFound."""
-        for running in self._running.values():
+        for running in self._under_way():
             if running.record.id == switch_id:
                 return running.record
+        waiting = self._agenda.find(switch_id)
+        if waiting is not None:
+            return waiting
         return self._journal.switch(switch_id)
 
     def records(self, limit: int) -> list[SwitchRecord]:
@@ -175,7 +217,7 @@ class Orchestrator:
 
     async def wait(self, switch_id: str, timeout_s: float) -> SwitchRecord:
         """The record once the switch has ended, or as it is at the deadline. Raises NotFound."""
-        for running in self._running.values():
+        for running in self._under_way():
             if running.record.id == switch_id:
                 try:
                     await asyncio.wait_for(running.ended.wait(), timeout_s)
@@ -202,12 +244,12 @@ class Orchestrator:
             ]  # fmt: skip
         if service in self._running:
             raise Conflict(f"switch {self._running[service].record.id} is under way", hint="wait for it, or cancel it")
-        limits = limits_of(plan, config.switch) if plan is not None else config.switch
-        return await self._examine(service, engines[active], engines[target], config, limits)
+        return await self._examine(service, engines[active], engines[target], config, plan)
 
     async def _examine(
-        self, service: str, source: Engine, target: Engine, config: ServiceConfig, limits: SwitchConfig
+        self, service: str, source: Engine, target: Engine, config: ServiceConfig, plan: SwitchPlan | None
     ) -> list[Check]:
+        limits = limits_of(plan, config.switch) if plan is not None else config.switch
         async with self._asking[service]:
             figures, sessions = await asyncio.gather(self._crew.figures(), self._crew.sessions(service))
             pair = (service, source.name, target.name)
@@ -216,7 +258,8 @@ class Orchestrator:
                 known = None
             findings = await inquire(
                 service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted,
-                kind=config.replication, databases=config.databases, known=known,
+                kind=config.replication, kept_equal_by=config.kept_equal_by,
+                are_both_to_serve=plan is not None and plan.strategy in SHARING_STRATEGIES, databases=config.databases, known=known,
                 others=[one for name, one in self._engines[service].items() if name not in (source.name, target.name)],
             )  # fmt: skip
             if findings.comparison is not None:
@@ -226,21 +269,22 @@ class Orchestrator:
     # --- a switch ----------------------------------------------------------------------------------------------------
 
     def begin(self, plan: SwitchPlan) -> SwitchRecord:
-        """Journal the plan and begin. Raises PlanRefused, Conflict, sqlite3.Error."""
-        config, standing = self._services[plan.service], self._standings[plan.service]
+        """Journal the plan and begin, or have it wait for its time or its turn. Raises PlanRefused, Conflict,
+        sqlite3.Error."""
+        if plan.at is not None:
+            judge_time(plan.at, self._clock.wall())
+            return self._put_off(plan)
         if plan.service in self._running:
-            raise Conflict(
-                f"switch {self._running[plan.service].record.id} of service {plan.service!r} is under way",
-                hint="one at a time: wait for it, or cancel it",
-            )
-        plan = accept(plan, config, standing.active)
-        record = self._new_record(plan, standing)
+            if self._waits_when_busy(plan):
+                return self._put_off(plan)
+            raise self._busy(plan.service)
+        record = self._record_of(accept(plan, self._services[plan.service], self._standings[plan.service].active))
         self._journal.begin(record)
-        running = self._start(record, self._crew.workers(), config)
-        self._carry_out(running, running.run.begin())
+        self._set_going(record)
         return record
 
-    def _new_record(self, plan: SwitchPlan, standing: Standing) -> SwitchRecord:
+    def _record_of(self, plan: SwitchPlan, *, goes_back_from: str = "") -> SwitchRecord:
+        standing = self._standings[plan.service]
         return SwitchRecord(
             id=new_id(),
             service=plan.service,
@@ -253,6 +297,7 @@ class Orchestrator:
             stamps={Phase.PENDING: 0},
             boot=_boot_id(),
             epoch=standing.epoch + 1,
+            goes_back_from=goes_back_from,
         )
 
     def fail_over(
@@ -267,17 +312,174 @@ class Orchestrator:
             service=service, source=standing.active, target=target, strategy=FAILOVER, drain_timeout_s=0.0,
             on_drain_expired="terminate", requested_by="failure detection", reason=reason,
         )  # fmt: skip
-        record = self._new_record(plan, standing)
+        record = self._record_of(plan)
         self._journal.begin(record)
-        running = self._start(record, self._crew.workers(), config)
+        running = self._make(record, self._crew.workers(), config)
+        self._running[service] = running
         running.evidence.failure, running.evidence.checks = failure, checks
         running.evidence.detection = Span(since_ns, record.began_ns)
         self._carry_out(running, running.run.begin())
         return record
 
-    def _start(self, record: SwitchRecord, crew: Iterable[int], config: ServiceConfig) -> _Running:
+    def _set_going(self, record: SwitchRecord) -> None:
+        running = self._make(record, self._crew.workers(), self._services[record.service])
+        self._running[record.service] = running
+        self._carry_out(running, running.run.begin())
+
+    def _busy(self, service: str) -> Conflict:
+        return Conflict(
+            f"switch {self._running[service].record.id} of service {service!r} is under way",
+            hint="one at a time: wait for it, cancel it, or let this one queue (`when_busy`)",
+        )
+
+    def _waits_when_busy(self, plan: SwitchPlan) -> bool:
+        return (plan.when_busy or self._services[plan.service].switch.when_busy) == "queue"
+
+    # --- switches that wait ------------------------------------------------------------------------------------------
+
+    def _put_off(self, plan: SwitchPlan) -> SwitchRecord:
+        # Who is active at its time is not known now; all else that is wrong with it is.
+        accept(msgspec.structs.replace(plan, source=None), self._services[plan.service], active="")
+        record = self._record_of(plan)
+        record.due_at, record.is_queued = plan.at, self._waits_when_busy(plan)
+        self._agenda.add(record)
+        try:
+            self._journal.begin(record)
+        except sqlite3.Error:
+            self._agenda.remove(record.id)
+            raise
+        _log.info("switch waits", switch=record.id, service=record.service, target=record.target, due_at=record.due_at)
+        self._tell_phase(record)
+        self._set_alarm()
+        return record
+
+    def _set_alarm(self) -> None:
+        """Look again when something is due; not much later than that, should somebody set the clock."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        next_due = self._agenda.next_due()
+        if next_due is not None:
+            in_s = min(max(0.0, next_due - self._clock.wall()), ALARM_S_MAX)
+            self._alarm = asyncio.get_running_loop().call_later(in_s + ALARM_LATE_S, self._begin_due)
+
+    def _begin_due(self) -> None:
+        """Begin what may begin."""
+        if not len(self._agenda):
+            return
+        if not self._crew.workers():
+            # At a start: the workers come in a moment.
+            self._alarm = asyncio.get_running_loop().call_later(ALARM_AGAIN_S, self._begin_due)
+            return
+        for record in self._agenda.due(self._clock.wall(), self._running):
+            if record.service in self._running and not record.is_queued:
+                busy = self._busy(record.service)
+                self._close(record, busy.text, busy.hint)
+                continue
+            self._begin_waiting(record)
+        self._set_alarm()
+
+    def _begin_waiting(self, record: SwitchRecord) -> None:
+        config, standing = self._services[record.service], self._standings[record.service]
+        try:
+            plan = accept(record.plan, config, standing.active)
+        except PlanRefused as error:
+            self._close(record, error.text, error.hint)
+            return
+        self._agenda.remove(record.id)
+        record.plan, record.source, record.epoch = plan, standing.active, standing.epoch + 1
+        record.began_at, record.began_ns, record.boot = self._clock.wall(), self._clock.now_ns(), _boot_id()
+        record.due_at, record.is_queued = None, False
+        self._set_going(record)
+
+    def _close(self, record: SwitchRecord, error: str, remedy: str) -> None:
+        """A switch that waited does not begin."""
+        self._agenda.remove(record.id)
+        record.phase = after(record.phase, Why.TROUBLE)
+        record.error, record.remedy, record.ended_at = error, remedy, self._clock.wall()
+        now_ns = self._clock.now_ns()
+        evidence = Evidence()
+        try:
+            self._journal.enter(record, now_ns)
+            figures = evidence.figures(now_ns, now_ns)
+            self._journal.end(record, evidence.report(record, figures, self._journal.steps(record.id)))
+        except sqlite3.Error as failed:
+            _log.error("the journal cannot be written", switch=record.id, error=str(failed))
+        _log.warning("switch did not begin", switch=record.id, service=record.service, why=error)
+        self._tell_phase(record)
+
+    # --- a switch is taken back --------------------------------------------------------------------------------------
+
+    def _begin_way_back(self, outer: _Running, why: str) -> None:
+        """Another switch, in the other direction; this one waits for its end."""
+        record = outer.record
+        plan = SwitchPlan(
+            service=record.service,
+            target=record.source,
+            source=record.target,
+            drain_timeout_s=record.plan.drain_timeout_s,
+            on_drain_expired=record.plan.on_drain_expired if record.strategy != "immediate" else None,
+            requested_by=f"verification of switch {record.id}",
+            reason=why,
+        )
+        inner = self._record_of(
+            accept(plan, self._services[record.service], self._standings[record.service].active),
+            goes_back_from=record.id,
+        )
+        self._returning[inner.id] = outer
+        self._journal.begin(inner)
+        self._set_going(inner)
+
+    def _went_back(self, inner: SwitchRecord) -> None:
+        outer = self._returning.pop(inner.id, None)
+        if outer is not None:
+            self._feed(outer, core.WentBack(_why_not_back(inner)))
+
+    def _recover_way_back(self, record: SwitchRecord) -> None:
+        """After a restart: the switch that takes this one back goes on, has ended, or never began."""
+        if record.source not in self._engines[record.service] or record.target not in self._engines[record.service]:
+            return
+        record.recovered = True
+        outer = self._make(record, (), self._services[record.service])
+        for running in self._running.values():
+            if running.record.goes_back_from == record.id:
+                self._returning[running.record.id] = outer
+                return
+        ways = [one for one in self._journal.switches(SWITCHES_KEPT) if one.goes_back_from == record.id]
+        why = _why_not_back(ways[0]) if ways else "the supervisor was restarted before it began"
+        self._feed(outer, core.WentBack(why))
+
+    # --- what was before ---------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Workers are there: begin the switches that wait, and note what the services do, for the comparison after a
+        cutover."""
+        self._watch = spawn(self._keep_watching(), name="what the services do", stays=True)
+        self._begin_due()
+
+    async def _keep_watching(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            watched = [name for name, service in self._services.items() if service.switch.verify_window_s > 0]
+            if not watched:
+                continue
+            figures = await self._crew.figures()
+            now_s = self._clock.now_ns() / 1e9
+            for name in watched:
+                if name not in self._running:
+                    kept_s = max(BEFORE_S_MIN, self._services[name].switch.verify_window_s)
+                    self._history[name].note(now_s, samples_of(_of_service(figures, name)), kept_s)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def _make(self, record: SwitchRecord, crew: Iterable[int], config: ServiceConfig) -> _Running:
         engines = self._engines[record.service]
         is_failover = record.strategy == FAILOVER
+        limits = _limits_of_comparison(config.switch)
+        strategy = strategies.strategy_of(record.plan, limits)
+        window = None
+        if config.switch.verify_window_s > 0 and not record.recovered and not record.goes_back_from and not is_failover:
+            window = strategies.Window(config.switch.verify_window_s, limits)
         run = (FailoverRun if is_failover else SwitchRun)(
             record.id,
             record.plan,
@@ -291,16 +493,20 @@ class Orchestrator:
             audits=not is_failover,
             reverses=bool(self._others(record)) if is_failover else config.reverse_replication,
             hooks={hook.at for hook in config.hook},
+            strategy=strategy,
+            window=window,
         )
-        running = _Running(record, run, engines[record.source], engines[record.target], config)
-        self._running[record.service] = running
-        return running
+        before = self._history[record.service].of(record.source) if window is not None else NOTHING
+        return _Running(record, run, engines[record.source], engines[record.target], config, strategy, window, before)
 
     def cancel(self, switch_id: str, by: str) -> SwitchRecord:
         """Begin to undo. Raises NotFound, Conflict."""
         record = self.record(switch_id)
-        running = self._running.get(record.service)
-        if running is None or running.record.id != switch_id:
+        if self._agenda.find(switch_id) is not None:
+            self._close(record, f"cancelled by {by}" if by else "cancelled", "")
+            return record
+        running = next((one for one in self._under_way() if one.record.id == switch_id), None)
+        if running is None:
             raise Conflict(f"switch {switch_id} has ended: it is {record.phase}", hint="")
         if not running.run.is_cancellable:
             raise Conflict(
@@ -318,7 +524,11 @@ class Orchestrator:
 
     async def stop(self) -> None:
         """Undo what can be undone, wait for the rest as long as it takes to be decided (bounded by its own deadlines,
-        and by five seconds), let go of everything."""
+        and by five seconds), let go of everything. What waits is in the journal, for the next supervisor."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        await cancel_and_wait(self._watch)
+        self._is_stopping = True
         for running in list(self._running.values()):
             if running.run.is_cancellable:
                 self._feed(running, core.CancelAsked("the supervisor, which stops"))
@@ -386,6 +596,12 @@ class Orchestrator:
         else:
             self._crew.replace(worker, f"it missed the end of switch {state.switch}")
 
+    def engine_lost(self, service: str, engine: str, why: str) -> None:
+        """The data plane cannot reach an engine."""
+        running = self._running.get(service)
+        if running is not None and running.record.target == engine:
+            self._feed(running, core.TargetLost(why))
+
     def worker_lost(self, worker: int) -> None:
         """Its process is gone."""
         for running in list(self._running.values()):
@@ -400,7 +616,19 @@ class Orchestrator:
         when every one of them is decided, not when it has ended.
         """
         records = [record for record in self._journal.unfinished() if record.service in self._services]
-        await asyncio.gather(*(self._recover(record, stands) for record in records))
+        begun = [record for record in records if not record.is_waiting]
+        await asyncio.gather(*(self._recover(one, stands) for one in begun if one.phase is not Phase.ROLLING_BACK))
+        for record in begun:
+            if record.phase is Phase.ROLLING_BACK:
+                self._recover_way_back(record)
+        for record in records:
+            if record.is_waiting:
+                self._agenda.add(record)
+        now = self._clock.wall()
+        grace_s = {name: service.switch.schedule_grace_s for name, service in self._services.items()}
+        for record in self._agenda.missed(now, grace_s):
+            late_s = now - (record.due_at or now)
+            self._close(record, f"missed: Turnout was down at its time, {late_s:.0f} s ago", "plan it again")
 
     async def _recover(
         self, record: SwitchRecord, stands: Mapping[int, tuple[Mapping[str, int], list[ipc.RunState]]]
@@ -419,7 +647,8 @@ class Orchestrator:
         source, target = engines[record.source], engines[record.target]
         record.recovered = True
         self._resumed.update((worker, record.id) for worker in stands)
-        running = self._start(record, crew, config)
+        running = self._make(record, crew, config)
+        self._running[record.service] = running
         looks = await asyncio.gather(
             source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S), _quietly(source), _quietly(target)
         )
@@ -569,13 +798,23 @@ class Orchestrator:
     def _end(self, running: _Running) -> None:
         record = running.record
         figures = running.evidence.figures(record.began_ns, self._clock.now_ns())
-        record.figures = msgspec.to_builtins(figures)
-        report = running.evidence.report(record, figures, self._journal.steps(record.id))
+        running.evidence.opinions = {
+            name: one.opinion
+            for name, one in (("canary", running.strategy), ("window", running.window))
+            if one is not None and one.opinion is not None
+        }
         try:
-            self._journal.end(record, report)
+            tally = self._journal.count(record)
+            record.figures = {
+                **msgspec.to_builtins(figures),
+                "success_rate": tally.success_rate,
+                "rollback_count": tally.rolled_back,
+            }
+            self._journal.end(record, running.evidence.report(record, figures, self._journal.steps(record.id)))
         except sqlite3.Error as error:
             _log.error("the report cannot be written", switch=record.id, error=str(error))
-        del self._running[record.service]
+        if self._running.get(record.service) is running:
+            del self._running[record.service]
         if record.phase is Phase.ABORTED and Phase.PREPARING in record.stamps:
             spawn(_abandoned(running.target), name=f"abandon {record.target}")
         for timer in running.timers.values():
@@ -589,6 +828,11 @@ class Orchestrator:
         running.ended.set()
         if record.strategy == FAILOVER and self.on_failover_ended is not None:
             self.on_failover_ended(record)
+        self._history[record.service].forget()
+        self._went_back(record)
+        if not self._is_stopping:
+            # Whose turn it is begins on the next turn of the loop: who waited for this end is told first.
+            asyncio.get_running_loop().call_soon(self._begin_due)
         log = _log.info if record.phase is Phase.COMPLETED else _log.warning
         log(
             "switch ended",
@@ -616,6 +860,10 @@ class Orchestrator:
         match order:
             case core.Examine():
                 self._ask(running, None, partial(self._examined, running))
+            case core.Weigh():
+                self._ask(running, None, partial(self._weighed, running))
+            case core.GoBack(why):
+                self._begin_way_back(running, why)
             case core.PrepareEngines():
                 self._ask(running, Act.PREPARE, partial(self._prepared, source, target))
             case core.Approach():
@@ -675,13 +923,18 @@ class Orchestrator:
             # They were made when it was decided on.
             return core.Examined(running.evidence.checks)
         try:
-            limits = limits_of(running.record.plan, running.config.switch)
-            checks = await self._examine(running.record.service, running.source, running.target, running.config, limits)
+            record = running.record
+            checks = await self._examine(record.service, running.source, running.target, running.config, record.plan)
         except Exception as error:  # noqa: BLE001  (a check that cannot be made is a check that fails)
             _log.exception("the readiness checks failed", switch=running.record.id)
             checks = [Check(name="questions", verdict="fail", found=str(error), remedy="see the log")]
         running.evidence.checks = checks
         return core.Examined(checks)
+
+    async def _weighed(self, running: _Running) -> core.Fact:
+        found = samples_of(_of_service(await self._crew.figures(), running.record.service))
+        record = running.record
+        return core.Weighed(found.get(record.source, NOTHING), found.get(record.target, NOTHING), running.before)
 
     @staticmethod
     async def _prepared(source: Engine, target: Engine) -> core.Fact:
@@ -830,6 +1083,25 @@ class Orchestrator:
             running.evidence.way_back = f"failed: {error.text}"
             raise
         return core.Followed()
+
+
+def _why_not_back(inner: SwitchRecord) -> str:
+    """Empty: it did go back."""
+    if inner.phase is Phase.COMPLETED:
+        return ""
+    return f"switch {inner.id} {inner.phase.value}: {inner.error or 'see its report'}"
+
+
+def _limits_of_comparison(limits: SwitchConfig) -> Limits:
+    return Limits(
+        latency_ratio_max=limits.latency_ratio_max,
+        error_percent_more_max=limits.error_percent_more_max,
+        requests_min=limits.requests_min,
+    )
+
+
+def _of_service(figures: list[ipc.WorkerFigures], service: str) -> list[ipc.ServiceFigures]:
+    return [one for worker in figures for one in worker.services if one.service == service]
 
 
 def _leader(name: str, config: ServiceConfig) -> Leader:

@@ -16,11 +16,11 @@ from proxy.config import ServiceConfig, SwitchConfig
 from proxy.errors import PlanRefused
 from proxy.switch.state import Phase
 
-STRATEGIES: Final = ("graceful", "immediate")
-"""Strategies of this version."""
+STRATEGIES: Final = ("graceful", "immediate", "rolling", "canary")
+"""All there are."""
 
-KNOWN_STRATEGIES: Final = ("graceful", "immediate", "rolling", "canary")
-"""All names there are; those that are not in `STRATEGIES` are refused with a text that says so."""
+SHARING_STRATEGIES: Final = ("rolling", "canary")
+"""Those that let both engines serve for a while."""
 
 DRAIN_TIMEOUT_S_MAX: Final = 3_600.0
 
@@ -47,10 +47,22 @@ class SwitchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Do not begin with more sessions in a transaction than that; 0: no limit."""
     force_transaction_abort: bool = True
     """Of an immediate switch: end the sessions that are not at a boundary; false: do it at once or not at all."""
+    batch_size: int | None = None
+    """Of a rolling switch: sessions that move at a time, 1 to 100000."""
+    interval_s: float | None = None
+    """Of a rolling switch: pause between two batches, in seconds, 0 to 3600."""
+    traffic_percentage: float | None = None
+    """Of a canary switch: share of the sessions that tries the target, above 0 and below 100."""
+    validation_duration_s: float | None = None
+    """Of a canary switch: how long that share is compared with the rest, in seconds, 1 to 86400."""
     force: bool = False
     """Go on although a check that may be overridden failed. Never overrides what keeps data safe."""
     dry_run: bool = False
     """Check only."""
+    at: float | None = None
+    """Begin at that time, seconds since 1970; None: now."""
+    when_busy: str | None = None
+    """While another switch of the service runs: `refuse` or `queue`."""
     requested_by: str = ""
     reason: str = ""
 
@@ -84,16 +96,28 @@ class SwitchRecord(msgspec.Struct, kw_only=True):
     """Boot of the host in which it began; see `decide` in `switch.run`."""
     recovered: bool = False
     """A supervisor that started later finished or undid it."""
+    due_at: float | None = None
+    """When it is to begin, seconds since 1970; None: as soon as it may."""
+    is_queued: bool = False
+    """It begins when the switches before it have ended."""
+    goes_back_from: str = ""
+    """The switch that this one takes back, because the service was worse afterwards."""
+
+    @property
+    def was_tried(self) -> bool:
+        """Its checks passed, and it began."""
+        return Phase.PREPARING in self.stamps or Phase.SHARING in self.stamps
+
+    @property
+    def is_waiting(self) -> bool:
+        """For its time or for its turn: nothing has been done."""
+        return self.phase is Phase.PENDING and (self.due_at is not None or self.is_queued)
 
 
 def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
     """The plan with every default filled in. Raises PlanRefused with a line that says what to change."""
-    if plan.strategy not in KNOWN_STRATEGIES:
-        raise PlanRefused(f"there is no strategy {plan.strategy!r}", hint=f"this version has: {', '.join(STRATEGIES)}")
     if plan.strategy not in STRATEGIES:
-        raise PlanRefused(
-            f"strategy {plan.strategy!r} is not in this version", hint=f"this version has: {', '.join(STRATEGIES)}"
-        )
+        raise PlanRefused(f"there is no strategy {plan.strategy!r}", hint=f"this version has: {', '.join(STRATEGIES)}")
     if plan.target not in service.engine:
         raise PlanRefused(
             f"service {plan.service!r} has no engine {plan.target!r}",
@@ -108,6 +132,8 @@ def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
             f"the plan leaves engine {plan.source!r}, but {active!r} is active",
             hint="leave `source` out, or look at `turnout status` and plan again",
         )
+    if plan.when_busy not in (None, "refuse", "queue"):
+        raise PlanRefused(f"when_busy cannot be {plan.when_busy!r}", hint="refuse or queue")
     drain_timeout_s = service.switch.drain_timeout_s if plan.drain_timeout_s is None else plan.drain_timeout_s
     if not 0 <= drain_timeout_s <= DRAIN_TIMEOUT_S_MAX:
         raise PlanRefused(
@@ -128,9 +154,37 @@ def accept(plan: SwitchPlan, service: ServiceConfig, active: str) -> SwitchPlan:
             f"on_drain_expired cannot be 'leave': the engines of {plan.service!r} are not one server",
             hint="abort or terminate; see `replication`",
         )
+    plan = _with_sharing(plan, service.switch)
     return msgspec.structs.replace(
         plan, source=active, drain_timeout_s=drain_timeout_s, on_drain_expired=on_drain_expired
     )
+
+
+_RANGES: Final = {
+    "batch_size": ("rolling", 1, 100_000),
+    "interval_s": ("rolling", 0, 3_600),
+    "traffic_percentage": ("canary", 0.01, 99),
+    "validation_duration_s": ("canary", 1, 86_400),
+}
+"""Fields of the strategies that let both engines serve: which one, lowest and highest value. The config has them by the
+same names."""
+
+
+def _with_sharing(plan: SwitchPlan, limits: SwitchConfig) -> SwitchPlan:
+    """The fields of its strategy filled in. Raises PlanRefused: out of range, or of another strategy."""
+    filled: dict[str, float] = {}
+    for name, (strategy, lowest, highest) in _RANGES.items():
+        value = getattr(plan, name)
+        if strategy != plan.strategy:
+            if value is not None:
+                raise PlanRefused(f"{name} is for strategy {strategy!r}", hint=f"leave it out with {plan.strategy!r}")
+            continue
+        if value is None:
+            value = getattr(limits, name)
+        if not lowest <= value <= highest:
+            raise PlanRefused(f"{name} of {value:g} is out of range", hint=f"{lowest:g} to {highest:g}")
+        filled[name] = value
+    return msgspec.structs.replace(plan, **filled)
 
 
 def drain_in_force(drain_timeout_s: float, hold_ms_max: int) -> float:

@@ -41,6 +41,12 @@ def _same_server(findings: Findings, _: SwitchConfig) -> Check:
     """Two servers that both take writes and are not kept equal would lose what one of them accepts."""
     source, target = findings.source, findings.target
     limit = f"another address of {source.name}: replication is none"
+    if findings.kept_equal_by == "read_only":
+        return _read_only(findings)
+    if findings.kept_equal_by != "one_server":
+        how = "share their storage" if findings.kept_equal_by == "shared_storage" else "hand their writes on"
+        found = f"the config says that {source.name} and {target.name} {how}"
+        return Check(name="same_server", verdict="pass", found=found)
     if source.instance and source.instance == target.instance:
         return Check(name="same_server", verdict="pass", found=f"{source.name} and {target.name} are one server")
     return Check(
@@ -49,6 +55,40 @@ def _same_server(findings: Findings, _: SwitchConfig) -> Check:
         found=f"{source.name} is {source.instance or 'unknown'}, {target.name} is {target.instance or 'unknown'}",
         limit=limit,
         remedy=f"give {target.name} an address of the server of {source.name}, or set up replication between them",
+    )
+
+
+def _read_only(findings: Findings) -> Check:
+    """The config says that nobody writes. Where a write would be taken it may be, and the engines differ from then on."""
+    limit = "engines that refuse writes: kept_equal_by is read_only"
+    writable = [state.name for state in (findings.source, findings.target) if state.is_writable]
+    if not writable:
+        return Check(name="same_server", verdict="pass", found="neither engine takes writes")
+    return Check(
+        name="same_server",
+        verdict="fail",
+        found=f"{' and '.join(writable)} would take writes",
+        limit=limit,
+        remedy="make both read-only, or say in `kept_equal_by` what keeps them equal",
+        is_overridable=len(writable) == 1,
+    )
+
+
+def _both_serve(findings: Findings, _: SwitchConfig) -> Check | None:
+    """A standby refuses writes by itself, so that reads may be forced; nothing keeps two primaries equal."""
+    source, target = findings.source, findings.target
+    if not findings.are_both_to_serve:
+        return None
+    refuses = target.role is Role.STANDBY and not target.is_writable
+    return Check(
+        name="both_serve",
+        verdict="fail",
+        found=f"{source.name} and {target.name} are two servers"
+        + (f"; writes that reach {target.name} are refused there" if refuses else " that would both take writes"),
+        limit='engines that cannot diverge: replication = "none"',
+        remedy="use strategy graceful"
+        + ("; --force lets them both serve, for clients that only read" if refuses else ""),
+        is_overridable=refuses,
     )
 
 
@@ -85,6 +125,8 @@ def _reachable(side: str, state: EngineState) -> Check:
 
 def _source_role(findings: Findings, _: SwitchConfig) -> Check:
     state = findings.source
+    if findings.kind == "none" and findings.kept_equal_by == "read_only":
+        return Check(name="source_role", verdict="pass", found=f"nobody writes to {state.name}")
     if state.role is Role.PRIMARY and state.is_writable:
         return Check(name="source_role", verdict="pass", found=f"{state.name} is a writable primary")
     if state.role is Role.PRIMARY:
@@ -395,6 +437,7 @@ CHECKS: Final = (
     _Row(_target_reachable, _ALWAYS, needs_engines=False),
     _Row(_source_role, _ALWAYS),
     _Row(_same_server, _ONE),
+    _Row(_both_serve, _MOVES),
     _Row(_target_role, _MOVES),
     _Row(_version, _MOVES),
     _Row(_lag, _MOVES),

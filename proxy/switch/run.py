@@ -1,11 +1,11 @@
-"""One switch, sans I/O: facts in, orders out. The graceful strategy is this conversation.
+"""One switch, sans I/O: facts in, orders out. The graceful strategy is this conversation; the others vary it.
 
 Theory of operation
 -------------------
 `SwitchRun.sees(fact)` returns what is to be done because of it, in the order in which it has to be done. The shell
 (`orchestrator`) carries the orders out and brings back what came of them; time reaches the run as timers that ring.
 
-Four rules carry everything else; a property test in tests/proxy/switch checks them against facts in any order:
+Five rules carry everything else; a property test in tests/proxy/switch checks them against facts in any order:
 
 1. Two phases over the workers: the fence begins when every worker holds every session (`AllHeld`), the release on the
    target begins when every worker has retargeted. A worker that dies in between takes its clients' sockets with it, so
@@ -14,7 +14,9 @@ Four rules carry everything else; a property test in tests/proxy/switch checks t
 3. Without replication between the engines (`moves_data` is false: they are addresses of one server) the release on the
    target follows the hold: no fence, no catch-up, no promotion. Sessions that do not come to a boundary may then be left
    where they are (`on_drain_expired = "leave"`).
-4. Before the order to promote, trouble of any kind ends in `Unfence` (if a fence was ordered, successful or not) and
+4. Strategies that let both engines serve do so before anything is prepared for the rest (`sharing`, see `strategies`); an
+   undo from there on also brings home who was moved.
+5. Before the order to promote, trouble of any kind ends in `Unfence` (if a fence was ordered, successful or not) and
    then `Release` with the old epoch: in that order, since a session that is released into a fence sees errors.
 
 Facts that belong to another switch, to a worker that is not in the crew, or to a phase that is over are dropped: a
@@ -29,6 +31,7 @@ from typing import Final
 
 from proxy import ipc
 from proxy.engines.engine import EngineState, Role
+from proxy.switch import strategies
 from proxy.switch.findings import some
 from proxy.switch.plan import SwitchPlan, drain_in_force
 from proxy.switch.readiness import Check, failures
@@ -53,6 +56,7 @@ from proxy.switch.terms import (
     Fenced,
     Follow,
     Followed,
+    GoBack,
     HooksRan,
     JournalRefused,
     Look,
@@ -69,11 +73,15 @@ from proxy.switch.terms import (
     Stage,
     StartTimer,
     StopTimer,
+    TargetLost,
     Tell,
     Timer,
     TimerRang,
     Unfence,
     Unfenced,
+    Weigh,
+    Weighed,
+    WentBack,
     WorkerJoined,
     WorkerLost,
     WorkerSaid,
@@ -99,6 +107,7 @@ __all__ = [
     "Fenced",
     "Follow",
     "Followed",
+    "GoBack",
     "HooksRan",
     "JournalRefused",
     "Look",
@@ -116,18 +125,24 @@ __all__ = [
     "StartTimer",
     "StopTimer",
     "SwitchRun",
+    "TargetLost",
     "Tell",
     "Timer",
     "TimerRang",
     "Unfence",
     "Unfenced",
     "Verdict",
+    "Weigh",
+    "Weighed",
+    "WentBack",
     "WorkerJoined",
     "WorkerLost",
     "WorkerSaid",
     "decide",
 ]
 
+SHARE_TIMEOUT_S: Final = 120.0
+"""How long a batch of sessions may take while all others go on; then the switch is undone."""
 PREPARE_TIMEOUT_S: Final = 60.0
 """Opening and replaying the target backends, while traffic goes on."""
 RETARGET_TIMEOUT_S: Final = 10.0
@@ -224,9 +239,13 @@ class SwitchRun:
         audits: bool = False,
         reverses: bool = False,
         hooks: Collection[str] = (),
+        strategy: strategies.Strategy | None = None,
+        window: strategies.Window | None = None,
     ) -> None:
         """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers. `moves_data` is
-        false where source and target are one server; with `audits` the target is asked for what the source has committed; with `reverses` the source follows the target afterwards. `hooks` are the stages that have some."""
+        false where source and target are one server; with `audits` the target is asked for what the source has committed;
+        with `reverses` the source follows the target afterwards. `hooks` are the stages that have some; `strategy` says how
+        both engines serve for a while, `window` how the service is compared with what it was before."""
         assert plan.drain_timeout_s is not None
         self.id = switch_id
         self.plan = plan
@@ -267,6 +286,17 @@ class SwitchRun:
         self._must_audit = audits and moves_data
         self._must_follow = reverses and moves_data
         self._verify_expired = False
+        self._strategy = strategy
+        # The last order of a share to each worker, and its answer.
+        self._shares: dict[int, ipc.Share] = {}
+        self._share_answers: dict[int, strategies.Answer] = {}
+        self._step = 0
+        self._awaits_shares = False
+        self._window = window
+        self._is_window_open = False
+        self._worse = ""
+        # The source has what the target accepts.
+        self._follows = not moves_data
         self._was_let_go = False
         self._may_stay = plan.on_drain_expired == "leave"
         # The drain is over, and who is left is ended.
@@ -358,13 +388,67 @@ class SwitchRun:
             return self._enter(Event.CHECKS_FAILED)
         if self.plan.dry_run:
             return self._enter(Event.DRY_RUN_DONE)
-        orders: list[Order] = self._enter(Event.CHECKS_PASSED)
+        if self._strategy is not None:
+            orders = self._enter(Event.SHARING_BEGAN)
+            return [*orders, *self._take_step(self._strategy.begin(sorted(self._crew)))]
+        return self._begin_preparing(Event.CHECKS_PASSED)
+
+    def _begin_preparing(self, event: Event) -> list[Order]:
+        orders: list[Order] = self._enter(event)
         # First the engines: a server that was left once still has its fence, and what logs in there before that is taken
         # away stays read-only.
         orders += [PrepareEngines()] if self._moves_data else self._prepare_all()
         if Stage.BEFORE_FENCE in self._hooks:
             orders.append(RunHooks(Stage.BEFORE_FENCE))
         return [*orders, StartTimer(Timer.PREPARE, PREPARE_TIMEOUT_S)]
+
+    # --- sharing -----------------------------------------------------------------------------------------------------
+
+    def _take_step(self, step: strategies.Step) -> list[Order]:
+        match step:
+            case strategies.Move(number, moves, percent):
+                self._step = number
+                self._awaits_shares = True
+                self._share_answers.clear()
+                for worker in self._crew:
+                    self._shares[worker] = self._share(moves.get(worker, 0), percent)
+                orders: list[Order] = [self._tell(worker, self._shares[worker]) for worker in sorted(self._crew)]
+                return [*orders, StartTimer(Timer.SHARE, SHARE_TIMEOUT_S)]
+            case strategies.Pause(after_s):
+                return [StartTimer(Timer.STEP, after_s)]
+            case strategies.Look():
+                return [Weigh()]
+            case strategies.Done():
+                return [StopTimer(Timer.STEP), StopTimer(Timer.SHARE), *self._begin_preparing(Event.SHARING_DONE)]
+            case strategies.Leave(error, remedy):
+                return self._trouble(error, remedy)
+
+    def _shared(self, worker: int, said: ipc.Shared) -> list[Order]:
+        if self.phase is not Phase.SHARING or said.step != self._step or worker in self._share_answers:
+            return []
+        if said.failed:
+            return self._trouble(
+                f"sessions could not be moved to {self.plan.target}: {said.failed[0]}",
+                f"let the accounts of these sessions work on {self.plan.target}",
+            )
+        self._share_answers[worker] = strategies.Answer(said.moved, said.on_target, said.left)
+        return self._when_shared()
+
+    def _when_shared(self) -> list[Order]:
+        if not self._crew:
+            return self._trouble("no worker is left", "see the log for why they ended")
+        if not self._awaits_shares or not self._crew <= self._share_answers.keys():
+            return []
+        self._awaits_shares = False
+        assert self._strategy is not None, "it shares"
+        return [StopTimer(Timer.SHARE), *self._take_step(self._strategy.moved(self._share_answers))]
+
+    def _weighed(self, fact: Weighed) -> list[Order]:
+        if self.phase is Phase.SHARING and self._strategy is not None:
+            return self._take_step(self._strategy.looked(fact.source, fact.target))
+        if self.phase is Phase.VERIFYING and self._window is not None and self._is_window_open:
+            return self._take_window(self._window.looked(fact.before, fact.target))
+        return []
 
     def _prepared(self, worker: int, said: ipc.Prepared) -> list[Order]:
         if self.phase is not Phase.PREPARING:
@@ -418,6 +502,8 @@ class SwitchRun:
         if getattr(said, "switch", self.id) != self.id:
             return []
         match said:
+            case ipc.Shared():
+                return self._shared(worker, said)
             case ipc.Prepared():
                 return self._prepared(worker, said)
             case ipc.OpeningStopped():
@@ -469,6 +555,14 @@ class SwitchRun:
 
     def _engine_said(self, fact: Fact) -> list[Order]:
         match fact:
+            case Weighed():
+                return self._weighed(fact)
+            case TargetLost(why) if self.phase is Phase.SHARING:
+                return self._trouble(
+                    f"{self.plan.target} was lost while it served: {why}", f"see the log of {self.plan.target}"
+                )
+            case WentBack(why) if self.phase is Phase.ROLLING_BACK:
+                return self._went_back(why)
             case EnginesPrepared() if self.phase is Phase.PREPARING:
                 self._engines_prepared = True
                 return self._prepare_all()
@@ -629,6 +723,7 @@ class SwitchRun:
             StopTimer(Timer.RELEASE),
             StartTimer(Timer.VERIFY, VERIFY_TIMEOUT_S),
             *self._afterwards(),
+            *self._open_window(),
             *self._when_verified(),
         ]
 
@@ -656,12 +751,53 @@ class SwitchRun:
     def _when_verified(self) -> list[Order]:
         if self._must_audit or self._must_follow or Stage.AFTER_RELEASE in self._hooks:
             return []
+        if self._worse:
+            return self._go_back()
+        if self._is_window_open:
+            return []
         if self._someone_waited and not self._saw_first_row and self._crew and not self._verify_expired:
             return []
         return [*self._enter(Event.VERIFIED), StopTimer(Timer.VERIFY), StopTimer(Timer.AFTERWARDS)]
 
+    def _open_window(self) -> list[Order]:
+        if self._window is None:
+            return []
+        self._is_window_open = True
+        return [Weigh()]
+
+    def _take_window(self, step: strategies.Step) -> list[Order]:
+        match step:
+            case strategies.Pause(after_s):
+                return [StartTimer(Timer.WINDOW, after_s)]
+            case strategies.Leave(error, _):
+                self._worse = error
+            case _:
+                # The time is over, and the service is no worse.
+                pass
+        self._is_window_open = False
+        return self._when_verified()
+
+    def _go_back(self) -> list[Order]:
+        worse, self._worse = self._worse, ""
+        if not self._follows:
+            self._note(
+                f"{worse}; {self.plan.source} does not follow {self.plan.target}, so that it cannot go back by itself"
+            )
+            return self._when_verified()
+        self.error = worse
+        stop = [StopTimer(timer) for timer in (Timer.VERIFY, Timer.AFTERWARDS, Timer.WINDOW)]
+        return [*self._enter(Event.ROLLBACK_WANTED), *stop, GoBack(worse)]
+
+    def _went_back(self, why: str) -> list[Order]:
+        if not why:
+            return self._enter(Event.SOURCE_RESTORED)
+        self.error = f"{self.error}; it could not go back: {why}"
+        self.remedy = f"{self.plan.target} serves: mend it, or switch to {self.plan.source} by hand"
+        return self._enter(Event.GIVEN_UP)
+
     def _done_following(self, why: str = "") -> list[Order]:
         self._must_follow = False
+        self._follows = not why
         if why:
             self._note(f"{self.plan.source} does not follow {self.plan.target} ({why}): make it a replica by hand")
         return self._when_verified()
@@ -696,7 +832,8 @@ class SwitchRun:
         return orders if self.phase is Phase.ABORTED else [*orders, *self._undo()]
 
     def _undo(self) -> list[Order]:
-        timers = [StopTimer(timer) for timer in (Timer.PREPARE, Timer.DRAIN, Timer.HOLD, Timer.LOOK_AGAIN)]
+        over = (Timer.STEP, Timer.SHARE, Timer.PREPARE, Timer.DRAIN, Timer.HOLD, Timer.LOOK_AGAIN)
+        timers = [StopTimer(timer) for timer in over]
         if self._fence_ordered:
             return [Unfence(), *timers]
         return [*self._let_go(), *timers]
@@ -753,6 +890,12 @@ class SwitchRun:
     def _timer_rang(self, timer: Timer) -> list[Order]:
         missing = sorted(self._crew - self._answered)
         match timer:
+            case Timer.STEP if self.phase is Phase.SHARING and self._strategy is not None:
+                return self._take_step(self._strategy.rang(self._share_answers))
+            case Timer.SHARE if self.phase is Phase.SHARING:
+                return self._trouble(f"sessions were not moved within {SHARE_TIMEOUT_S:g} s", "see the log")
+            case Timer.WINDOW if self.phase is Phase.VERIFYING and self._is_window_open:
+                return [Weigh()]
             case Timer.PREPARE if self.phase is Phase.PREPARING:
                 return self._trouble(f"the target backends were not ready after {PREPARE_TIMEOUT_S:g} s", "")
             case Timer.DRAIN if self.phase in (Phase.HOLDING, Phase.DRAINING):
@@ -818,6 +961,8 @@ class SwitchRun:
                 return []
             self._crew.add(worker)
         match self.phase:
+            case Phase.SHARING:
+                return self._share_again(worker)
             case Phase.PREPARING if self._stops_opening:
                 return [self._tell(worker, self._stop_opening()), self._tell(worker, self._prepare())]
             case Phase.PREPARING if self._engines_prepared:
@@ -844,7 +989,14 @@ class SwitchRun:
         self._stopped.discard(worker)
         self._held.discard(worker)
         self._own_pids.pop(worker, None)
+        self._shares.pop(worker, None)
+        self._share_answers.pop(worker, None)
+        for counted in (self._strategy, self._window):
+            if counted is not None:
+                counted.recount()
         match self.phase:
+            case Phase.SHARING:
+                return self._when_shared()
             case Phase.PREPARING | Phase.HOLDING | Phase.DRAINING:
                 return self._trouble(f"worker {worker} ended", "see the log for why it ended")
             case Phase.CUTTING_OVER:
@@ -882,6 +1034,23 @@ class SwitchRun:
 
     def _prepare(self) -> ipc.Prepare:
         return ipc.Prepare(switch=self.id, service=self.plan.service, target=self.plan.target)
+
+    def _share(self, moves: int, percent: float) -> ipc.Share:
+        return ipc.Share(
+            switch=self.id,
+            service=self.plan.service,
+            target=self.plan.target,
+            step=self._step,
+            moves=moves,
+            percent=percent,
+        )
+
+    def _share_again(self, worker: int) -> list[Order]:
+        """The worker came back, or is new: then it moves nobody in this step, but its newcomers belong on both."""
+        assert self._strategy is not None, "it shares"
+        if worker not in self._shares:
+            self._shares[worker] = self._share(0, self._strategy.percent)
+        return [self._tell(worker, self._shares[worker])]
 
     def _stop_opening(self) -> ipc.StopOpening:
         return ipc.StopOpening(switch=self.id, service=self.plan.service)

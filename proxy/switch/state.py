@@ -20,9 +20,12 @@ A failover (`switch.failover_run`) has no source to drain, to fence or to catch 
 where the workers let go of the source for ever, and on to `promoting`. There a target that cannot be asked is given up
 after a while: clients are on neither, and it is fenced should it come back.
 
-`rolling_back` and `rolled_back` belong to strategies that let the target serve while the source still follows it. The
-graceful strategy has none of that and never takes these rows; they stand here because the record and the dashboard
-know all states from the start.
+`sharing` is where the strategies rolling and canary let both engines serve; it comes before the preparation for the rest,
+for its length is that of an experiment. Nothing has been fenced, and whatever happens there leads back.
+
+`rolling_back` is a switch of its own in the other direction, with a record and a report of its own: it has all guarantees of
+one, and this switch only waits for its end. It begins when the window after a cutover finds the service worse than before and
+the way back loses nothing. When that switch is undone, the target serves on and a person is asked (`failed`).
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class Phase(enum.StrEnum):
     """Asked for, nothing done."""
     VALIDATING = "validating"
     """The readiness checks run."""
+    SHARING = "sharing"
+    """Both engines serve: sessions move in batches, or a share of them is compared with the rest."""
     PREPARING = "preparing"
     """Target backends are opened and replayed, admin connections too; then the source's fence is set up for sessions to
     come. Traffic goes on."""
@@ -65,7 +70,7 @@ class Phase(enum.StrEnum):
     ABORTED = "aborted"
     """The source serves; as if nothing was."""
     ROLLING_BACK = "rolling_back"
-    """The target gave up after the cutover; the sessions go back to a source that followed it."""
+    """The service is worse than before the cutover; another switch takes it back to the source."""
     ROLLED_BACK = "rolled_back"
     """The source serves again, after a cutover."""
     FAILED = "failed"
@@ -77,6 +82,10 @@ class Event(enum.StrEnum):
 
     VALIDATION_BEGAN = "validation_began"
     CHECKS_PASSED = "checks_passed"
+    SHARING_BEGAN = "sharing_began"
+    """The checks passed, and the strategy lets both engines serve first."""
+    SHARING_DONE = "sharing_done"
+    """The target may have all sessions."""
     CHECKS_FAILED = "checks_failed"
     DRY_RUN_DONE = "dry_run_done"
     PREPARED = "prepared"
@@ -112,6 +121,7 @@ class Event(enum.StrEnum):
     SOURCE_RESTORED = "source_restored"
     """The source takes writes and every worker has let go."""
     ROLLBACK_WANTED = "rollback_wanted"
+    """The service is worse than before, by the limits of the window."""
 
 
 _P, _E = Phase, Event
@@ -120,10 +130,13 @@ NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (_P.PENDING, _E.VALIDATION_BEGAN): _P.VALIDATING,
     (_P.PENDING, _E.TROUBLE): _P.ABORTED,
     (_P.VALIDATING, _E.CHECKS_PASSED): _P.PREPARING,
+    (_P.VALIDATING, _E.SHARING_BEGAN): _P.SHARING,
     (_P.VALIDATING, _E.CHECKS_FAILED): _P.ABORTED,
     (_P.VALIDATING, _E.DRY_RUN_DONE): _P.COMPLETED,
     (_P.VALIDATING, _E.TROUBLE): _P.ABORTED,
     (_P.VALIDATING, _E.SOURCE_LOST): _P.HOLDING,
+    (_P.SHARING, _E.SHARING_DONE): _P.PREPARING,
+    (_P.SHARING, _E.TROUBLE): _P.ABORTING,
     (_P.PREPARING, _E.PREPARED): _P.HOLDING,
     (_P.PREPARING, _E.TROUBLE): _P.ABORTING,
     (_P.HOLDING, _E.STILL_DRAINING): _P.DRAINING,
@@ -143,9 +156,7 @@ NEXT: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (_P.PROMOTING, _E.GIVEN_UP): _P.ABORTING,
     (_P.PROMOTING, _E.TWO_PRIMARIES): _P.FAILED,
     (_P.CUTTING_OVER, _E.RETARGETED): _P.RELEASING,
-    (_P.CUTTING_OVER, _E.ROLLBACK_WANTED): _P.ROLLING_BACK,
     (_P.RELEASING, _E.RELEASED): _P.VERIFYING,
-    (_P.RELEASING, _E.ROLLBACK_WANTED): _P.ROLLING_BACK,
     (_P.VERIFYING, _E.VERIFIED): _P.COMPLETED,
     (_P.VERIFYING, _E.ROLLBACK_WANTED): _P.ROLLING_BACK,
     (_P.ABORTING, _E.SOURCE_RESTORED): _P.ABORTED,
@@ -159,7 +170,16 @@ ENDED: Final = frozenset({_P.COMPLETED, _P.ABORTED, _P.ROLLED_BACK, _P.FAILED})
 """Nothing follows."""
 
 ABORTABLE: Final = frozenset(
-    {_P.PENDING, _P.VALIDATING, _P.PREPARING, _P.HOLDING, _P.DRAINING, _P.FENCING, _P.CATCHING_UP}
+    {
+        _P.PENDING,
+        _P.VALIDATING,
+        _P.SHARING,
+        _P.PREPARING,
+        _P.HOLDING,
+        _P.DRAINING,
+        _P.FENCING,
+        _P.CATCHING_UP,
+    }
 )
 """Before the order to promote: a cancel, a deadline or any trouble leads back to the source."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from proxy import ipc
 from proxy.engines.engine import EngineState, FenceProof, Position
 from proxy.switch.readiness import Check
+from proxy.switch.significance import NOTHING, Sample
 from proxy.switch.state import Phase
 
 # --- facts --------------------------------------------------------------------------------------------------------
@@ -43,6 +44,9 @@ class Stage(enum.StrEnum):
 class Timer(enum.StrEnum):
     """Deadlines of a run."""
 
+    STEP = "step"
+    SHARE = "share"
+    WINDOW = "window"
     PREPARE = "prepare"
     DRAIN = "drain"
     HOLD = "hold"
@@ -83,6 +87,23 @@ class WorkerLost:
     """A worker's process is gone, and its clients' sockets with it."""
 
     worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What source and target did for clients since the workers began."""
+
+    source: Sample
+    target: Sample
+    before: Sample = NOTHING
+    """What the source did in the time before this switch held anybody; empty where nobody looked."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLost:
+    """The data plane cannot reach the target."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +189,13 @@ class TimerRang:
 
 
 @dataclass(frozen=True, slots=True)
+class WentBack:
+    """The switch in the other direction has ended. `why` it did not complete; empty: it did."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CancelAsked:
     by: str
 
@@ -185,6 +213,8 @@ Fact = (
     | WorkerSaid
     | WorkerJoined
     | WorkerLost
+    | Weighed
+    | TargetLost
     | EnginesPrepared
     | Approached
     | FenceArmed
@@ -199,6 +229,7 @@ Fact = (
     | ActFailed
     | Looked
     | TimerRang
+    | WentBack
     | CancelAsked
     | JournalRefused
 )
@@ -216,6 +247,11 @@ class Enter:
 @dataclass(frozen=True, slots=True)
 class Examine:
     """Run the readiness checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """Find out what both engines did for clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +332,13 @@ class RunHooks:
 
 
 @dataclass(frozen=True, slots=True)
+class GoBack:
+    """Begin a switch in the other direction."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartTimer:
     timer: Timer
     after_s: float
@@ -317,6 +360,7 @@ class ReplaceWorker:
 Order = (
     Enter
     | Examine
+    | Weigh
     | PrepareEngines
     | Approach
     | Tell
@@ -330,6 +374,7 @@ Order = (
     | Audit
     | Follow
     | RunHooks
+    | GoBack
     | StartTimer
     | StopTimer
     | ReplaceWorker

@@ -72,6 +72,12 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     running: SwitchRecord | None
     """The switch under way."""
     failover: FailoverView | None = None
+    waiting: list[SwitchRecord] = []
+    """Switches that wait for their time or their turn, in the order in which they were asked for."""
+    tally: dict[str, int] = {}
+    """How its switches ended: numbers by `completed`, `aborted`, `rolled_back` and `failed`; see `switch.journal.Tally`."""
+    success_rate: float | None = None
+    """Share of those that completed, 0 to 1; None: there were none."""
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):

@@ -168,7 +168,7 @@ def test_a_dry_run_changes_nothing(client: TestClient[Litestar], supervisor: Scr
     [
         ({"target_engine": "blue"}, "'blue' is the active one already"),
         ({"target_engine": "mauve"}, "no engine 'mauve'"),
-        ({"target_engine": "green", "strategy": "canary"}, "'canary' is not in this version"),
+        ({"target_engine": "green", "batch_size": 5}, "batch_size is for strategy 'rolling'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(

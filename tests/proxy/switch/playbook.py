@@ -11,6 +11,7 @@ from proxy.switch.plan import SwitchPlan
 from proxy.switch.readiness import Check
 from proxy.switch.run import SwitchRun
 from proxy.switch.state import Phase
+from proxy.switch.strategies import Strategy, Window
 
 SWITCH = "s1"
 POSITION = Position("lsn", "0/5000028")
@@ -35,6 +36,8 @@ def a_run(
     audits: bool = False,
     reverses: bool = False,
     hooks: tuple[str, ...] = (),
+    strategy: Strategy | None = None,
+    window: Window | None = None,
     **plan: Any,
 ) -> SwitchRun:
     """Epoch 7 before, 8 after the cutover."""
@@ -51,6 +54,8 @@ def a_run(
         audits=audits,
         reverses=reverses,
         hooks=hooks,
+        strategy=strategy,
+        window=window,
     )
 
 

@@ -462,7 +462,7 @@ class PostgresTracker(Tracker):
                     self._ledger.is_dirty = True
                     self._lasting_ran = status != 0x49
             elif move == MOVE_COMPLETE:
-                if entry & LASTING and size <= COMMAND_TAG_BYTES_MAX:
+                if (entry & LASTING or self._untold is not None) and size <= COMMAND_TAG_BYTES_MAX:
                     return self._fetch_server(position, size + 1)
                 if self._copying != 0:
                     self._end_copy_in()
@@ -1051,7 +1051,7 @@ class PostgresTracker(Tracker):
         elif message[0] == 0x41:  # A
             message = self._take_notification(message)
         else:
-            self._take_command_complete(message)
+            message = self._take_command_complete(message)
         self._tell_invented()
         return message
 
@@ -1096,8 +1096,17 @@ class PostgresTracker(Tracker):
         shown = self.shown_ids.get(int.from_bytes(message[5:9], "big"))
         return message if shown is None else message[:5] + shown.to_bytes(4, "big") + message[9:]
 
-    def _take_command_complete(self, message: bytes) -> None:
+    def _take_command_complete(self, message: bytes) -> bytes:
         command = message[5 : len(message) - 1]
+        if self._untold is not None and command == b"ROLLBACK":
+            # The end of a transaction that was lost with its server while the client did nothing.
+            told, self._untold = self._untold, None
+            if self._is_commit():
+                # Most drivers take what is no error for a commit.
+                self.errors += 1
+                self.faults += 1
+                self._fail()
+                return told
         if command == b"DEALLOCATE ALL" or command == b"DISCARD ALL":
             self._ledger.forget_statements()
             self._names.forget_settled()
@@ -1110,6 +1119,16 @@ class PostgresTracker(Tracker):
             self._end_copy_in()
         if self._ring[self._head & self._mask] & KIND == EXECUTE:
             self._pop()
+        return message
+
+    def _is_commit(self) -> bool:
+        """What is answered now may be a COMMIT, and nothing but a ReadyForQuery follows the answer. Of a client that has
+        prepared its COMMIT by a name a ROLLBACK may be taken for one: it is told then, too."""
+        kind = self._ring[self._head & self._mask] & KIND
+        if kind != EXECUTE:
+            return self._may_commit
+        is_last = self._head + 1 != self._tail and self._ring[(self._head + 1) & self._mask] & KIND == SYNC
+        return is_last and (self._unnamed_commits or self._named_commits)
 
     def take_invented(self) -> bytes:
         answers = []
@@ -1220,7 +1239,7 @@ class PostgresTracker(Tracker):
                 self.faults += 1
             self._skipping = True
         elif self._head == self._tail and not self._skipping and (self._tx == 0x54 or self._unsynced):  # T
-            # It awaits nothing now, so it is told in the place of the next error, which is sure to come.
+            # It awaits nothing now, so it is told in the place of the next error, or of the answer to its COMMIT.
             self._untold = told
         if self._copying == 1:
             # Its CopyData, CopyDone and CopyFail are still on their way; the next server ignores them.

@@ -123,6 +123,27 @@ async def test_a_transaction_gets_one_error_and_goes_on_after_rollback(server: P
         assert await _value(connection, "select 4") == 4
 
 
+@pytest.mark.parametrize("threshold", [None, 0], ids=["simple", "prepared"])
+async def test_a_commit_of_what_was_lost_meanwhile_is_an_error(
+    server: PostgresServer, door: Door, threshold: int | None
+) -> None:
+    """The server would answer ROLLBACK, without an error, which drivers take for a commit. A rollback is none."""
+    for last in ("rollback", "commit"):
+        async with await _connect(door, autocommit=True, prepare_threshold=threshold) as connection:
+            await connection.execute("begin")
+            await _value(connection, "select 1")
+            await _crash(server)
+            if last == "commit":
+                with pytest.raises(psycopg.errors.SerializationFailure):
+                    await connection.execute(last, prepare=threshold == 0)
+            else:
+                await connection.execute(last)
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            assert await _value(connection, "select 4") == 4
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await connection.execute("select 1 / 0")
+
+
 async def test_a_request_in_flight_is_not_sent_again_and_its_client_is_told(server: PostgresServer, door: Door) -> None:
     await server.execute("create table if not exists seen (i int); truncate seen")
     async with await _connect(door, autocommit=True) as connection:

@@ -468,7 +468,14 @@ class MySqlEngine(Engine):
             _outsiders(link, set())
             _replica(link)
 
-        await asyncio.gather(self._acting.run(warm, timeout_s), self._watching.run(self._read_only, timeout_s))
+        async def warm_both() -> None:
+            await asyncio.gather(self._acting.run(warm, timeout_s), self._watching.run(self._read_only, timeout_s))
+
+        try:
+            await warm_both()
+        except EngineLost:
+            # Connections from before a restart, or that the network dropped, say nothing about the server as it is now.
+            await warm_both()
 
     async def resolve_in_doubt(self, how: Literal["commit", "rollback"], timeout_s: float = 5.0) -> list[str]:
         def resolve(link: _Link) -> list[str]:

@@ -174,6 +174,13 @@ async def test_a_promoted_replica_is_a_writable_primary_and_the_way_back_is_the_
     await pair.primary.execute("drop table app.turns")
 
 
+async def test_connections_that_were_lost_since_are_opened_anew_to_prepare(pair: Pair, source: MySqlEngine) -> None:
+    await source.prepare()
+    await pair.primary.execute(*(f"kill {number}" for number in source._admin_ids()))
+    await source.prepare()
+    assert await source.position()
+
+
 async def test_a_replica_cannot_be_fenced_or_unfenced(target: MySqlEngine) -> None:
     with pytest.raises(EngineError, match="replica"):
         await target.fence()

@@ -31,8 +31,9 @@ test: .venv/.test .venv/.built ## all tests; the wire code compiled and as plain
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: soak
-soak: .venv/.test .venv/.built ## tests that take half a minute or more each
-	$(BIN)/python -m pytest -q -m soak --timeout 600 $(ARGS)
+soak: .venv/.test .venv/.built ## long tests, then faults thrown at a Turnout under load; ARGS="--server mariadb --minutes 60"
+	$(BIN)/python -m pytest -q -m soak --timeout 600
+	$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: fuzz
 fuzz: .venv/.test .venv/.built ## mutated conversations against parsers and live proxy; ARGS="--minutes 30 --seed 7"

@@ -21,6 +21,7 @@ from proxy.policy.evaluation import HOUR_S, Moment, Standing, choose, choose_aft
 from proxy.policy.model import REQUESTED_BY, Code, Decision, Judgement, Policy, PolicyView
 from proxy.policy.schedule import next_time
 from proxy.policy.store import PolicyStore, Standings
+from proxy.switch.failover_run import FAILOVER
 from proxy.switch.journal import Standing as Serves
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.state import Phase
@@ -375,9 +376,27 @@ class PolicyKeeper:
             return
         self._ended[event.service] = event.at
         try:
-            self._follow(self._switches.record(str(event.data["id"])))
+            record = self._switches.record(str(event.data["id"]))
         except NotFound:
             _log.debug("a switch is forgotten already", switch=event.data["id"])
+            return
+        if record.strategy == FAILOVER:
+            self._tell_of_failover(record)
+        else:
+            self._follow(record)
+
+    def _tell_of_failover(self, record: SwitchRecord) -> None:
+        """The policy that was asked who takes over gets its line in the history."""
+        policy = choose_after_failure(self.policies(record.service), record.source)
+        if policy is None:
+            return
+        if policy.target_engine == record.target:
+            code, text = Code.FIRED, f"fired because {record.source} failed: {record.target} took over"
+        else:
+            code, text = Code.PASSED_OVER, f"did not fire although {record.source} failed: {record.plan.reason}"
+        if record.phase is not Phase.COMPLETED:
+            text += f"; the failover ended as {record.phase.value.replace('_', ' ')}: {record.error}"
+        self._decide(policy, code, text, record.id)
 
     def _follow(self, record: SwitchRecord) -> None:
         name = self._fired.pop(record.id, None)

@@ -53,6 +53,8 @@ class Code(enum.Enum):
     COOLS_DOWN = "cools_down"
     CAPPED = "capped"
     LOWER_PRIORITY = "lower_priority"
+    PASSED_OVER = "passed_over"
+    """An engine failed, and another one than the policy's took over."""
     MISSED = "missed"
     """Its time has passed without it."""
 

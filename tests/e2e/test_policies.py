@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -234,3 +235,57 @@ async def test_two_that_could_fire_together_are_decided_by_priority(stage: Stage
         stage.between.delay_s = 0.1
         await stage.until_code("first", "switched")
     assert "lower_priority" in [one["code"] for one in await stage.history("second")]
+
+
+async def test_a_failed_primary_is_replaced_by_the_standby_that_the_policy_names(
+    fresh_postgres_pair: PostgresPair, tmp_path: Path
+) -> None:
+    """Of two that have all it wrote; without the policy the first by name would be taken."""
+    pair = fresh_postgres_pair
+    last = await pair.primary.clone_to("zebra")
+    assert last.name > pair.standby.name
+    policy = {"trigger": "failure", "target_engine": last.name}
+    turnout = Turnout(
+        Setup(
+            protocol="postgresql",
+            engines={server.name: server.address for server in (pair.primary, pair.standby, last)},
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={"app": PASSWORD},
+            service={"failover": {"probe_interval_s": 0.1, "probe_timeout_s": 0.5}, "policy": {"heir": policy}},
+        ),
+        tmp_path,
+    )
+    await turnout.start()
+    try:
+
+        async def is_watched() -> bool:
+            [service] = (await turnout.get("/v1/status"))["services"]
+            view = service["view"]
+            return view["failover"]["health"] == "answering" and all(one["probed_at"] for one in view["engines"])
+
+        async def are_even() -> bool:
+            behind = await pair.primary.fetchval(
+                "select count(*) from pg_stat_replication where flush_lsn is distinct from pg_current_wal_insert_lsn()"
+            )
+            return bool(behind == 0)
+
+        await until(is_watched, "all engines were probed")
+        await until(are_even, "both standbys have all of it")
+        await pair.primary.kill()
+
+        async def has_fired() -> bool:
+            decisions = await turnout.get("/v1/policies/heir/history")
+            return any(one["code"] == "fired" for one in decisions)
+
+        await until(has_fired, "the policy has named who takes over", timeout_s=20.0)
+        [fired] = [one for one in await turnout.get("/v1/policies/heir/history") if one["code"] == "fired"]
+        assert fired["text"] == f"fired because {pair.primary.name} failed: {last.name} took over"
+        [service] = (await turnout.get("/v1/status"))["services"]
+        assert service["view"]["active"] == last.name
+        connection = await psycopg.AsyncConnection.connect(Door(name="session", port=turnout.port).dsn())
+        await connection.execute("create temporary table it_is_writable (n int)")
+        await connection.close()
+    finally:
+        await turnout.stop()
+        await last.stop("immediate")

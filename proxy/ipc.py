@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -544,10 +544,26 @@ _fact_decoder: msgspec.msgpack.Decoder[Fact] = msgspec.msgpack.Decoder(Fact)
 
 
 def encode(message: Order | Fact) -> bytes:
-    """One frame."""
-    body = _encoder.encode(message)
+    """One frame. Names that clients and servers give in bytes that are no UTF-8 travel in a readable form (`\\xb4`)."""
+    try:
+        body = _encoder.encode(message)
+    except UnicodeEncodeError:
+        body = _encoder.encode(_readable(msgspec.to_builtins(message, builtin_types=(bytes,))))
     assert len(body) <= FRAME_BYTES_MAX, f"{type(message).__name__} of {len(body)} bytes"
     return len(body).to_bytes(4, "big") + body
+
+
+def _readable(value: Any) -> Any:
+    """The same without lone surrogates, in which the protocols keep bytes that are no UTF-8."""
+    match value:
+        case str():
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        case list():
+            return [_readable(one) for one in value]
+        case dict():
+            return {_readable(name): _readable(one) for name, one in value.items()}
+        case _:
+            return value
 
 
 def decode_order(body: bytes) -> Order:

@@ -199,6 +199,11 @@ class Stream:
             connections=_mean([second.connections for second in seconds]),
         )
 
+    def is_answering(self, key: EngineKey) -> bool:
+        """It has not failed to answer the last probe; also of an engine that was not probed yet."""
+        ring = self._rings.get(key)
+        return not ring or ring[-1].is_available is not False
+
     def figures(self, key: EngineKey) -> EngineFigures | None:
         """As they are shown; None before the first second."""
         ring = self._rings.get(key)

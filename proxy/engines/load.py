@@ -31,6 +31,9 @@ TIMEOUT_S: Final = 1.0
 EXPORTER_BYTES_MAX: Final = 8 * 1024 * 1024
 """Most bytes that are read of a node exporter's page; some hundred kilobytes are usual."""
 
+TICKS_PERCENT: Final = 10.0
+"""Processor time is counted in ticks of 10 ms, so a share may seem to be above the whole by so much."""
+
 SEARCH_PAUSE_S: Final = 10.0
 """Between searches for a server's process that was not found: a search reads a good part of /proc."""
 
@@ -82,11 +85,13 @@ class _Processor:
         self._before: tuple[float, float] | None = None
 
     def share(self, used_s: float, whole_s: float) -> float | None:
-        """Percent; None the first time, and when a counter went back."""
+        """Percent; None the first time, and when the counters moved as they cannot: they are not all read in one moment, and
+        a process that ends meanwhile takes its whole life's time out of the sum, and brings it back with its parent's."""
         before, self._before = self._before, (used_s, whole_s)
         if before is None or whole_s <= before[1] or used_s < before[0]:
             return None
-        return min(100.0, 100.0 * (used_s - before[0]) / (whole_s - before[1]))
+        percent = 100.0 * (used_s - before[0]) / (whole_s - before[1])
+        return min(100.0, percent) if percent < 100.0 + TICKS_PERCENT else None
 
 
 class _OfProcess(LoadSource):

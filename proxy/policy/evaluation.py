@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 A trigger that watches figures looks at the engine that serves, over the last `window_duration` seconds as a whole. It is
 met if the figure is above its threshold, and if there was enough to judge by: the engine was watched for the whole window,
-with `min_evidence` requests in it. The brakes come then, in the order of `_braked`: the policy rests (hysteresis), a switch
+with `min_evidence` requests in it. An engine that does not answer is no slow one: that is for the failover. The brakes come then, in the order of `_braked`: the policy rests (hysteresis), a switch
 runs, the service cools down, policies have moved it often enough within the hour. What is left may fire; of several the one
 with the highest priority does (`choose`).
 
@@ -46,6 +46,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the switch that runs."""
     last_ended: float | None
     """When the last switch of the service ended, by whomever it was asked for; seconds since 1970."""
+    is_answering: bool
+    """The engine that serves has answered the last probe."""
     begun_by_policies: int
     """Switches of the service that policies began within the last hour."""
     window: Callable[[int], Window]
@@ -141,6 +143,8 @@ def _watch(policy: Policy, moment: Moment, standing: Standing) -> Judgement:
         standing = msgspec.structs.replace(standing, is_resting=False)
     if moment.active == policy.target_engine:
         return _no(policy, Code.TARGET_SERVES, f"{policy.target_engine} serves already", standing)
+    if not moment.is_answering:
+        return _no(policy, Code.ENGINE_FAILED, f"{moment.active} does not answer, which is for the failover", standing)
     above = next((one for one in readings if one.is_above()), None)
     if above is None:
         return _no(policy, Code.NOT_ABOVE, "; ".join(map(_spell_not_above, readings)), standing)

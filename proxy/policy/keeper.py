@@ -262,6 +262,7 @@ class PolicyKeeper:
             active=active,
             running=running.id if running is not None else "begins" if service in self._starting else None,
             last_ended=self._ended.get(service),
+            is_answering=self._stream.is_answering((service, active)),
             begun_by_policies=len(begun),
             window=lambda span_s: self._stream.window((service, active), self._clock.now_ns(), span_s),
         )

@@ -47,6 +47,8 @@ class Code(enum.Enum):
     """The figure is not known."""
     NOT_ABOVE = "not_above"
     """The figure is not above the threshold."""
+    ENGINE_FAILED = "engine_failed"
+    """The engine that serves does not answer: a failover decides, not a figure."""
     RESTS = "rests"
     """It has fired, and the figure has not been below the threshold by `hysteresis` since."""
     SWITCH_RUNS = "switch_runs"

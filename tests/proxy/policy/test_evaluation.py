@@ -38,7 +38,7 @@ def a_window(**keys: Any) -> Window:
 
 def a_moment(window: Window | None = None, look: Callable[[int], Window] | None = None, **keys: Any) -> Moment:
     known: dict[str, Any] = {
-        "now": NOW, "active": "blue", "running": None, "last_ended": None, "begun_by_policies": 0,
+        "now": NOW, "active": "blue", "running": None, "last_ended": None, "begun_by_policies": 0, "is_answering": True,
         "window": look or (lambda _span_s: window if window is not None else a_window()),
     }  # fmt: skip
     return Moment(**{**known, **keys})
@@ -121,6 +121,7 @@ def test_an_unknown_load_fires_nothing() -> None:
     [
         (a_moment(active="green"), Code.TARGET_SERVES),
         (a_moment(running="s1"), Code.SWITCH_RUNS),
+        (a_moment(is_answering=False), Code.ENGINE_FAILED),
         (a_moment(last_ended=NOW - 299), Code.COOLS_DOWN),
         (a_moment(last_ended=NOW - 300), Code.FIRED),
         (a_moment(begun_by_policies=4), Code.CAPPED),

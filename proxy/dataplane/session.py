@@ -116,6 +116,7 @@ class Session(Owner):
         "_is_restoring",
         "_judged",
         "_login",
+        "_looks_soon",
         "_pool",
         "_pool_epoch",
         "_shelf",
@@ -187,6 +188,8 @@ class Session(Owner):
         self.must_restore = False
         """It has lost its backend: the next one has to be made like it."""
         self._is_restoring = False
+        self._looks_soon = False
+        """Its backend is asked what it holds at the next boundary: the client is never idle."""
         self._judged: Backend | None = None
         """Its backend, while its engine is asked who was meant by its end."""
         self._waiter: Waiter | None = None
@@ -896,7 +899,14 @@ class Session(Owner):
         if runtime is None or relay is None or tracker is None or ledger is None or self.has_ended:
             return False
         config = runtime.config
-        if not tracker.is_idle() or self._is_asking or relay.has_work:
+        if self._is_asking:
+            return False
+        is_busy = not tracker.is_idle() or relay.has_work or now_ns - relay.last_request_ns <= LOOK_AFTER_S * 1e9
+        if is_busy and ledger.is_dirty and may_look and not runtime.shares_backends:
+            # Should its backend be lost now, it could not be given another one.
+            self._looks_soon = relay.notifies = True
+            return True
+        if not tracker.is_idle() or relay.has_work:
             return False
         if tracker.at_boundary():
             if (
@@ -1021,6 +1031,19 @@ class Session(Owner):
             self.tell_move()
         elif runtime.move is not None and self.standing is Standing.SERVING:
             runtime.move.paused(self)
+        elif self._looks_soon and self.standing is Standing.SERVING:
+            self._look_now(ledger, relay)
+
+    def _look_now(self, ledger: Ledger, relay: Relay) -> None:
+        """At a boundary of a client that is never idle."""
+        assert self.tracker is not None
+        if ledger.is_dirty and (self.backend is None or self._is_asking or not self.tracker.asks_quietly()):
+            return
+        self._looks_soon = relay.notifies = False
+        if ledger.is_dirty:
+            # In this very step: the client may send its next statement before anything else runs.
+            relay.set_gate(GATE_CLOSED)
+            spawn(self._guard(self._look()), name=f"look at session {self.id}")
 
     def on_fetched(self) -> None:
         assert self.tracker is not None

@@ -230,12 +230,21 @@ class PostgresServer:
 
     def freeze(self) -> None:
         """SIGSTOP to the postmaster and every child: an engine that takes connections and does not answer."""
+        if self.pid is not None:
+            # First, so that it makes no more children.
+            os.kill(self.pid, signal.SIGSTOP)
         for pid in self._all_pids():
-            os.kill(pid, signal.SIGSTOP)
+            try:
+                os.kill(pid, signal.SIGSTOP)
+            except ProcessLookupError:
+                continue  # it has ended meanwhile
 
     def thaw(self) -> None:
         for pid in self._all_pids():
-            os.kill(pid, signal.SIGCONT)
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue  # a child whose connection has ended meanwhile
 
     def _all_pids(self) -> list[int]:
         if self.pid is None:

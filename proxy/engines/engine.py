@@ -89,7 +89,8 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     position: Position | None = None
     """Applied on a standby, written on a primary."""
     received: Position | None = None
-    """Of a standby: what it has, applied or not. What a promotion applies before it ends."""
+    """Of a standby: what it has, applied or not, which a promotion applies before it ends. Of a PostgreSQL primary: what it
+    has flushed, and a standby can have."""
     timeline: int = 0
     """PostgreSQL: number of the line of history it is on; each promotion begins a new one."""
     lag_bytes: int | None = None

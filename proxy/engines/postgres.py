@@ -105,7 +105,8 @@ select pg_is_in_recovery() as in_recovery,
                      and 'default_transaction_read_only=on' = any(setconfig)) as is_read_only,
        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text as lsn,
        case when pg_is_in_recovery()
-            then greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) end::text as received,
+            then greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+            else pg_current_wal_flush_lsn() end::text as received,
        (select greatest(c.timeline_id, r.min_recovery_end_timeline)
           from pg_control_checkpoint() c, pg_control_recovery() r) as timeline,
        r.status, r.sender_host, r.sender_port,
@@ -445,7 +446,7 @@ class PostgresEngine(Engine):
             upstream=f"{row['sender_host']}:{row['sender_port']}" if row["sender_host"] else None,
             replication_error="" if not is_standby or row["status"] == "streaming" else "no WAL receiver is connected",
             position=Position("lsn", row["lsn"]) if row["lsn"] else None,
-            received=Position("lsn", row["received"]) if is_standby and row["received"] else None,
+            received=Position("lsn", row["received"]) if row["received"] else None,
             timeline=row["timeline"],
             lag_bytes=lag if is_standby else None,
             lag_ms=(0.0 if lag == 0 else row["age_ms"]) if is_standby else None,

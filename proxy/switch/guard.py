@@ -166,8 +166,9 @@ class Guard:
         health = watch.detector.probed(state.failure if not state.is_reachable else None, state.why, state.at_ns)
         if state.is_reachable:
             watch.last, watch.said = state, ""
-            if state.position is not None:
-                watch.samples.append(Sample(state.at_ns, state.position))
+            position = state.received or state.position
+            if position is not None:
+                watch.samples.append(Sample(state.at_ns, position))
         self._tell_health(service, engine, before, watch.detector)
         if health is Health.SILENT and _is_free(watch):
             watch.task = spawn(self._ask_workers(service, watch), name=f"witnesses of {service}")

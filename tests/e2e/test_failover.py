@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ import pytest_asyncio
 
 from proxy.embedded import PostgresPair, Setup, Turnout
 from proxy.embedded.postgres import PASSWORD, SUPERUSER, PostgresServer
+from tests.e2e.failovers import FAST, ended_failover, is_watched
 from tests.kit.servers import NICENESS
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
-
-FAST: dict[str, object] = {"probe_interval_s": 0.1, "probe_timeout_s": 0.5, "pause_s": 0.0}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -35,7 +34,7 @@ async def pair() -> AsyncIterator[PostgresPair]:
         await pair.close()
 
 
-async def _turnout(pair: PostgresPair, folder: Path, failover: dict[str, object], **changes: Any) -> Turnout:
+async def _turnout(pair: PostgresPair, folder: Path, failover: Mapping[str, object], **changes: Any) -> Turnout:
     service = {"failover": failover, "server_login_retry_s": 0.1, **changes.pop("service", {})}
     setup = Setup(
         protocol="postgresql",
@@ -98,14 +97,6 @@ def _first_of(server: PostgresServer, writers: list[Writer]) -> float:
     return min(at for writer in writers for name, at in writer.acknowledged.values() if name == server.name)
 
 
-async def _is_watched(turnout: Turnout) -> None:
-    async def sees() -> bool:
-        view = (await turnout.get("/v1/status"))["services"][0]["view"]
-        return view["failover"]["health"] == "answering" and all(one["probed_at"] for one in view["engines"])
-
-    await until(sees, "both engines were probed")
-
-
 async def _are_looked_at(server: PostgresServer, count: int) -> None:
     """Idle sessions are asked what they hold a moment after their last statement."""
     asked = "select count(*) from pg_stat_activity where query like '%pg_listening_channels%' and state = 'idle'"
@@ -114,21 +105,6 @@ async def _are_looked_at(server: PostgresServer, count: int) -> None:
         return bool(await server.fetchval(asked) >= count)
 
     await until(are, "idle sessions were asked what they hold")
-
-
-async def _failover(turnout: Turnout) -> dict[str, Any]:
-    """The record of the failover, once it has ended."""
-    found: list[dict[str, Any]] = []
-
-    async def has_ended() -> bool:
-        for record in await turnout.get("/v1/switches"):
-            if record["strategy"] == "failover" and record["ended_at"]:
-                found.append(await turnout.get(f"/v1/switches/{record['id']}"))
-                return True
-        return False
-
-    await until(has_ended, "a failover has ended", timeout_s=20.0)
-    return found[0]
 
 
 @pytest.mark.parametrize("limit_s", [3.0, 1.0], ids=["defaults", "fast probes"])
@@ -142,13 +118,13 @@ async def test_a_killed_primary_is_replaced_in_time_and_idle_clients_notice_noth
         await one.execute(f"set application_name = 'idle{number}'")
     writers = [Writer(number, await _connect(turnout, autocommit=True)) for number in range(1, 9)]
     try:
-        await _is_watched(turnout)
+        await is_watched(turnout)
         await _are_looked_at(old, len(idle))
         tasks = [asyncio.create_task(writer.run()) for writer in writers]
         await until(lambda: all(len(writer.acknowledged) > 20 for writer in writers), "all of them write")
         killed = time.monotonic()
         await old.kill()
-        record = await _failover(turnout)
+        record = await ended_failover(turnout)
         assert record["phase"] == "completed", record
         for writer in writers:
             writer.is_over = True
@@ -177,7 +153,8 @@ async def test_a_killed_primary_is_replaced_in_time_and_idle_clients_notice_noth
         for one in [*idle, *(writer.connection for writer in writers)]:
             await one.close()
         await turnout.stop()
-        await pair.swap()
+        if not await new.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()
 
 
 async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_comes_back(
@@ -189,13 +166,13 @@ async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_come
     open_one, working = await _connect(turnout), await _connect(turnout, autocommit=True)
     try:
         await idle.execute("set application_name = 'idle'")
-        await _is_watched(turnout)
+        await is_watched(turnout)
         await _are_looked_at(old, 1)
         await open_one.execute("select 1")
         writing = asyncio.create_task(working.execute("select pg_sleep(60)"))
         await until(partial(old.fetchval, "select 1 from pg_stat_activity where query like '%pg_sleep(60)'"), "it runs")
         old.freeze()
-        record = await _failover(turnout)
+        record = await ended_failover(turnout)
         assert record["phase"] == "completed", record
         with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
             await writing
@@ -223,4 +200,5 @@ async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_come
         for one in (idle, open_one, working):
             await one.close()
         await turnout.stop()
-        await pair.swap()
+        if not await new.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()

@@ -55,7 +55,7 @@ class ScriptedCrew:
                 fact = ipc.Prepared(switch=order.switch, service=order.service, sessions=1)
             case ipc.StopOpening():
                 fact = ipc.OpeningStopped(switch=order.switch, service=order.service)
-            case ipc.Hold():
+            case ipc.Hold() | ipc.Abandon():
                 fact = ipc.AllHeld(
                     switch=order.switch, service=order.service, held=1, hold_began_ns=now, last_boundary_ns=now
                 )

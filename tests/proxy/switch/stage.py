@@ -90,11 +90,11 @@ class Stage:
         record = self.orchestrator.begin(self.plan(**changes))
         return await self.orchestrator.wait(record.id, END_S)
 
-    def leave(self, phase: Phase) -> SwitchRecord:
+    def leave(self, phase: Phase, strategy: str = "graceful") -> SwitchRecord:
         """What a supervisor leaves in the journal when it is killed in `phase`."""
         plan = self.plan(source=self.source.name, drain_timeout_s=1.0, on_drain_expired="abort")
         record = SwitchRecord(
-            id="left", service="app", source=self.source.name, target=self.target.name, strategy="graceful", plan=plan,
+            id="left", service="app", source=self.source.name, target=self.target.name, strategy=strategy, plan=plan,
             phase=phase, boot=_boot_id(), began_at=1.0, began_ns=1, epoch=self.orchestrator.standing("app").epoch + 1,
         )  # fmt: skip
         self.journal.begin(record)

@@ -1,0 +1,250 @@
+"""The guard on real PostgreSQL servers, with workers that only answer: who takes over, and what becomes of the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from proxy import ipc
+from proxy.clock import SystemClock
+from proxy.config import FailoverConfig
+from proxy.embedded import PostgresPair
+from proxy.errors import EngineError
+from proxy.switch.failover import Health, WorkersWord
+from proxy.switch.guard import Guard
+from proxy.switch.plan import SwitchRecord
+from proxy.switch.state import Phase
+from tests.kit.servers import NICENESS
+from tests.kit.waiting import until
+from tests.proxy.switch.stage import END_S, Stage
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
+
+LIMITS = FailoverConfig(probe_interval_s=0.05, probe_timeout_s=0.3, failures=2, pause_s=0.0)
+
+
+class Workers:
+    """What they know of engines."""
+
+    is_alive = False
+
+    async def witness(
+        self, service: str, engine: str, epoch: int, since_ns: int, timeout_s: float
+    ) -> list[WorkersWord]:
+        return [WorkersWord(worker=0, is_alive=self.is_alive, how="as the test says")]
+
+
+class Guarded:
+    """A stage with its guard, and the probes that feed it."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.workers = Workers()
+        self.guard = Guard(
+            {"app": stage.config}, {"app": stage.engines}, stage.orchestrator, stage.journal, self.workers,
+            SystemClock(), stage.events.append,
+        )  # fmt: skip
+        self._probes = [asyncio.create_task(self._probe(name)) for name in stage.engines]
+
+    async def _probe(self, name: str) -> None:
+        while True:
+            self.guard.probed("app", name, await self.stage.engines[name].probe(LIMITS.probe_timeout_s))
+            await self.guard.pause("app", name)
+
+    @property
+    def health(self) -> Health:
+        return self.guard.view("app").health
+
+    async def answers(self) -> None:
+        await until(lambda: self.health is Health.ANSWERING, "the active engine answers")
+
+    def told(self, kind: str) -> list[dict[str, Any]]:
+        return [event.data for event in self.stage.events if event.kind == kind]
+
+    async def failover(self) -> SwitchRecord:
+        """The newest one, once it has ended."""
+        await until(lambda: bool(self.stage.journal.switches(1)), "a failover has begun", END_S)
+        record = await self.stage.orchestrator.wait(self.stage.journal.switches(1)[0].id, END_S)
+        assert record.strategy == "failover"
+        return record
+
+    async def close(self) -> None:
+        for probe in self._probes:
+            probe.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+        await self.guard.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pair() -> AsyncIterator[PostgresPair]:
+    """One for this module: its tests change the roles."""
+    pair = await PostgresPair.create(fsync=False, niceness=NICENESS)
+    try:
+        yield pair
+    finally:
+        await pair.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def stage(pair: PostgresPair, tmp_path: Path) -> AsyncIterator[Stage]:
+    """Leaves a writable primary and a standby behind."""
+    stage = Stage(pair, tmp_path, service={"failover": LIMITS})
+    try:
+        yield stage
+    finally:
+        pair.primary.thaw()
+        await stage.close()
+        if not await pair.standby.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def guarded(stage: Stage) -> AsyncIterator[Guarded]:
+    guarded = Guarded(stage)
+    try:
+        yield guarded
+    finally:
+        await guarded.close()
+
+
+async def test_a_silent_primary_that_still_answers_clients_stays(guarded: Guarded) -> None:
+    await guarded.answers()
+    guarded.workers.is_alive = True
+    guarded.stage.pair.primary.freeze()
+    await until(lambda: {"suspected", "silent"} <= {one["health"] for one in guarded.told("engine.health")}, "asked")
+    await until(lambda: [one["health"] for one in guarded.told("engine.health")].count("silent") > 1, "asked again")
+    assert not guarded.stage.journal.switches(1)
+    guarded.stage.pair.primary.thaw()
+    await guarded.answers()
+
+
+async def test_nobody_takes_over_when_the_standby_has_failed_too_and_that_is_said(guarded: Guarded) -> None:
+    pair = guarded.stage.pair
+    await guarded.answers()
+    pair.primary.freeze()
+    pair.standby.freeze()
+    try:
+        await until(lambda: bool(guarded.told("failover.impossible")), "it is said")
+        [said] = guarded.told("failover.impossible")
+        assert (
+            f"no engine can take over from {pair.primary.name}: {pair.standby.name}: it cannot be reached"
+            in said["why"]
+        )
+        assert guarded.guard.view("app").why == said["why"]
+        assert not guarded.stage.journal.switches(1)
+    finally:
+        pair.standby.thaw()
+        pair.primary.thaw()
+    await guarded.answers()
+
+
+async def test_a_failover_that_fails_gives_the_sessions_back_and_is_the_last_one_until_a_person_says_so(
+    guarded: Guarded,
+) -> None:
+    stage = guarded.stage
+
+    async def refuses(*args: object, **named: object) -> None:
+        raise EngineError("no")
+
+    promote, stage.target.promote = stage.target.promote, refuses  # type: ignore[method-assign]
+    await guarded.answers()
+    stage.pair.primary.freeze()
+    record = await guarded.failover()
+    assert record.phase is Phase.ABORTED
+    assert "could not be promoted: no" in record.error
+    assert stage.crew.told(ipc.Release) == [0, 1]
+    [said] = guarded.told("failover.automation")
+    assert not said["is_on"]
+    assert record.id in guarded.guard.view("app").why_not
+    await until(lambda: bool(guarded.told("failover.impossible")), "it is said that there is no other one")
+    assert len(stage.journal.switches(9)) == 1
+    # It is remembered.
+    assert not stage.journal.automation("app").is_on
+    stage.target.promote = promote  # type: ignore[method-assign]
+    guarded.guard.switch_automation("app", True, "ops")
+    await until(lambda: len(stage.journal.switches(9)) == 2, "the next one begins")
+    record = await guarded.failover()
+    assert record.phase is Phase.COMPLETED, record.error
+
+
+async def test_a_switch_under_way_gives_way_to_the_failover_of_its_source(guarded: Guarded) -> None:
+    stage = guarded.stage
+    await guarded.answers()
+    stage.crew.silent.add(ipc.Prepare)
+    switch = stage.orchestrator.begin(stage.plan())
+    await until(lambda: stage.crew.told(ipc.Prepare) == [0, 1], "it waits for its workers")
+    stage.pair.primary.freeze()
+    assert (await stage.orchestrator.wait(switch.id, END_S)).phase is Phase.ABORTED
+    await until(lambda: stage.journal.switches(1)[0].strategy == "failover", "a failover has begun", END_S)
+    record = await guarded.failover()
+    assert record.phase is Phase.COMPLETED, record.error
+
+
+async def test_after_a_failover_there_is_a_pause_before_the_next(pair: PostgresPair, tmp_path: Path) -> None:
+    stage = Stage(pair, tmp_path, service={"failover": FailoverConfig(probe_timeout_s=0.3, probe_interval_s=0.05)})
+    stage.journal.automate("app", stage.journal.automation("app").succeeded(SystemClock().wall()))
+    guarded = Guarded(stage)
+    try:
+        await guarded.answers()
+        pair.primary.freeze()
+        await until(lambda: bool(guarded.told("failover.impossible")), "it is said")
+        assert "there was a failover a moment ago" in guarded.told("failover.impossible")[0]["why"]
+        assert guarded.guard.view("app").may_begin_at > SystemClock().wall()
+        assert not stage.journal.switches(1)
+    finally:
+        pair.primary.thaw()
+        await guarded.close()
+        await stage.close()
+
+
+async def test_the_other_standbys_follow_the_new_primary(pair: PostgresPair, tmp_path: Path) -> None:
+    grey = await pair.primary.clone_to("grey")
+    await pair.primary.execute("select pg_create_physical_replication_slot('grey')")
+    await grey.execute("alter system set primary_slot_name = 'grey'")
+    await grey.execute("select pg_reload_conf()")
+    stage = Stage(pair, tmp_path, service={"failover": LIMITS}, more=[grey])
+    guarded = Guarded(stage)
+    # Both have the same: the one that is preferred takes over.
+    guarded.guard.preferred = lambda service: pair.standby.name
+    try:
+        await guarded.answers()
+        pair.primary.freeze()
+        record = await guarded.failover()
+        assert (record.phase, record.target) == (Phase.COMPLETED, pair.standby.name), record.error
+        assert stage.journal.report(record.id)["followers"] == [f"grey: streams from {pair.standby.name}"]
+        await grey.wait_streaming(pair.standby)
+        assert await pair.standby.fetchval("select active from pg_replication_slots where slot_name = 'grey'")
+    finally:
+        pair.primary.thaw()
+        await guarded.close()
+        await stage.close()
+        await grey.stop("immediate")
+        if not await pair.standby.fetchval("select pg_is_in_recovery()"):
+            await pair.standby.execute("select pg_drop_replication_slot('grey') from pg_replication_slots")
+            await pair.swap()
+
+
+@pytest.mark.parametrize("phase", [Phase.HOLDING, Phase.PROMOTING, Phase.CUTTING_OVER])
+async def test_a_failover_that_an_earlier_supervisor_began_is_finished(stage: Stage, phase: Phase) -> None:
+    record = stage.leave(phase, strategy="failover")
+    if phase is Phase.CUTTING_OVER:
+        await stage.pair.standby.execute("select pg_promote()")
+    stage.pair.primary.freeze()
+    await stage.orchestrator.recover({})
+    ended = await stage.orchestrator.wait(record.id, END_S)
+    assert ended.phase is Phase.COMPLETED, ended.error
+    assert stage.orchestrator.standing("app").active == stage.target.name
+    assert list(stage.journal.deposed("app")) == ([stage.source.name] if phase is not Phase.CUTTING_OVER else [])
+
+
+async def test_a_failover_whose_source_is_back_is_undone(stage: Stage) -> None:
+    record = stage.leave(Phase.HOLDING, strategy="failover")
+    await stage.orchestrator.recover({})
+    ended = await stage.orchestrator.wait(record.id, END_S)
+    assert ended.phase is Phase.ABORTED
+    assert await stage.writable() == [stage.source.name]

@@ -4,7 +4,7 @@
 #   tools/setup.sh demo        compiler, headers of OpenSSL, zlib and zstd, .venv with what runs Turnout, the compiled parts
 #   tools/setup.sh demo-mysql  the same and MariaDB's server
 #   tools/setup.sh lint        the same as demo and what checks the code
-#   tools/setup.sh test        the same as lint and the servers and clients the tests talk to
+#   tools/setup.sh test        the same as lint and the servers and clients the tests talk to; Chromium where it can be had
 #   tools/setup.sh bench       the same as demo and the proxies Turnout is measured against: HAProxy and PgBouncer, the
 #                              latter built from Debian's newest sources where apt has them, or else the system's
 #
@@ -145,6 +145,16 @@ install_packages() {
     undo_all
 }
 
+# A browser, for the test of the dashboard: half a gigabyte, so nobody is refused for the want of it.
+want_browser() {
+    if command -v chromium chromium-browser google-chrome >/dev/null; then return; fi
+    if command -v apt-get >/dev/null && as_root true 2>/dev/null; then
+        say "installing Chromium with apt, for the test of the dashboard"
+        if (apt update && apt install --no-install-recommends chromium); then return; fi
+    fi
+    say "no Chromium here: the test of the dashboard is left out (as root: apt-get install chromium)"
+}
+
 # --- .venv ---------------------------------------------------------------------------------------------------------
 
 # What the build itself needs, from pyproject.toml; installed beforehand, because the build is not isolated.
@@ -189,6 +199,7 @@ esac
 
 want_packages "$what"
 if [ ${#missing[@]} -gt 0 ]; then install_packages; fi
+if [ "$what" = test ]; then want_browser; fi
 make_venv "$extras"
 if [ "$what" = bench ] && [ ! -x .venv/pgbouncer/pgbouncer ]; then
     say "building a newer PgBouncer from Debian's sources (less than a minute)"

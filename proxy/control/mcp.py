@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -22,9 +23,13 @@ from mcp.shared.exceptions import MCPError
 from msgspec import Meta
 
 from proxy import VERSION
+from proxy.config import PolicyConfig
 from proxy.control.roles import Caller
 from proxy.control.service import ControlService, EngineRow, Readiness, SwitchRefused
+from proxy.engines.figures import EngineFigures
 from proxy.errors import ControlError, NotFound, ProxyError
+from proxy.policy.model import PolicyView
+from proxy.switch.agenda import AHEAD_S_MAX
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchPlan, SwitchRecord
 from proxy.switch.state import ENDED
 
@@ -43,9 +48,9 @@ never overrides what keeps data safe. Nothing is asked twice: a refused call cha
 
 # --- what goes in and comes out -----------------------------------------------------------------------------------
 
-ServiceName = Annotated[
-    str | None, Meta(max_length=63, description="Which service; may be left out if there is only one.")
-]
+ServiceName = (
+    Annotated[str, Meta(max_length=63, description="Which service; may be left out if there is only one.")] | None
+)
 Strategy = Annotated[
     Literal["graceful", "immediate", "rolling", "canary"],
     Meta(
@@ -53,14 +58,18 @@ Strategy = Annotated[
         "`canary` moves a share first."
     ),
 ]
-DrainTimeout = Annotated[
-    float | None,
-    Meta(
-        ge=0,
-        le=DRAIN_TIMEOUT_S_MAX,
-        description="How long open transactions may go on, in seconds, 0 to 3600; left out: the service's own setting.",
-    ),
-]
+DrainTimeout = (
+    Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=DRAIN_TIMEOUT_S_MAX,
+            description="How long open transactions may go on, in seconds, 0 to 3600; left out: the service's own setting.",
+        ),
+    ]
+    | None
+)
+DryRun = Annotated[bool, Meta(description="Only run the checks, and answer the readiness report.")]
 TargetEngine = Annotated[str, Meta(min_length=1, max_length=63, description="Name of the engine to go to.")]
 
 
@@ -75,7 +84,25 @@ class SwitchWanted(Wanted, frozen=True, kw_only=True):
         bool, Meta(description="Go on although a check failed, unless the check keeps data safe. Needs the role admin.")
     ] = False
     drain_timeout_seconds: DrainTimeout = None
-    dry_run: Annotated[bool, Meta(description="Only run the checks, and answer the readiness report.")] = False
+    dry_run: DryRun = False
+    in_seconds: (
+        Annotated[
+            float,
+            Meta(
+                ge=0,
+                le=AHEAD_S_MAX,
+                description="Begin so long from now; it is pending until then and can be cancelled.",
+            ),
+        ]
+        | None
+    ) = None
+    when_busy: (
+        Annotated[
+            Literal["refuse", "queue"],
+            Meta(description="While another switch of the service runs; left out: the service's own setting."),
+        ]
+        | None
+    ) = None
     service: ServiceName = None
     reason: Annotated[str, Meta(max_length=500, description="Kept in the record of the switch.")] = ""
 
@@ -102,10 +129,27 @@ class ReadyWanted(Wanted, frozen=True, kw_only=True):
     service: ServiceName = None
 
 
+class MetricsWanted(Wanted, frozen=True, kw_only=True):
+    engine: Annotated[str, Meta(max_length=63, description="Only this engine; left out: all of them.")] | None = None
+    service: ServiceName = None
+
+
+class PolicyWanted(PolicyConfig, frozen=True, kw_only=True):
+    """A policy as it shall be from now on; one of this name is replaced as a whole."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=63, description="Its name; no two services have the same.")]
+    service: ServiceName = None
+
+
+class TriggerWanted(Wanted, frozen=True, kw_only=True):
+    policy: Annotated[str, Meta(min_length=1, max_length=63, description="Name of the policy that shall fire now.")]
+    dry_run: DryRun = False
+
+
 class SwitchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it: the readiness report of a dry run, or the switch."""
 
-    outcome: Literal["dry_run", "under_way", "completed", "aborted", "rolled_back", "failed"]
+    outcome: Literal["dry_run", "pending", "under_way", "completed", "aborted", "rolled_back", "failed"]
     text: str
     """The same in one line."""
     readiness: Readiness | None = None
@@ -116,6 +160,22 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True):
     """Every engine as the last probe saw it."""
 
     engines: list[EngineRow]
+
+
+class EngineMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine's figures over the last ten seconds."""
+
+    service: str
+    engine: str
+    is_active: bool
+    figures: EngineFigures | None
+    """None: not looked at yet."""
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of engines; null: not known."""
+
+    engines: list[EngineMetrics]
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,18 +194,27 @@ async def _switch(door: ControlService, who: Caller, wanted: SwitchWanted) -> Sw
         strategy=wanted.strategy,
         drain_timeout_s=wanted.drain_timeout_seconds,
         force=wanted.force,
+        at=None if wanted.in_seconds is None else time.time() + wanted.in_seconds,
+        when_busy=wanted.when_busy,
         requested_by=who.name,
         reason=wanted.reason,
     )
     if wanted.dry_run:
-        readiness = await door.rehearse(who, plan)
-        text = "ready: the switch may begin" if readiness.is_ready else "not ready: the switch would be refused"
-        return SwitchAnswer(outcome="dry_run", text=text, readiness=readiness)
+        return await _rehearsed(door, who, plan)
     return await _as_answer(door, who, await door.switch(who, plan))
+
+
+async def _rehearsed(door: ControlService, who: Caller, plan: SwitchPlan) -> SwitchAnswer:
+    readiness = await door.rehearse(who, plan)
+    text = "ready: the switch may begin" if readiness.is_ready else "not ready: the switch would be refused"
+    return SwitchAnswer(outcome="dry_run", text=text, readiness=readiness)
 
 
 async def _as_answer(door: ControlService, who: Caller, record: SwitchRecord) -> SwitchAnswer:
     """The switch once it has ended, or as it is after `SWITCH_WAIT_S`."""
+    if record.is_waiting:
+        text = f"switch {record.id} is pending; cancel_pending_switch drops it"
+        return SwitchAnswer(outcome="pending", text=text, switch=record)
     deadline = asyncio.get_running_loop().time() + SWITCH_WAIT_S
     while record.phase not in ENDED and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(POLL_S)
@@ -160,6 +229,35 @@ async def _as_answer(door: ControlService, who: Caller, record: SwitchRecord) ->
 
 async def _engines(door: ControlService, who: Caller, wanted: ServiceWanted) -> Engines:
     return Engines(engines=door.engines(who, wanted.service))
+
+
+async def _metrics(door: ControlService, who: Caller, wanted: MetricsWanted) -> Metrics:
+    rows = [row for row in door.engines(who, wanted.service) if wanted.engine in (None, row.engine.name)]
+    if not rows:
+        raise NotFound(f"there is no engine {wanted.engine!r}", hint="list_available_engines names them")
+    return Metrics(
+        engines=[
+            EngineMetrics(
+                service=row.service,
+                engine=row.engine.name,
+                is_active=row.engine.is_active,
+                figures=row.engine.figures,
+            )
+            for row in rows
+        ]
+    )
+
+
+async def _configure(door: ControlService, who: Caller, wanted: PolicyWanted) -> PolicyView:
+    return door.set_policy(who, _service(door, who, wanted.service), wanted.name, wanted)
+
+
+async def _trigger(door: ControlService, who: Caller, wanted: TriggerWanted) -> SwitchAnswer:
+    if wanted.dry_run:
+        policy = door.policy(who, wanted.policy).policy
+        plan = SwitchPlan(service=policy.service, target=policy.target_engine, strategy=policy.strategy)
+        return await _rehearsed(door, who, plan)
+    return await _as_answer(door, who, await door.run_policy(who, wanted.policy))
 
 
 async def _history(door: ControlService, who: Caller, wanted: HistoryWanted) -> History:
@@ -195,7 +293,7 @@ class Tool(NamedTuple):
 
     title: str
     description: str
-    takes: type[Wanted]
+    takes: type[msgspec.Struct]
     gives: type[msgspec.Struct]
     run: Callable[[ControlService, Caller, Any], Awaitable[msgspec.Struct]]
     is_read_only: bool
@@ -226,6 +324,38 @@ TOOLS: Final[Mapping[str, Tool]] = {
         Engines,
         _engines,
         is_read_only=True,
+    ),
+    "get_engine_metrics": Tool(
+        "Figures of engines",
+        "response_time_ms, cpu_usage_percent, memory_usage_percent, active_connections, query_rate_per_second, "
+        "error_rate_percent and availability_percent of each engine, over the last ten seconds; null: not known.",
+        MetricsWanted,
+        Metrics,
+        _metrics,
+        is_read_only=True,
+    ),
+    "configure_switch_policy": Tool(
+        "Set a policy",
+        "Set a policy that switches by itself, or replace the one of this name as a whole. trigger says when: "
+        "performance_degradation (response_time_threshold_ms over window_duration seconds), load_threshold (cpu_threshold, "
+        "memory_threshold in percent, connection_threshold), error_rate (error_rate_threshold in percent), failure, manual, "
+        "scheduled (cron_expression, time_zone). It may fire at once if it is enabled and its figures are above their "
+        "thresholds. Needs the role operator.",
+        PolicyWanted,
+        PolicyView,
+        _configure,
+        is_read_only=False,
+    ),
+    "trigger_manual_switch": Tool(
+        "Let a policy fire now",
+        "Do the switch of a policy now, whatever its trigger and its brakes. With dry_run the readiness report comes back "
+        "and nothing is changed. Waits up to 30 seconds for the end. Needs the role operator.",
+        TriggerWanted,
+        SwitchAnswer,
+        _trigger,
+        is_read_only=False,
+        is_destructive=True,
+        is_idempotent=False,
     ),
     "get_switch_history": Tool(
         "History of switches",

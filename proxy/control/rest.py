@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from proxy import VERSION, ipc
 from proxy.config import Config, LogLevel, PolicyConfig
+from proxy.control import pages
 from proxy.control.access import Access
 from proxy.control.answers import KEY_LENGTH_MAX, Answers
 from proxy.control.api_page import ApiPage
@@ -754,15 +755,22 @@ _HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
-"""No answer is kept, guessed at, framed or allowed to load anything."""
+"""No answer is kept, guessed at, framed, or of use to a page of another site."""
+
+_CONTENT_POLICY: Final = b"default-src 'none'; style-src 'unsafe-inline'"
+"""No answer but the dashboard's pages is allowed to load anything."""
 
 
-async def _harden(message: Message, _scope: Scope) -> None:
+async def _harden(message: Message, scope: Scope) -> None:
     """Add `_HEADERS` to every answer, errors among them."""
     if message["type"] == "http.response.start":
-        message["headers"] = [*message["headers"], *_HEADERS]
+        handler = scope.get("route_handler")
+        policy = pages.CONTENT_POLICY if handler is not None and handler.opt.get("is_page") else _CONTENT_POLICY
+        message["headers"] = [*message["headers"], *_HEADERS, (b"content-security-policy", policy)]
 
 
 HANDLERS: Final = [
@@ -772,6 +780,7 @@ HANDLERS: Final = [
     engine_metrics, policies, policy_detail, set_policy, remove_policy, enable_policy, disable_policy, run_policy,
     history_of_policy, policy_history,
     healthz, readyz, metrics,
+    pages.index, pages.file,
 ]  # fmt: skip
 
 

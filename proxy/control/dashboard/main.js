@@ -1,0 +1,95 @@
+// Which page is shown, and what all of them share: figures of the last minutes, and what is heard from the stream of events.
+
+import { get, listen, Refused } from "./api.js";
+import { h } from "./dom.js";
+import { history, overview, policies, pools, report, sessions, switching, watching } from "./pages.js";
+
+const POLL_MS = 2000;
+const KEPT_S = 300;
+
+export const state = { status: null, engines: [], traffic: new Map(), marks: [], progress: new Map() };
+
+const PAGES = [
+  [/^\/$/, overview], [/^\/sessions$/, sessions], [/^\/pools$/, pools], [/^\/policies$/, policies], [/^\/history$/, history],
+  [/^\/switch\/([^/]+)\/([^/]+)$/, switching], [/^\/watch\/([^/]+)$/, watching], [/^\/report\/([^/]+)$/, report],
+];
+
+let shown = null;
+
+function show() {
+  const [path, query] = (location.hash.slice(1) || "/").split("?");
+  const main = document.getElementById("main");
+  shown?.leave?.();
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.getAttribute("href") === `#${path}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  for (const [pattern, make] of PAGES) {
+    const found = pattern.exec(path);
+    if (!found) continue;
+    const place = h("div", {});
+    main.replaceChildren(place);
+    shown = { leave: null, tick: null, heard: null };
+    guard(() => make(place, shown, found.slice(1).map(decodeURIComponent), new URLSearchParams(query)), place);
+    return;
+  }
+  main.replaceChildren(h("h1", {}, "There is no such page"), h("a", { href: "#/" }, "Overview"));
+}
+
+export function trouble(error) {
+  const problem = error instanceof Refused ? error.problem : {};
+  return h("div", { class: "notice bad", role: "alert" }, h("strong", {}, error.message), problem.remedy ? ` – ${problem.remedy}` : null);
+}
+
+async function guard(work, place) {
+  try {
+    await work();
+  } catch (error) {
+    place.querySelector(":scope > .notice.bad")?.remove();
+    place.prepend(trouble(error));
+  }
+}
+
+function remember(status, at) {
+  for (const { view, requests_total: total } of status.services) {
+    const kept = state.traffic.get(view.name) ?? { total: null, at: 0, rate: [], latency: [] };
+    if (kept.total !== null && at > kept.at) kept.rate.push([at, Math.max(0, total - kept.total) / (at - kept.at)]);
+    const active = view.engines.find((one) => one.is_active);
+    kept.latency.push([at, active?.figures?.response_time_ms ?? null]);
+    [kept.total, kept.at] = [total, at];
+    for (const points of [kept.rate, kept.latency]) while (points.length && points[0][0] < at - KEPT_S) points.shift();
+    state.traffic.set(view.name, kept);
+  }
+}
+
+async function poll() {
+  if (!document.hidden) {
+    try {
+      state.status = await get("/v1/status");
+      remember(state.status, Date.now() / 1000);
+      shown?.tick?.();
+    } catch (error) {
+      document.getElementById("live").textContent = "no answer";
+    }
+  }
+  setTimeout(poll, POLL_MS);
+}
+
+function heard(event) {
+  if (event.kind === "switch.ended" || (event.kind === "switch.phase" && event.data.phase === "holding")) {
+    const text = event.kind === "switch.ended" ? event.data.phase : `to ${event.data.target}`;
+    state.marks.push({ at: event.at, service: event.service, text });
+    while (state.marks.length > 50) state.marks.shift();
+  }
+  if (event.kind === "switch.progress") {
+    const seen = state.progress.get(event.data.id) ?? new Map();
+    seen.set(event.data.worker, event.data);
+    state.progress.set(event.data.id, seen);
+  }
+  shown?.heard?.(event);
+}
+
+window.addEventListener("hashchange", () => { show(); document.getElementById("main").focus(); });
+show();
+poll();
+listen(heard, (is_live) => { document.getElementById("live").textContent = is_live ? "live" : "connecting"; });

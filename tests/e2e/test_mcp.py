@@ -1,0 +1,171 @@
+"""AI agents at a running Turnout, by the SDK's own client: the eight tools, and who may use which."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import httpx2
+import mcp_types as types
+import pytest
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+
+from proxy.embedded import PostgresPair, Turnout
+from proxy.embedded.postgres import PASSWORD
+from tests.e2e.test_control import TOKENS, setup_for
+from tests.kit.turnouts import StartTurnout
+
+pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
+
+INPUTS: Final = {
+    "switch_database_engine": {"target_engine", "strategy", "force", "drain_timeout_seconds"},
+    "list_available_engines": set(),
+    "get_engine_metrics": {"engine"},
+    "configure_switch_policy": {
+        "name",
+        "trigger",
+        "target_engine",
+        "strategy",
+        "priority",
+        "enabled",
+        "window_duration",
+    },
+    "trigger_manual_switch": {"policy", "dry_run"},
+    "get_switch_history": {"limit"},
+    "cancel_pending_switch": {"switch_id"},
+    "validate_switch_readiness": {"target_engine", "strategy"},
+}
+LOOKING: Final = {
+    "list_available_engines", "get_engine_metrics", "get_switch_history", "validate_switch_readiness",
+}  # fmt: skip
+
+
+@asynccontextmanager
+async def agent(turnout: Turnout, role: str) -> AsyncIterator[Client]:
+    """An agent with the token of a role, over streamable HTTP."""
+    headers = {"Authorization": f"Bearer {TOKENS[role]}"}
+    async with httpx2.AsyncClient(headers=headers, timeout=60, trust_env=False) as http:
+        async with Client(streamable_http_client(f"{turnout.control_url}/mcp", http_client=http)) as client:
+            yield client
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    """What a tool gives; the client has compared it with the tool's schema."""
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, result.content
+    assert isinstance(result.structured_content, dict)
+    return result.structured_content
+
+
+async def refused(client: Client, tool: str, **arguments: Any) -> str:
+    """What a tool says that did nothing."""
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, result.structured_content
+    [content] = result.content
+    assert isinstance(content, types.TextContent)
+    return content.text
+
+
+async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
+    fresh_postgres_pair: PostgresPair, start_turnout: StartTurnout, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").mkdir()
+    turnout = await start_turnout(setup_for(fresh_postgres_pair, tmp_path / "tokens"))
+    source, target = fresh_postgres_pair.primary.name, fresh_postgres_pair.standby.name
+    session = await asyncpg.connect(host=turnout.host, port=turnout.port, user="app", password=PASSWORD, database="app")
+    before = await session.fetchval("select inet_server_port()")
+
+    async with agent(turnout, "viewer") as viewer:
+        tools = {tool.name: tool for tool in (await viewer.list_tools()).tools}
+        assert tools.keys() == INPUTS.keys()
+        for name, tool in tools.items():
+            assert INPUTS[name] <= tool.input_schema["properties"].keys()
+            assert tool.input_schema["additionalProperties"] is False
+            assert tool.output_schema is not None
+            assert tool.output_schema["type"] == tool.input_schema["type"] == "object"
+            assert tool.annotations is not None
+            assert tool.annotations.read_only_hint is (name in LOOKING)
+        drain = json.dumps(tools["switch_database_engine"].input_schema["properties"]["drain_timeout_seconds"])
+        assert '"minimum": 0' in drain
+        assert '"maximum": 3600' in drain
+        engines = (await call(viewer, "list_available_engines"))["engines"]
+        assert {row["engine"]["name"]: row["engine"]["is_active"] for row in engines} == {source: True, target: False}
+        [figures] = (await call(viewer, "get_engine_metrics", engine=source))["engines"]
+        assert figures["is_active"]
+        assert (await call(viewer, "validate_switch_readiness", target_engine=target))["is_ready"]
+        rehearsed = await call(viewer, "switch_database_engine", target_engine=target, dry_run=True)
+        assert (rehearsed["outcome"], rehearsed["readiness"]["is_ready"]) == ("dry_run", True)
+        assert "needs the role operator" in await refused(viewer, "switch_database_engine", target_engine=target)
+        policy = {"name": "p", "trigger": "manual", "target_engine": target}
+        assert "needs the role operator" in await refused(viewer, "configure_switch_policy", **policy)
+        assert "unknown" in await refused(viewer, "switch_database_engine", target_engine=target, now=True)
+        assert "3600" in await refused(
+            viewer, "switch_database_engine", target_engine=target, drain_timeout_seconds=3_601
+        )
+        with pytest.raises(MCPError, match="there is no tool"):
+            await viewer.call_tool("drop_database", {})
+        assert (await call(viewer, "get_switch_history"))["switches"] == []
+
+    async with agent(turnout, "operator") as operator:
+        assert "needs the role admin" in await refused(
+            operator, "switch_database_engine", target_engine=target, force=True
+        )
+        assert "active" in await refused(operator, "switch_database_engine", target_engine=source)
+        pending = await call(operator, "switch_database_engine", target_engine=target, in_seconds=3_600)
+        assert pending["outcome"] == "pending"
+        cancelled = await call(operator, "cancel_pending_switch", switch_id=pending["switch"]["id"])
+        assert cancelled["outcome"] == "aborted"
+        set_up = await call(operator, "configure_switch_policy", **policy)
+        assert (set_up["policy"]["name"], set_up["policy"]["target_engine"]) == ("p", target)
+        assert (await call(operator, "trigger_manual_switch", policy="p", dry_run=True))["readiness"]["is_ready"]
+        switched = await call(
+            operator, "switch_database_engine", target_engine=target, strategy="graceful", drain_timeout_seconds=5
+        )
+        assert switched["outcome"] == "completed", switched["text"]
+        assert await session.fetchval("select inet_server_port()") != before
+        history = (await call(operator, "get_switch_history"))["switches"]
+        assert [one["phase"] for one in history] == ["completed", "aborted"]
+
+        uris = {str(one.uri) for one in (await operator.list_resources()).resources}
+        report_uri = f"turnout://reports/{switched['switch']['id']}"
+        assert {"turnout://status", "turnout://history", "turnout://config", report_uri} <= uris
+        [report] = (await operator.read_resource(report_uri)).contents
+        assert isinstance(report, types.TextResourceContents)
+        assert json.loads(report.text)["phase"] == "completed"
+        [config] = (await operator.read_resource("turnout://config")).contents
+        assert isinstance(config, types.TextResourceContents)
+        assert not any(secret in config.text for secret in (PASSWORD + '"', *TOKENS.values()))
+        with pytest.raises(MCPError, match="there is no resource"):
+            await operator.read_resource("turnout://nothing")
+        prompts = {one.name for one in (await operator.list_prompts()).prompts}
+        assert prompts == {"plan_maintenance_switch", "why_did_it_switch"}
+        [why] = (await operator.get_prompt("why_did_it_switch")).messages
+        assert isinstance(why.content, types.TextContent)
+        assert "the-operator at" in why.content.text
+
+    async with turnout.control() as control:
+        entries = (await control.get("/v1/audit?action=mcp&limit=1000")).json()
+    kept = {(one["caller"].partition(" ")[0], one["target"], one["outcome"]) for one in entries}
+    assert ("the-viewer", "list_available_engines", "done") in kept
+    assert ("the-viewer", "switch_database_engine", "refused") in kept
+    assert ("the-operator", "switch_database_engine", "done") in kept
+
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "proxy", "mcp"],
+        env={**os.environ, "TURNOUT_URL": turnout.control_url, "TURNOUT_TOKEN": TOKENS["viewer"]},
+    )
+    async with Client(server) as client:
+        assert {tool.name for tool in (await client.list_tools()).tools} == INPUTS.keys()
+        assert len((await call(client, "get_switch_history"))["switches"]) == 2
+        assert "needs the role operator" in await refused(client, "switch_database_engine", target_engine=source)
+        assert len((await client.get_prompt("plan_maintenance_switch", {"target_engine": source})).messages) == 1
+    await session.close()

@@ -547,7 +547,13 @@ async def cancel(request: Request[Any, Any, Any], state: State, switch_id: Switc
     return await _door(state).cancel(_caller(request), switch_id)
 
 
-@post("/v1/services/{service:str}/failover", tags=["switching"], status_code=200, responses=_OR_UNKNOWN)
+@post(
+    "/v1/services/{service:str}/failover",
+    tags=["switching"],
+    status_code=200,
+    responses=_CHANGE,
+    operation_class=Change,
+)
 async def failover(
     request: Request[Any, Any, Any], state: State, service: ServiceName, data: JSONBody[AutomationRequest]
 ) -> FailoverView:

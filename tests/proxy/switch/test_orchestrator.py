@@ -106,7 +106,7 @@ async def test_one_switch_of_a_service_at_a_time(stage: Stage) -> None:
 
 async def test_a_plan_that_cannot_be_is_refused_before_it_is_journaled(stage: Stage) -> None:
     for plan in (
-        stage.plan(strategy="canary"),
+        stage.plan(batch_size=5),
         stage.plan(strategy="quick"),
         SwitchPlan(service="app", target="nowhere"),
         SwitchPlan(service="app", target=stage.source.name),

@@ -35,6 +35,7 @@ from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyErro
 from proxy.log import set_up as set_up_log
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
+from proxy.switch.datacheck import DataChecks, DataCheckStore
 from proxy.switch.guard import Guard
 from proxy.switch.journal import Journal
 from proxy.switch.orchestrator import Orchestrator
@@ -79,6 +80,7 @@ class Supervisor:
         self._journal: Journal | None = None
         self._salt_key = b""
         self._orchestrator: Orchestrator | None = None
+        self._data_checks: DataChecks | None = None
         self._workers: Workers | None = None
         self._stream = Stream()
         self._policies: PolicyKeeper | None = None
@@ -132,9 +134,19 @@ class Supervisor:
             self._publish,
         )
         self.subscribe(keeper.hear)
+        self._data_checks = DataChecks(
+            self.config.service,
+            self._engines,
+            DataCheckStore(self._journal.database),
+            self._clock,
+            self._publish,
+            active=lambda service: self._switches.standing(service).active,
+            is_switching=lambda service: self._switches.running(service) is not None,
+        )
         workers.configure_adopted()
         workers.fill()
         self._orchestrator.watch()
+        self._data_checks.take_up()
         for service, engines in self._engines.items():
             for engine in engines.values():
                 self._watch(service, engine)
@@ -182,6 +194,8 @@ class Supervisor:
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
         await cancel_and_wait(*self._probes.values(), *self._measuring)
+        if self._data_checks is not None:
+            await self._data_checks.stop()
         if self._guard is not None:
             await self._guard.stop()
         if self._orchestrator is not None:
@@ -304,6 +318,12 @@ class Supervisor:
         """Raises NotFound: unknown, or not ended yet."""
         assert self._journal is not None
         return self._journal.report(switch_id)
+
+    @property
+    def data_checks(self) -> DataChecks:
+        """Comparisons of what two engines have."""
+        assert self._data_checks is not None, "started"
+        return self._data_checks
 
     async def cancel(self, switch_id: str, by: str = "") -> SwitchRecord:
         """Begin to undo. Raises NotFound, Conflict (past the cutover, or ended)."""

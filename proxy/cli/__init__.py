@@ -475,6 +475,61 @@ def _follow(client: ControlClient, switch_id: str, out: Any) -> dict[str, Any]:
 
 
 @app.command()
+def datacheck(
+    target: Annotated[str, typer.Argument(help="Engine to compare the active one with.", metavar="[TARGET]")] = "",
+    service: Service = None,
+    tables: Annotated[
+        str, typer.Option("--tables", metavar="NAMES", help="Only these, with commas: schema.table or database.table.")
+    ] = "",
+    chunk_rows: Annotated[
+        int | None, typer.Option("--chunk-rows", min=10, metavar="N", help="Rows of one checksum; 5000.")
+    ] = None,
+    rows_per_second: Annotated[
+        float | None, typer.Option("--rows-per-second", min=0, metavar="N", help="Most rows read in a second.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option("--resume", metavar="ID", help="Go on with one that was cancelled or has failed.")
+    ] = "",
+    stop: Annotated[str, typer.Option("--cancel", metavar="ID", help="End one that runs.")] = "",
+    history: Annotated[bool, typer.Option("--history", help="Show those there were.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the end, and show how far it has come.")
+    ] = True,
+    url: Url = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the rows of the active engine with those of TARGET, while clients work. Changes nothing."""
+    from proxy.cli import show
+
+    client = _client(url, token_file)
+    if history:
+        _show(client.get("/v1/datachecks"), as_json, show.show_datachecks)
+        return
+    if bool(target) + bool(resume) + bool(stop) != 1:
+        raise typer.BadParameter("give an engine to compare with, or --resume, or --cancel, or --history")
+    if stop:
+        _show(client.post(f"/v1/datachecks/{_segment(stop)}/cancel"), as_json, show.show_datacheck)
+        return
+    if resume:
+        check = client.post(f"/v1/datachecks/{_segment(resume)}/resume")
+    else:
+        body: dict[str, Any] = {"target_engine": target, "tables": [one for one in tables.split(",") if one]}
+        body |= {"chunk_rows": chunk_rows} if chunk_rows is not None else {}
+        body |= {"rows_per_second": rows_per_second} if rows_per_second is not None else {}
+        check = client.post(f"/v1/services/{_segment(_service(client, service))}/datacheck", body)
+    out = None if as_json else show.console()
+    while wait and check["state"] == "running":
+        time.sleep(POLL_S)
+        check = client.get(f"/v1/datachecks/{_segment(check['id'])}")
+        if out is not None:
+            show.show_progress(out, check)
+    _show(check, as_json, show.show_datacheck)
+    if check["state"] not in ("running", "equal"):
+        _fail(f"data check {check['id']}: {check['state']}{': ' + check['error'] if check['error'] else ''}")
+
+
+@app.command()
 def failover(
     automatic: Annotated[
         Literal["on", "off"], typer.Argument(help="`on` or `off`; a failover that failed switches it off.")

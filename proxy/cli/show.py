@@ -300,6 +300,42 @@ def show_waiting(out: Console, record: Json) -> None:
     out.print(f"drop it with: turnout cancel {record['id']}")
 
 
+def show_progress(out: Console, check: Json) -> None:
+    """How far a data check has come: one line, written over."""
+    done = sum(one["is_done"] for one in check["tables"])
+    rows = sum(one["rows"] for one in check["tables"])
+    out.print(f"{done} of {counted(len(check['tables']), 'table')}, {counted(rows, 'row')} compared  ", end="\r")
+
+
+def show_datacheck(out: Console, check: Json) -> None:
+    """What a comparison has found: tables that are not equal, and sums."""
+    out.print(Text.assemble(("data check ", ""), (check["id"], "bold"), f": {check['source']} and {check['target']}"))
+    rows = sum(one["rows"] for one in check["tables"])
+    out.print(f"{check['state']}: {counted(rows, 'row')} of {counted(len(check['tables']), 'table')} compared")
+    for one in check["tables"]:
+        if not (one["different"] or one["unsettled"] or one["note"]):
+            continue
+        what = [f"{counted(one['different'], 'row')} not alike"] if one["different"] else []
+        what += [f"{counted(one['unsettled'], 'row')} changed all the time"] if one["unsettled"] else []
+        what += [one["note"]] if one["note"] else []
+        out.print(f"  {one['database']} {one['name']}: {'; '.join(what)}")
+        for line in one["differences"]:
+            out.print(Text(f"    {line}"))
+    if check["error"]:
+        out.print(check["error"])
+
+
+def show_datachecks(out: Console, checks: list[Json]) -> None:
+    """One line for each, newest first."""
+    table = _table("id", "service", "engines", "state", "tables", "rows", right=("tables", "rows"))
+    for check in checks:
+        table.add_row(
+            check["id"], check["service"], f"{check['source']}, {check['target']}", check["state"],
+            str(len(check["tables"])), f"{sum(one['rows'] for one in check['tables']):,}",
+        )  # fmt: skip
+    out.print(table)
+
+
 def show_history(out: Console, records: list[Json]) -> None:
     """One line for each switch, newest first."""
     table = _table("id", "service", "from > to", "phase", "cutover", "hold max", right=("cutover", "hold max"))

@@ -55,6 +55,7 @@ from proxy.engines.figures import EngineFigures
 from proxy.errors import ConfigError, ControlError, NotFound, PlanRefused, ProxyError
 from proxy.policy.model import Decision, Policy, PolicyView
 from proxy.switch.agenda import AHEAD_S_MAX, begins_at
+from proxy.switch.datacheck import DataCheck
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.state import ENDED
@@ -160,6 +161,21 @@ class PolicyRequest(PolicyConfig, frozen=True, kw_only=True):
     service: Annotated[str, Meta(min_length=1, max_length=63, description="Name of a service in the config.")]
 
 
+class DataCheckRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is to be compared."""
+
+    target_engine: Annotated[
+        str, Meta(min_length=1, max_length=63, description="Engine to compare the active one with.")
+    ]
+    tables: Annotated[
+        list[str], Meta(max_length=1_000, description="Only these, as `schema.table` or `database.table`; empty: all.")
+    ] = []
+    chunk_rows: Annotated[int, Meta(ge=10, le=100_000, description="Rows of one checksum.")] = 5_000
+    rows_per_second: Annotated[
+        float, Meta(ge=0, le=1e9, description="Most rows read in a second; 0: it only rests as long as it works.")
+    ] = 0.0
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error, RFC 9457. Media type application/problem+json."""
 
@@ -235,6 +251,7 @@ SwitchId = Annotated[str, PathParameter(description="Id of a switch, as its star
 PolicyName = Annotated[str, PathParameter(description="Name of a policy, of whatever service.")]
 DecisionLimit = Annotated[int, QueryParameter(ge=1, le=DECISIONS_MAX, description="Most decisions of the answer.")]
 SessionId = Annotated[int, PathParameter(description="Number of a session, as the list has it.", ge=0, le=2**48)]
+CheckId = Annotated[str, PathParameter(description="Id of a data check, as its start answered it.")]
 OneService = Annotated[str | None, QueryParameter(name="service", description="Only of this service.")]
 Offset = Annotated[int, QueryParameter(ge=0, le=OFFSET_MAX, description="How many to pass over.")]
 
@@ -528,6 +545,65 @@ async def switch_detail(request: Request[Any, Any, Any], state: State, switch_id
     return SwitchDetail(**msgspec.structs.asdict(record), report=report)
 
 
+@get("/v1/datachecks", tags=["data"], responses=_PROBLEMS)
+async def datachecks(request: Request[Any, Any, Any], state: State) -> list[DataCheck]:
+    """Comparisons of what two engines have, newest first."""
+    return _door(state).data_checks(_caller(request))
+
+
+@get("/v1/datachecks/{check_id:str}", tags=["data"], responses=_OR_UNKNOWN)
+async def datacheck(request: Request[Any, Any, Any], state: State, check_id: CheckId) -> DataCheck:
+    """One comparison, as far as it has come."""
+    return _door(state).data_check(_caller(request), check_id)
+
+
+@post(
+    "/v1/services/{service:str}/datacheck",
+    tags=["data"],
+    status_code=202,
+    responses=_CHANGE,
+    operation_class=Change,
+)
+async def start_datacheck(
+    request: Request[Any, Any, Any], state: State, service: ServiceName, data: JSONBody[DataCheckRequest]
+) -> DataCheck:
+    """Compare the rows of the active engine with those of another one, while clients work. Needs the role operator."""
+    check = DataCheck(
+        id="",
+        service=service,
+        source="",
+        target=data.target_engine,
+        chunk_rows=data.chunk_rows,
+        rows_per_second=data.rows_per_second,
+        only=data.tables,
+    )
+    return _door(state).start_data_check(_caller(request), check)
+
+
+@post(
+    "/v1/datachecks/{check_id:str}/resume",
+    tags=["data"],
+    status_code=202,
+    responses=_CHANGE,
+    operation_class=Change,
+)
+async def resume_datacheck(request: Request[Any, Any, Any], state: State, check_id: CheckId) -> DataCheck:
+    """Go on with a comparison that was cancelled or has failed, where it stopped. Needs the role operator."""
+    return _door(state).resume_data_check(_caller(request), check_id)
+
+
+@post(
+    "/v1/datachecks/{check_id:str}/cancel",
+    tags=["data"],
+    status_code=202,
+    responses=_CHANGE,
+    operation_class=Change,
+)
+async def cancel_datacheck(request: Request[Any, Any, Any], state: State, check_id: CheckId) -> DataCheck:
+    """End a comparison. Needs the role operator."""
+    return await _door(state).cancel_data_check(_caller(request), check_id)
+
+
 @get("/v1/switches/{switch_id:str}/report", tags=["switching"], responses=_OR_UNKNOWN)
 async def report(request: Request[Any, Any, Any], state: State, switch_id: SwitchId) -> dict[str, Any]:
     """The evidence report of a switch that has ended."""
@@ -783,6 +859,7 @@ HANDLERS: Final = [
     status, services, service_detail, engines, pools, sessions, session_detail, ready, config, events, audit,
     add_engine, remove_engine, end_session, reload, log_setting, set_log,
     switch, switches, switch_detail, report, cancel, failover,
+    datachecks, datacheck, start_datacheck, resume_datacheck, cancel_datacheck,
     engine_metrics, policies, policy_detail, set_policy, remove_policy, enable_policy, disable_policy, run_policy,
     history_of_policy, policy_history,
     healthz, readyz, metrics,

@@ -26,6 +26,7 @@ from proxy.engines.figures import EngineFigures
 from proxy.errors import Conflict, ControlError, NotFound, ProxyError
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.model import Decision, Policy, PolicyView
+from proxy.switch.datacheck import DataCheck, DataChecks
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept
 from proxy.switch.readiness import Check, failures
 from proxy.switch.state import Phase
@@ -57,6 +58,8 @@ class Supervisor(Protocol):
     def database(self) -> sqlite3.Connection: ...
     @property
     def policies(self) -> PolicyKeeper: ...
+    @property
+    def data_checks(self) -> DataChecks: ...
     def is_ready(self) -> bool: ...
     def services(self) -> list[ServiceView]: ...
     def workers(self) -> list[WorkerView]: ...
@@ -423,6 +426,36 @@ class ControlService:
             record = await self.supervisor.cancel(switch_id, who.name)
         _log.info("switch cancelled", service=record.service, switch=switch_id, by=who.name)
         return record
+
+    def data_checks(self, who: Caller) -> list[DataCheck]:
+        """Comparisons of what two engines have, newest first."""
+        require(who, Role.VIEWER)
+        return self.supervisor.data_checks.all()
+
+    def data_check(self, who: Caller, check_id: str) -> DataCheck:
+        """One of them, as far as it has come. Raises NotFound."""
+        require(who, Role.VIEWER)
+        return self.supervisor.data_checks.get(check_id)
+
+    def start_data_check(self, who: Caller, check: DataCheck) -> DataCheck:
+        """Compare the rows of the active engine with those of `check.target`, while clients work. Reads both servers, slowly,
+        and changes nothing. It survives a restart of Turnout. Raises NotFound, Conflict (one of the service runs)."""
+        with self._recorded(who, "start_data_check", f"{check.service} with {check.target}"):
+            require(who, Role.OPERATOR, "compare data")
+            self._service(check.service)
+            return self.supervisor.data_checks.start(msgspec.structs.replace(check, asked_by=who.name))
+
+    def resume_data_check(self, who: Caller, check_id: str) -> DataCheck:
+        """Go on with one that was cancelled or has failed, where it stopped. Raises NotFound, Conflict."""
+        with self._recorded(who, "resume_data_check", check_id):
+            require(who, Role.OPERATOR, "compare data")
+            return self.supervisor.data_checks.resume(check_id)
+
+    async def cancel_data_check(self, who: Caller, check_id: str) -> DataCheck:
+        """End it; what it has found is kept. Raises NotFound, Conflict (it has ended)."""
+        with self._recorded(who, "cancel_data_check", check_id):
+            require(who, Role.OPERATOR, "compare data")
+            return await self.supervisor.data_checks.cancel(check_id)
 
     async def end_session(self, who: Caller, session_id: int, reason: str = "") -> ipc.Session:
         """End one client's session: what it has open is rolled back by its engine, and the client is told so with 57P01

@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from proxy.engines.rows import RowReader
 from proxy.errors import EngineError, Failure
 
 Flavour = Literal["postgresql", "mysql", "mariadb"]
@@ -313,6 +314,10 @@ class Engine(abc.ABC):
     async def inventory(self, databases: Collection[str], *, with_schema: bool, timeout_s: float) -> Inventory:
         """What this server has, for a comparison with another one; on a connection of its own, so that it holds up no
         probe. `databases` empty: all that clients can reach. The server itself gives up at the deadline, too."""
+
+    @abc.abstractmethod
+    def row_reader(self) -> RowReader:
+        """Reads rows on connections of its own, for a comparison of what two engines have. Close it."""
 
     @abc.abstractmethod
     async def explain(self, objects: Collection[str], timeout_s: float) -> dict[str, list[str]]:

@@ -45,7 +45,9 @@ from proxy.engines.engine import (
     Position,
     Role,
 )
+from proxy.engines.mysql_rows import MySqlRows
 from proxy.engines.positions import covers
+from proxy.engines.rows import RowReader
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
@@ -430,6 +432,9 @@ class MySqlEngine(Engine):
             )
             for row in rows
         ]
+
+    def row_reader(self) -> RowReader:
+        return MySqlRows(self.name, self.open_blocking)
 
     async def inventory(self, databases: Collection[str], *, with_schema: bool, timeout_s: float) -> Inventory:
         return await self._compare(

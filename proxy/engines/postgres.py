@@ -62,6 +62,8 @@ from proxy.engines.engine import (
     Role,
 )
 from proxy.engines.newcomer import sqlstate_of
+from proxy.engines.postgres_rows import PostgresRows
+from proxy.engines.rows import RowReader
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost, Failure
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
@@ -764,6 +766,9 @@ class PostgresEngine(Engine):
     async def reached(self, position: Position) -> bool:
         async with self._act(5.0) as (_, second):
             return bool(await second.fetchval(_REACHED, position.text))
+
+    def row_reader(self) -> RowReader:
+        return PostgresRows(self.name, self._open)
 
     async def wait_reached(self, position: Position, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s

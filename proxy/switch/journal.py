@@ -82,6 +82,10 @@ create table automation (service text primary key, automation blob not null);
 create table tallies (
     service text not null, outcome text not null, count integer not null, primary key (service, outcome));
 """,
+    # 6: comparisons of rows
+    """
+create table datachecks (id text primary key, began_at real not null, record blob not null);
+""",
 )
 """What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
 that was released is never changed: a new one is added."""

@@ -27,6 +27,7 @@ from proxy.engines.figures import Stream
 from proxy.errors import Conflict, NotFound
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
+from proxy.switch.datacheck import DataChecks, DataCheckStore
 from proxy.switch.journal import Standing, upgrade
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
 from proxy.switch.readiness import Check
@@ -105,6 +106,15 @@ class ScriptedSupervisor:
             _Switches(self),
             SystemClock(),
             lambda event: None,
+        )
+        self.data_checks = DataChecks(
+            self.config.service,
+            {name: {} for name in self.config.service},
+            DataCheckStore(self.database),
+            SystemClock(),
+            lambda event: None,
+            active=lambda service: self.active[service],
+            is_switching=lambda service: False,
         )
 
     # --- what the door needs --------------------------------------------------------------------------------------

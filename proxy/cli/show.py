@@ -376,7 +376,7 @@ def show_report(out: Console, report: Json) -> None:
         show_figures(out, report["figures"])
         _show_waits(out, report["waits"])
         out.print(f"{counted(report['sessions'], 'session')} moved, epoch {report['epoch']}")
-    for name, opinion in report["opinions"].items():
+    for name, opinion in report.get("opinions", {}).items():
         out.print(f"{name}: {opinion['finding'].replace('_', ' ')}: {opinion['why']}")
     _show_proof(out, report)
     if report["interrupted_count"]:

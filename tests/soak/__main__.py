@@ -3,6 +3,7 @@
     python -m tests.soak --minutes 60
     python -m tests.soak --server mariadb --pool-mode transaction --seed 7
     python -m tests.soak --faults "killed source,reset"
+    python -m tests.soak --failover                      primaries that are lost for good, and come back as they were
 
 Ends with code 1 and the complaints if anything was lost, doubled, or should not have been seen.
 """
@@ -26,7 +27,12 @@ async def _run(options: argparse.Namespace) -> Verdict:
     try:
         folder = pair.workspace.folder("turnout")
         async with World.open(
-            options.server, pair, folder, pool_mode=options.pool_mode, workers=options.workers
+            options.server,
+            pair,
+            folder,
+            pool_mode=options.pool_mode,
+            workers=options.workers,
+            fails_over=options.failover,
         ) as world:
             return await torture(
                 world,
@@ -60,8 +66,15 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=None, help="decides the order and the moments of the faults")
-    parser.add_argument("--faults", type=_faults, default=list(FAULTS), help=f"some of: {', '.join(FAULTS)}")
+    parser.add_argument(
+        "--failover", action="store_true", help="PostgreSQL: the standby takes over when the primary fails"
+    )
+    parser.add_argument("--faults", type=_faults, default=[], help=f"some of: {', '.join(FAULTS)}")
     options = parser.parse_args()
+    if options.failover and options.server != "postgresql":
+        parser.error("--failover is for PostgreSQL only")
+    if not options.failover and any(FAULTS[name].needs_failover for name in options.faults):
+        parser.error("these faults need --failover")
     if options.seed is None:
         options.seed = secrets.randbelow(1_000_000)
     _say(f"{options.server}, {options.pool_mode} mode, seed {options.seed}")

@@ -27,6 +27,17 @@ ROLLED_BACK: Final = frozenset({"40001", "40P01", "25006"})
 ROLLED_BACK_MYSQL: Final = frozenset({1213, 1290, 1792})
 
 
+FAILURES: Final[tuple[type[Exception], ...]] = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # Its answer to a server that ends an idle session with an error.
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+"""Of a connection of asyncpg's."""
+
+
 class Told(Exception):
     """An act did not end well. `code` is an SQLSTATE, MySQL's number, or what became of the connection."""
 
@@ -137,7 +148,7 @@ class PostgresClient(Client):
         except Told:
             await self._recover()
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except FAILURES as error:
             code = getattr(error, "sqlstate", None) or type(error).__name__
             await self._recover()
             raise Told(code, is_refused=not self._may_be_done or code in ROLLED_BACK) from error
@@ -149,7 +160,7 @@ class PostgresClient(Client):
             return
         try:
             await connection.execute("rollback")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except FAILURES:
             await self.close()
 
 

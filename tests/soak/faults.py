@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,7 @@ class Fault:
     name: str
     act: Act
     is_unseen: bool
+    needs_failover: bool = False
 
 
 async def _switch(world: World, rng: random.Random) -> str:
@@ -92,11 +94,13 @@ async def _frozen_source(world: World, rng: random.Random) -> str:
 
 
 async def _killed_source(world: World, rng: random.Random) -> str:
-    """A crash; the server comes back as it was."""
+    """A crash; the server comes back as it was, before anybody takes over."""
     server = world.pair.primary
+    gap = world.gaps[server.name]
+    gap.refuse()
     await server.kill()
-    await asyncio.sleep(rng.uniform(0.0, 0.3))
     await server.start()
+    await gap.open()
     return "started again"
 
 
@@ -131,6 +135,54 @@ async def _killed_supervisor(world: World, rng: random.Random) -> str:
     await until(lambda: world.turnout.pid is None, "the supervisor is gone")
     await world.turnout.start()
     return f"in a switch that was {(await world.ended(switch))['phase']}" if switch else "outside of a switch"
+
+
+async def _lost_source(world: World, rng: random.Random) -> str:
+    """A crash for good, it seems: the standby takes over. Then the old primary comes back as it was."""
+    server = world.pair.primary
+    gap = world.gaps[server.name]
+    world.stale = server.name
+    gap.refuse()
+    await server.kill()
+
+    async def come_back() -> None:
+        await server.start()
+        await gap.open()
+
+    return await _taken_over(world, come_back)
+
+
+async def _mute_source(world: World, rng: random.Random) -> str:
+    """It answers nobody for so long that the standby takes over, and then goes on where it was."""
+    server = world.pair.primary
+    world.stale = server.name
+
+    async def thaw() -> None:
+        server.thaw()
+
+    server.freeze()
+    return await _taken_over(world, thaw)
+
+
+async def _taken_over(world: World, return_to_life: Callable[[], Awaitable[None]]) -> str:
+    old = world.pair.primary
+    began = time.monotonic()
+    try:
+
+        async def has_moved() -> bool:
+            return await world.active() != old.name
+
+        await until(has_moved, "the standby has taken over", timeout_s=30.0)
+    finally:
+        await return_to_life()
+    taken_s = time.monotonic() - began
+
+    async def is_fenced() -> bool:
+        return old.is_running and not await world.takes_writes(old)
+
+    await until(is_fenced, "the old primary is fenced", timeout_s=30.0)
+    world.stale = ""
+    return f"taken over after {taken_s:.1f} s, and the old primary fenced"
 
 
 async def _reset(world: World, rng: random.Random) -> str:
@@ -183,5 +235,7 @@ FAULTS: Final = {
         Fault("cut", _cut, is_unseen=False),
         Fault("swallowed", _swallowed, is_unseen=False),
         Fault("cut in a switch", _cut_in_switch, is_unseen=False),
+        Fault("lost source", _lost_source, is_unseen=False, needs_failover=True),
+        Fault("mute source", _mute_source, is_unseen=False, needs_failover=True),
     )
 }

@@ -34,12 +34,19 @@ class Gap:
         """Bytes until one connection is cut; None: none is."""
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
+        """Pass. Idempotent."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
 
     async def close(self) -> None:
+        self.refuse()
+        self.heal()
+
+    def refuse(self) -> None:
+        """As if the engine's process were gone: nobody listens here."""
         if self._server is not None:
             self._server.close()
-        self.heal()
+            self._server = None
         self.reset()
 
     def reset(self) -> None:

@@ -241,11 +241,11 @@ async def run(name: str, count: int, *, writers: int, seed: int, say: Callable[[
                         await track.pair.swap()
                 await load.are_served()
         finally:
-            await load.end()
+            tally.complaints = await load.end()
         tally.seen = load.errors
         tally.transactions = sum(load.done)
         found = await schema.found_on(track.primary(), is_postgres=track.is_postgres)
-        tally.complaints = load.history.judge(found, schema.MONEY)
+        tally.complaints += load.history.judge(found, schema.MONEY)
     return tally
 
 

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import asyncpg
 import httpx
 import psutil
 import pymysql
@@ -19,7 +18,7 @@ from proxy.embedded.turnout import ENDED
 from proxy.tasks import cancel_and_wait, spawn
 from tests.kit.waiting import until
 from tests.soak import schema
-from tests.soak.clients import Client, MySqlClient, PostgresClient
+from tests.soak.clients import FAILURES, Client, MySqlClient, PostgresClient
 from tests.soak.gap import Gap
 from tests.soak.history import Found
 
@@ -35,10 +34,19 @@ SETTLED_S_MAX: Final = 60.0
 class World:
     """See the module. `pair` has the roles that the servers had when it was last settled."""
 
-    def __init__(self, server: Server, pair: Pair, folder: Path, *, pool_mode: PoolMode, workers: int) -> None:
+    def __init__(
+        self, server: Server, pair: Pair, folder: Path, *, pool_mode: PoolMode, workers: int, fails_over: bool
+    ) -> None:
         self.server = server
         self.pair = pair
         self.gaps = {one.name: Gap(one.host, one.port) for one in pair.servers()}
+        self.fails_over = fails_over
+        """Turnout promotes the standby when the primary is lost. So that nothing acknowledged may be missing there, the primary
+        waits for its standby with each commit. Of PostgreSQL only: an old primary of MySQL's, which may have what was never
+        acknowledged, would have to be built anew."""
+        self.stale = ""
+        """Name of an old primary that a failover left and that may come back as it was: it may take writes until Turnout has
+        seen it."""
         self.two_writers: list[str] = []
         """What the look from outside found that must not be."""
         self.is_postgres = is_postgres = server == "postgresql"
@@ -55,6 +63,7 @@ class World:
                 ),
                 pool_mode=pool_mode,
                 workers=workers,
+                service={"failover": {"automatic": fails_over, "pause_s": 0, "probe_interval_s": 0.2}},
                 switch={"catchup_timeout_s": 2.0, "promote_timeout_s": 5.0, "hold_ms_max": 10_000},
             ),
             folder,
@@ -63,13 +72,22 @@ class World:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, server: Server, pair: Pair, folder: Path, *, pool_mode: PoolMode = "session", workers: int = 2
+        cls,
+        server: Server,
+        pair: Pair,
+        folder: Path,
+        *,
+        pool_mode: PoolMode = "session",
+        workers: int = 2,
+        fails_over: bool = False,
     ) -> AsyncIterator[World]:
         """No process of Turnout is left behind."""
-        world = cls(server, pair, folder, pool_mode=pool_mode, workers=workers)
+        assert not fails_over or server == "postgresql"
+        world = cls(server, pair, folder, pool_mode=pool_mode, workers=workers, fails_over=fails_over)
         async with AsyncExitStack() as stack:
             statements = [schema.DROP, *schema.creation(is_postgres=world.is_postgres), schema.FILL]
             await schema.run(pair.primary, *statements, is_postgres=world.is_postgres)
+            await world._synchronise()
             for gap in world.gaps.values():
                 await gap.open()
                 stack.push_async_callback(gap.close)
@@ -83,6 +101,14 @@ class World:
         return PostgresClient(self.turnout) if self.is_postgres else MySqlClient(self.turnout)
 
     # --- what is asked of the servers themselves ---
+
+    async def _synchronise(self) -> None:
+        """The primary alone waits for a standby: one that is promoted has none at first."""
+        if self.fails_over:
+            await self.pair.standby.execute("alter system reset synchronous_standby_names")
+            await self.pair.primary.execute("alter system set synchronous_standby_names = '*'")
+            for server in self.pair.servers():
+                await server.execute("select pg_reload_conf()")
 
     async def found(self) -> Found:
         """What is on the primary now."""
@@ -116,7 +142,7 @@ class World:
                 finally:
                     connection.terminate()
             return not await asyncio.to_thread(_is_read_only, server)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, pymysql.MySQLError, OSError, TimeoutError):
+        except (*FAILURES, pymysql.MySQLError):
             # It is down, frozen, or ends strangers just now.
             return False
 
@@ -124,6 +150,9 @@ class World:
         """Look again and again; a server counts as taking writes if it did before and after the other one was asked."""
         while True:
             one, other = self.pair.servers()
+            if self.stale:
+                await asyncio.sleep(LOOK_S)
+                continue
             if await self.takes_writes(one) and await self.takes_writes(other) and await self.takes_writes(one):
                 self.two_writers.append(f"{one.name} and {other.name} both take writes")
             await asyncio.sleep(LOOK_S)
@@ -177,11 +206,13 @@ class World:
         """After a fault: both servers run, the active one is the primary and the other follows it."""
         for gap in self.gaps.values():
             gap.heal()
+            await gap.open()
         for server in self.pair.servers():
             if not server.is_running:
                 await server.start()
         if await self.active() != self.pair.primary.name:
             await self.pair.swap()
+        await self._synchronise()
         target = self.pair.standby.name
 
         async def is_ready() -> bool:

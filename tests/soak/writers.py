@@ -46,13 +46,14 @@ class Writers:
     def begin(self) -> None:
         self._tasks = [spawn(self._run(number), name=f"writer {number}") for number in range(len(self.done))]
 
-    async def end(self) -> None:
-        """Each ends what it is at. What a writer could not go on from is raised here."""
+    async def end(self) -> list[str]:
+        """Each ends what it is at. Returns what writers could not go on from."""
         self._is_over = True
-        await asyncio.gather(*self._tasks)
+        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        return [f"a writer ended: {error!r}" for error in ended if error is not None]
 
     async def are_served(self, timeout_s: float = 60.0) -> None:
-        """Until every writer has got some more done. Raises AssertionError."""
+        """Until every writer has got some more done, or one has ended. Raises AssertionError."""
         before = list(self.done)
         await until(
             lambda: (
@@ -62,9 +63,7 @@ class Writers:
             f"every writer goes on; since {before} they have done {self.done}",
             timeout_s=timeout_s,
         )
-        for task in self._tasks:
-            if task.done() and not self._is_over:
-                await task
+        assert not any(task.done() for task in self._tasks), "every writer goes on"
 
     async def _run(self, number: int) -> None:
         client, rng = self._open_client(), self._random[number]

@@ -12,10 +12,12 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from protocols.postgres.messages import build_query, parse_data_row
 from proxy.embedded import PostgresPair, Setup, Turnout
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from proxy.tasks import spawn
 from tests.e2e.doors import Door
+from tests.e2e.talker import Talker
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -135,16 +137,30 @@ async def test_each_session_reads_what_it_has_written(turnout: Turnout) -> None:
                 assert await cursor.fetchone() == (number, True)
 
 
-async def test_what_is_pipelined_behind_a_read_does_not_follow_it(turnout: Turnout) -> None:
-    async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
-        await _until_routed(connection)
-        async with connection.pipeline():
-            cursors = [
-                await connection.execute(text)
-                for text in (WHERE, "insert into routed values (7) returning in_standby()", WHERE)
-            ]
-        answers = [await cursor.fetchone() for cursor in cursors]
-        assert answers[1] == (False,)
+async def test_what_the_client_sends_while_it_is_read_elsewhere_does_not_follow(
+    client: Connection, turnout: Turnout, postgres_pair: PostgresPair
+) -> None:
+    """A write comes in while the standby works on the read before it."""
+    standby = await psycopg.AsyncConnection.connect(
+        Door(name="standby", port=postgres_pair.standby.port, user=SUPERUSER).dsn(), autocommit=True
+    )
+    talker = await Talker.connect(Door(name="transaction", port=turnout.port))
+    try:
+
+        async def is_at_work() -> bool:
+            text = "select count(*) from pg_stat_activity where state = 'active' and query like '%series%400001%'"
+            return int(await _one(standby, text)) > 1  # this very query is one of them
+
+        await talker.send(build_query(b"select count(*) filter (where in_standby()) from generate_series(1, 400001)"))
+        await until(is_at_work, "the standby works on it")
+        await talker.send(build_query(b"insert into routed values (7) returning in_standby()"))
+        while sum(message[:1] == b"Z" for message in talker.messages) < 2:
+            await talker.read_until("Z")
+        rows = [parse_data_row(message) for message in talker.messages if message[:1] == b"D"]
+        assert rows == [[b"400001"], [b"f"]]
+    finally:
+        await talker.close()
+        await standby.close()
 
 
 async def test_prepared_statements_are_read_from_the_standby_too(turnout: Turnout) -> None:

@@ -271,6 +271,81 @@ REFUSED = {
         ('turnout.toml:15: service.shop.reverse_replication: needs replication = "logical"; a physical standby is made '
         "by pg_rewind or a base backup"),
     ]),
+    "policies that cannot be": (
+        GOOD
+        + """
+[service.shop.policy.slow]
+trigger = "performance_degradation"
+target_engine = "red"
+[service.shop.policy.nightly]
+trigger = "scheduled"
+target_engine = "green"
+cron_expression = "61 * * * *"
+time_zone = "Mars"
+[service.shop.policy.busy]
+trigger = "load_treshold"
+target_engine = "green"
+priority = 256
+""",
+        [
+            ('turnout.toml:33: service.shop.policy.busy.trigger: expected "error_rate", "failure", "load_threshold", "manual", '
+            '"performance_degradation" or "scheduled", got "load_treshold"; did you mean "load_threshold"?'),
+            "turnout.toml:35: service.shop.policy.busy.priority: expected a whole number from 0 to 255, got 256",
+        ],
+    ),
+    "policies that fit nothing": (
+        GOOD
+        + """
+[service.shop.policy.slow]
+trigger = "performance_degradation"
+target_engine = "red"
+[service.shop.policy.nightly]
+trigger = "scheduled"
+target_engine = "green"
+cron_expression = "61 * * * *"
+time_zone = "Mars"
+[service.shop.policy.busy]
+trigger = "load_threshold"
+target_engine = "green"
+""",
+        [
+            ("turnout.toml:24: service.shop.policy.slow.response_time_threshold_ms: is missing; the trigger needs a time "
+            "above 0 milliseconds"),
+            ('turnout.toml:26: service.shop.policy.slow.target_engine: no engine of this service is called "red"; there '
+            "are: blue, green"),
+            'turnout.toml:30: service.shop.policy.nightly.cron_expression: "61 * * * *": bad minute',
+            ('turnout.toml:31: service.shop.policy.nightly.time_zone: "Mars" is no time zone; expected a name like '
+            '"Europe/Berlin"'),
+            ("turnout.toml:32: service.shop.policy.busy: the trigger needs cpu_threshold, memory_threshold or "
+            "connection_threshold"),
+        ],
+    ),
+    "rules about reads that cannot be": (
+        GOOD
+        + """
+[[service.shop.route]]
+to = ["red"]
+pattern = "("
+[[service.shop.route]]
+to = []
+""",
+        [
+            ('turnout.toml:24: service.shop.route[0]: needs pool_mode = "transaction": in session mode a client keeps its '
+            "backend"),
+            ('turnout.toml:25: service.shop.route[0].to[0]: no engine of this service is called "red"; there are: blue, '
+            "green"),
+            ("turnout.toml:26: service.shop.route[0].pattern: is no regular expression: missing ), unterminated subpattern "
+            "at position 0"),
+            ('turnout.toml:27: service.shop.route[1]: needs pool_mode = "transaction": in session mode a client keeps its '
+            "backend"),
+            "turnout.toml:28: service.shop.route[1].to: is empty; it needs an engine to read from",
+        ],
+    ),
+    "a load that is nowhere": (
+        change('role = "standby"', 'role = "standby"\nload = { source = "node_exporter", node_exporter = "10.0.0.12" }'),
+        [('turnout.toml:23: service.shop.engine.green.load.node_exporter: "10.0.0.12": expected host:port, and the port is '
+         "missing")],
+    ),
     "a hook that is nothing": (change('active = "blue"', 'active = "blue"\nhook = [{ at = "promote" }]'), [
         'turnout.toml:15: service.shop.hook[0]: expected exactly one of "command" and "url"'
     ]),

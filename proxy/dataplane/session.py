@@ -825,6 +825,23 @@ class Session(Owner):
                 break
         self._note_dress()
 
+    def _is_astray(self) -> bool:
+        """A read has left something on a backend that the session only reads from: a rule calls a function harmless that is
+        not. Nobody can go on from there; the session has ended."""
+        runtime, ledger, backend = self.runtime, self.ledger, self.backend
+        if runtime is None or ledger is None or backend is None or runtime.router is None:
+            return False
+        if backend.engine == runtime.active or self.standing is not Standing.SERVING:
+            return False
+        held = ", ".join([*ledger.pins, *ledger.bound, *ledger.ties]) or "settings"
+        self.end_with(
+            EngineLost(
+                f"a statement that was read from engine {backend.engine} has left something there: {held}",
+                hint="It calls a function that does not only read; see `functions` in the rules.",
+            )
+        )
+        return True
+
     def reopen(self) -> None:
         """After `ask`: the gate as the standing wants it."""
         if self.relay is None or self._is_asking:
@@ -854,7 +871,7 @@ class Session(Owner):
             self._return_backend()
             if self.standing is Standing.SERVING:
                 self._serve_rest()
-        else:
+        elif not self._is_astray():
             if self.backend is not None:
                 self._show(self.backend)
             self.reopen()
@@ -1027,6 +1044,8 @@ class Session(Owner):
                 self._return_backend()
                 if self.standing is Standing.SERVING:
                     self._serve_rest()
+            elif self._is_astray():
+                return
         if self.standing is Standing.DRAINING:
             self.tell_move()
         elif runtime.move is not None and self.standing is Standing.SERVING:

@@ -44,6 +44,9 @@ async def _create(pair: PostgresPair) -> None:
     await direct.execute(
         "create or replace function in_standby() returns boolean stable language sql as 'select pg_is_in_recovery()'"
     )
+    await direct.execute(
+        "create or replace function an_advisory_lock() returns void language sql as 'select pg_advisory_lock(77)'"
+    )
     await direct.execute("create table if not exists routed (n int)")
     await direct.execute("create sequence if not exists routed_numbers")
     await direct.close()
@@ -57,7 +60,11 @@ def _setup(pair: PostgresPair) -> Setup:
         admin_password=PASSWORD,
         users={"app": PASSWORD},
         pool_mode="transaction",
-        service={"route": [{"to": [pair.standby.name], "functions": ["in_standby"], "lag_ms_max": 60_000}]},
+        service={
+            "route": [
+                {"to": [pair.standby.name], "functions": ["in_standby", "an_advisory_lock"], "lag_ms_max": 60_000}
+            ]
+        },
     )
 
 
@@ -211,6 +218,18 @@ async def test_a_standby_that_does_not_follow_is_passed_over(
         await standby.close()
     await _until_routed(client)
     assert await _one(client, "select count(*) from routed") == 1
+
+
+async def test_a_function_that_is_called_harmless_and_is_not_ends_its_session_and_no_other(
+    client: Connection, turnout: Turnout
+) -> None:
+    """It locks. Nobody could say later on which server."""
+    async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as liar:
+        await _until_routed(liar)
+        with pytest.raises(psycopg.OperationalError, match="has left something there: advisory lock"):
+            for _ in range(3):
+                await liar.execute("select an_advisory_lock(), in_standby()")
+    assert await _one(client, "select 1") == 1
 
 
 async def test_many_clients_read_and_write_and_each_sees_its_own(turnout: Turnout) -> None:

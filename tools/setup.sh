@@ -135,7 +135,7 @@ install_packages() {
         ;;
     esac
     apt install --no-install-recommends "${missing[@]}"
-    for service in pgbouncer haproxy; do # installed to be measured, not to run at every boot
+    for service in pgbouncer haproxy prometheus; do # installed to be measured, not to run at every boot
         case " $list " in
         *" $service "*)
             if [ -d /run/systemd/system ]; then as_root systemctl disable -q "$service"; fi
@@ -145,14 +145,19 @@ install_packages() {
     undo_all
 }
 
-# A browser, for the test of the dashboard: half a gigabyte, so nobody is refused for the want of it.
-want_browser() {
-    if command -v chromium chromium-browser google-chrome >/dev/null; then return; fi
+# Programs that a few tests need, and that are too large to refuse anybody for the want of them.
+want_if_possible() {
+    local package=$1 command
+    shift
+    for command in "$@"; do
+        if command -v "$command" >/dev/null; then return; fi
+    done
     if command -v apt-get >/dev/null && as_root true 2>/dev/null; then
-        say "installing Chromium with apt, for the test of the dashboard"
-        if (apt update && apt install --no-install-recommends chromium); then return; fi
+        say "installing $package with apt, for a few of the tests"
+        missing=("$package")
+        if (install_packages); then return; fi
     fi
-    say "no Chromium here: the test of the dashboard is left out (as root: apt-get install chromium)"
+    say "no $package here: the tests that need it are left out (as root: apt-get install $package)"
 }
 
 # --- .venv ---------------------------------------------------------------------------------------------------------
@@ -199,7 +204,10 @@ esac
 
 want_packages "$what"
 if [ ${#missing[@]} -gt 0 ]; then install_packages; fi
-if [ "$what" = test ]; then want_browser; fi
+if [ "$what" = test ]; then
+    want_if_possible chromium chromium chromium-browser google-chrome
+    want_if_possible prometheus promtool
+fi
 make_venv "$extras"
 if [ "$what" = bench ] && [ ! -x .venv/pgbouncer/pgbouncer ]; then
     say "building a newer PgBouncer from Debian's sources (less than a minute)"

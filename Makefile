@@ -56,6 +56,10 @@ bench: .venv/.bench .venv/.built ## figures beside those of PgBouncer, HAProxy a
 docs: .venv/.demo .venv/.built ## write the sample config and the reference again from the code
 	$(BIN)/python -m docs.generate
 
+.PHONY: site
+site: .venv/.docs docs ## the documentation as a site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 .PHONY: image
 image: ## a container image named turnout, with docker or podman
 	@engine=$$(command -v docker || command -v podman) \
@@ -69,7 +73,7 @@ clean: ## remove all that was made here, .venv too
 
 # --- set-up ---------------------------------------------------------------------------------------------------------
 
-.venv/.demo .venv/.demo-mysql .venv/.lint .venv/.test .venv/.bench: .venv/.%: pyproject.toml setup.py tools/setup.sh
+.venv/.demo .venv/.demo-mysql .venv/.lint .venv/.test .venv/.bench .venv/.docs: .venv/.%: pyproject.toml setup.py tools/setup.sh
 	@tools/setup.sh $*
 	@touch $@
 

@@ -5,6 +5,7 @@
 #   tools/setup.sh demo-mysql  the same and MariaDB's server
 #   tools/setup.sh lint        the same as demo and what checks the code
 #   tools/setup.sh test        the same as lint and the servers and clients the tests talk to; Chromium where it can be had
+#   tools/setup.sh docs        the same as demo and what makes a site of the documentation
 #   tools/setup.sh bench       the same as demo and the proxies Turnout is measured against: HAProxy and PgBouncer, the
 #                              latter built from Debian's newest sources where apt has them, or else the system's
 #
@@ -199,7 +200,8 @@ what=${1:-}
 case $what in
 demo | demo-mysql | bench) extras=demo ;;
 lint | test) extras=demo,dev ;;
-*) fail "usage: tools/setup.sh demo|demo-mysql|lint|test|bench" ;;
+docs) extras=demo,docs ;;
+*) fail "usage: tools/setup.sh demo|demo-mysql|lint|test|bench|docs" ;;
 esac
 
 want_packages "$what"

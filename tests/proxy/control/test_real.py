@@ -79,6 +79,11 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     }
     assert set(verdicts.values()) == {"pass"}, out
     assert {"settings", "collations", "extensions", "schema", "drain", "pending_transactions", "lag"} <= set(verdicts)
+    await client.execute("create table compared as select n from generate_series(1, 100) n")
+    code, out, err = await run("datacheck", "green", url=url)
+    assert (code, err) == (0, "")
+    assert "equal: 100 rows of 1 table compared" in out
+    assert "compared as a whole" in out
     other = await log_in(turnout)
     await other.execute("begin")
     code, out, err = await run("switch", "green", "--max-pending-transactions", "1", "--dry-run", url=url)
@@ -113,6 +118,10 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     assert 'turnout_engine_active{engine="green",service="app"} 1.0' in text
     assert 'turnout_switches_total{outcome="aborted",service="app"} 1.0' in text
     assert 'turnout_switches_total{outcome="completed",service="app"} 1.0' in text
+    code, out, err = await run("switch", "blue", "--in", "3600", "--json", url=url)
+    assert (code, json.loads(out)["phase"]) == (0, "pending")
+    code, out, err = await run("cancel", json.loads(out)["id"], url=url)
+    assert (code, err) == (0, "")
     await client.close()
 
 

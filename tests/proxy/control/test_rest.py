@@ -426,3 +426,13 @@ def test_what_changes_a_policy_is_in_the_audit_log(client: TestClient[Litestar])
     assert [(one["action"], one["outcome"]) for one in entries] == [
         ("remove_policy", "done"), ("run_policy", "refused"), ("disable_policy", "done"), ("set_policy", "done"),
     ]  # fmt: skip
+
+
+def test_a_data_check_needs_an_engine_there_is(client: TestClient[Litestar]) -> None:
+    """And one there is to look at."""
+    assert client.get("/v1/datachecks").json() == []
+    problem(client.get("/v1/datachecks/20260101T000000-abcdef"), 404)
+    found = problem(client.post("/v1/services/shop/datacheck", json={"target_engine": "mauve"}), 404)
+    assert "no engine 'mauve'" in found["detail"]
+    problem(client.post("/v1/services/shop/datacheck", json={"target_engine": "green", "chunk_rows": 1}), 400)
+    problem(client.post("/v1/datachecks/20260101T000000-abcdef/resume"), 404)

@@ -28,7 +28,7 @@ from proxy.clock import SystemClock
 from proxy.config import Config, EngineConfig, LogLevel, Secret, encode_effective, reload_diff
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, EngineState
-from proxy.engines.figures import Stream, Window
+from proxy.engines.figures import Stream
 from proxy.engines.freshness import Freshness
 from proxy.engines.measuring import Measurer
 from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyError
@@ -261,10 +261,6 @@ class Supervisor:
         """The policies, of all services."""
         assert self._policies is not None, "started"
         return self._policies
-
-    def window(self, service: str, engine: str, span_s: float) -> Window:
-        """What is known of an engine over the last so many seconds."""
-        return self._stream.window((service, engine), self._clock.now_ns(), span_s)
 
     def preferred_after_failure(self, service: str) -> str | None:
         """The engine that a policy wants to take over when the one that serves has failed; None: no policy says."""

@@ -147,18 +147,10 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     response_time_ms: float | None
     error_rate_percent: float | None
     server_errors: int
-    latency: dict[int, int]
     cpu_percent: float | None
     memory_percent: float | None
     connections: float | None
     """Means of the seconds in which they were known; None unless that was at least half of those watched."""
-
-    def slower_percent(self, threshold_ms: float) -> float:
-        """Share of the requests that took longer than the threshold, in percent, to an eighth of the threshold: those of
-        its own bucket do not count."""
-        total = sum(self.latency.values())
-        slower = sum(count for bucket, count in self.latency.items() if latency.lower_us(bucket) > threshold_ms * 1e3)
-        return 100.0 * slower / total if total else 0.0
 
 
 class Stream:
@@ -183,21 +175,29 @@ class Stream:
     def window(self, key: EngineKey, now_ns: int, span_s: float) -> Window:
         """The last `span_s` seconds."""
         seconds = list(self._since(key, now_ns - int(span_s * 1e9)))
-        wire = _NOTHING
-        for second in seconds:
-            if second.wire is not None:
-                wire = wire.plus(second.wire)
+        wires = [second.wire for second in seconds if second.wire is not None]
+        requests, server_errors = sum(one.requests for one in wires), sum(one.server_errors for one in wires)
         return Window(
             covered_s=sum(second.took_s for second in seconds),
-            requests=wire.requests,
-            response_time_ms=wire.request_us / wire.requests / 1e3 if wire.requests else None,
-            error_rate_percent=_percent(wire.server_errors, wire.requests),
-            server_errors=wire.server_errors,
-            latency=wire.latency,
+            requests=requests,
+            response_time_ms=sum(one.request_us for one in wires) / requests / 1e3 if requests else None,
+            error_rate_percent=_percent(server_errors, requests),
+            server_errors=server_errors,
             cpu_percent=_mean([second.cpu_percent for second in seconds]),
             memory_percent=_mean([second.memory_percent for second in seconds]),
             connections=_mean([second.connections for second in seconds]),
         )
+
+    def slower_percent(self, key: EngineKey, now_ns: int, span_s: float, threshold_ms: float) -> float:
+        """Share of the requests of the last `span_s` seconds that took longer than the threshold, in percent, to an eighth of
+        it: those of its own bucket do not count. Takes milliseconds where a window does not: for when it matters."""
+        total = slower = 0
+        for second in self._since(key, now_ns - int(span_s * 1e9)):
+            for bucket, count in (second.wire or _NOTHING).latency.items():
+                total += count
+                if latency.lower_us(bucket) > threshold_ms * 1e3:
+                    slower += count
+        return 100.0 * slower / total if total else 0.0
 
     def is_answering(self, key: EngineKey) -> bool:
         """It has not failed to answer the last probe; also of an engine that was not probed yet."""

@@ -52,6 +52,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """Switches of the service that policies began within the last hour."""
     window: Callable[[int], Window]
     """The last so many seconds of the active engine."""
+    slower_percent: Callable[[int, float], float]
+    """Share of the requests of these seconds that took longer than so many milliseconds."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -135,7 +137,7 @@ def _watch(policy: Policy, moment: Moment, standing: Standing) -> Judgement:
     if is_by_requests and window.requests < policy.min_evidence:
         why = f"{moment.active} had {window.requests:,} requests {over}, and {policy.min_evidence:,} are needed"
         return _no(policy, Code.TOO_LITTLE_EVIDENCE, why, standing)
-    readings = list(_read(policy, moment.active, window, over))
+    readings = list(_read(policy, moment, window, over))
     if all(one.figure is None for one in readings):
         why = f"{' and '.join(one.what for one in readings)} {'are' if len(readings) > 1 else 'is'} not known"
         return _no(policy, Code.UNKNOWN, why, standing)
@@ -161,17 +163,20 @@ def _spell_not_above(reading: _Reading) -> str:
     return f"{reading.what}, {reading.lacks or f'not above {reading.threshold:g} {reading.unit}'}"
 
 
-def _read(policy: Policy, engine: str, window: Window, over: str) -> Iterable[_Reading]:
+def _read(policy: Policy, moment: Moment, window: Window, over: str) -> Iterable[_Reading]:
+    engine = moment.active
     match policy.trigger:
         case "performance_degradation":
             figure, threshold = window.response_time_ms, policy.response_time_threshold_ms
             what, lacks = f"the mean response time of {engine}", ""
             if figure is not None:
-                slower = window.slower_percent(threshold)
-                what += f" was {figure:.1f} ms {over} ({window.requests:,} requests, {slower:.0f} % slower than that)"
-                if figure > threshold and slower < SLOW_SHARE_PERCENT:
-                    lacks = f"but less than {SLOW_SHARE_PERCENT:g} % of them were slower than {threshold:g} ms"
-                what = what.replace("than that", f"than {threshold:g} ms")
+                what += f" was {figure:.1f} ms {over} ({window.requests:,} requests"
+                if figure > threshold:
+                    slower = moment.slower_percent(policy.window_duration, threshold)
+                    what += f", {slower:.0f} % slower than {threshold:g} ms"
+                    if slower < SLOW_SHARE_PERCENT:
+                        lacks = f"but less than {SLOW_SHARE_PERCENT:g} % of them were slower than {threshold:g} ms"
+                what += ")"
             yield _Reading(figure, threshold, what, "ms", lacks)
         case "error_rate":
             figure = window.error_rate_percent

@@ -265,6 +265,9 @@ class PolicyKeeper:
             is_answering=self._stream.is_answering((service, active)),
             begun_by_policies=len(begun),
             window=lambda span_s: self._stream.window((service, active), self._clock.now_ns(), span_s),
+            slower_percent=lambda span_s, threshold_ms: self._stream.slower_percent(
+                (service, active), self._clock.now_ns(), span_s, threshold_ms
+            ),
         )
 
     def _memory(self, policy: Policy, moment: Moment) -> Standing:

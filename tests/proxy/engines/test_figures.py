@@ -64,10 +64,10 @@ def test_what_nobody_told_is_unknown() -> None:
 
 def test_the_share_of_slow_requests_is_that_of_the_buckets_above_the_threshold() -> None:
     stream = stream_of(WireCounts(10, 0, 0, {latency.bucket_of(1_000): 7, latency.bucket_of(300_000): 3}))
-    window = stream.window(BLUE, S, 1.0)
-    assert window.slower_percent(100.0) == pytest.approx(30.0)
-    assert window.slower_percent(0.5) == pytest.approx(100.0)
-    assert window.slower_percent(1_000.0) == 0.0
+    assert stream.slower_percent(BLUE, S, 1.0, 100.0) == pytest.approx(30.0)
+    assert stream.slower_percent(BLUE, S, 1.0, 0.5) == pytest.approx(100.0)
+    assert stream.slower_percent(BLUE, S, 1.0, 1_000.0) == 0.0
+    assert stream.slower_percent(BLUE, 5 * S, 1.0, 0.5) == 0.0, "nothing of it is that new"
 
 
 def test_a_load_that_is_known_for_less_than_half_of_the_window_is_unknown() -> None:

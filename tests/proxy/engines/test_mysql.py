@@ -224,6 +224,16 @@ async def test_sessions_outside_are_those_that_are_not_ours(pair: Pair, source: 
     other.close()
 
 
+async def test_an_operators_query_tells_a_number_or_says_that_it_does_not(source: MySqlEngine) -> None:
+    assert await source.ask_number("select 12.5") == 12.5
+    assert await source.ask_number("select count(*) from mysql.user where user like '%no such user%'") == 0
+    assert await source.ask_number("select null") is None
+    for wrong in ("select 'much'", "select no_such_column"):
+        with pytest.raises(EngineError):
+            await source.ask_number(wrong)
+    assert (await source.probe()).is_reachable
+
+
 async def test_a_probe_of_a_closed_or_silent_port_says_so_in_time() -> None:
     engine = MySqlEngine("gone", f"127.0.0.1:{free_port()}", user="turnout", password="secret")
     assert "cannot be reached" in (await engine.probe()).why

@@ -55,6 +55,8 @@ cdef class Tracker:
         # Whether the ledger may have changed since somebody saw that it is empty. LEDGER_AS_SEEN: no; LEDGER_TOUCHED:
         # yes; LEDGER_UNWATCHED: this protocol's tracker does not tell.
         public int ledger_news
+        # PostgreSQL: the transaction's id is learnt before a COMMIT is passed on.
+        public bint resolves_commits
         # Process ids of backends, and what their clients were told instead.
         public dict shown_ids
         # MySQL: the client's leg is compressed. Its sequence ids begin right and then are what they like.

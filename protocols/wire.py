@@ -93,6 +93,8 @@ class Tracker:
         self.has_last_words = False
         self.has_warnings = False
         self.is_client_packed = False
+        self.resolves_commits = False
+        """PostgreSQL: learn the transaction's id before a COMMIT is passed on, so that its outcome can be asked for."""
         self.shown_ids: dict[int, int] = {}
         """PostgreSQL: process ids of backends, and what the clients that have them were told at their logins, where the
         two differ. Shared by the sessions of a service, and kept by the shell."""
@@ -145,6 +147,15 @@ class Tracker:
         Whatever replaces the backend has to be given `wreckage()` first, if there is any.
         """
         return None
+
+    def commit_in_doubt(self) -> str:
+        """With `resolves_commits`, when the backend is gone: the id of the transaction whose COMMIT is all that is in
+        flight, as the server writes it; "0" if it has none, and so has written nothing. Empty: nothing of the kind."""
+        return ""
+
+    def committed_answer(self) -> bytes:
+        """What a client gets whose COMMIT was in doubt and has taken place; in place of `lose`, before `unlink`."""
+        raise AssertionError("a protocol's tracker overrides this")
 
     def wreckage(self) -> Exchange | None:
         """What makes a fresh backend stand where the client thinks that the lost one stands (PostgreSQL: in a failed

@@ -438,6 +438,11 @@ class FailoverConfig(_Table, frozen=True, kw_only=True):
     lag_tolerance_ms: Annotated[float, Meta(ge=0, le=86_400_000, extra=RELOADABLE)] = 10_000.0
     """A standby that may lack commits of more than so many milliseconds before the failure is not promoted by itself. What
     may be missing is in the report."""
+    commit_outcome: Literal["unknown", "resolve"] = "unknown"
+    """What a client is told whose COMMIT was under way when the server was lost. `unknown`: `08007`. `resolve` (PostgreSQL,
+    `replication` stream): the id of each transaction is asked for in the packet of its COMMIT, and when another server
+    has taken over, that one is asked whether it has it: the client then gets COMMIT, or `40001`; `08007` where it is not
+    certain or takes longer than `hold_ms_max`. It costs the server one small query for each COMMIT."""
     pause_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
     """After a failover no other begins by itself for so long, in seconds; doubled with each further one within an hour. 0:
     no pause."""
@@ -1051,6 +1056,10 @@ def _check_meaning(config: Config, problems: _Problems) -> None:
             problems.add((*at, "switch", "on_drain_expired"), '"leave" needs replication = "none"')
         if service.kept_equal_by != "one_server" and service.replication != "none":
             problems.add((*at, "kept_equal_by"), 'needs replication = "none": else replication keeps them equal')
+        can_resolve = service.protocol == "postgresql" and service.replication == "stream"
+        if service.failover.commit_outcome == "resolve" and not can_resolve:
+            text = '"resolve" is for protocol = "postgresql" with replication = "stream"'
+            problems.add((*at, "failover", "commit_outcome"), text)
         for index, hook in enumerate(service.hook):
             if bool(hook.command) == bool(hook.url):
                 problems.add((*at, "hook", index), 'expected exactly one of "command" and "url"')

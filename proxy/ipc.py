@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 9
+PROTOCOL_VERSION: Final = 10
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -114,6 +114,9 @@ class Retarget(Message, tag=True, frozen=True, kw_only=True):
     service: str
     target: str
     epoch: int
+    outcomes: dict[str, str] = {}
+    """After an Abandon: `committed` or `aborted` by the id of a transaction whose COMMIT was in doubt. What is not in it
+    stays unknown."""
 
 
 class Release(Message, tag=True, frozen=True, kw_only=True):
@@ -324,6 +327,8 @@ class AllHeld(Message, tag=True, frozen=True, kw_only=True):
     backend_pids: list[int] = []
     interrupted: list[Interrupted] = []
     """After an Abandon: sessions that were told of the loss, the ones that heard of it before included."""
+    in_doubt: list[str] = []
+    """After an Abandon: ids of transactions whose COMMIT was in flight."""
 
 
 class Retargeted(Message, tag=True, frozen=True, kw_only=True):

@@ -184,7 +184,7 @@ class Worker:
             case ipc.Terminate():
                 self._move(order.service, order.switch).terminate(order.reason)
             case ipc.Retarget():
-                self._move(order.service, order.switch).retarget(order.target, order.epoch)
+                self._move(order.service, order.switch).retarget(order.target, order.epoch, order.outcomes)
             case ipc.Release():
                 self._release(order)
             case ipc.ListSessions():

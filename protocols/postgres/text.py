@@ -156,6 +156,19 @@ def may_commit(data: bytes, start: int, end: int) -> bool:
     return False
 
 
+COMMIT_BYTES_MAX: Final = 256
+"""A longer COMMIT is not recognised as one."""
+
+_COMMIT: Final = re.compile(
+    rb"\s*(?:commit|end)(?:\s+(?:work|transaction))?(?:\s+and\s+no\s+chain)?\s*;?\s*", re.IGNORECASE
+)
+
+
+def is_commit(text: bytes) -> bool:
+    """The text ends the transaction well, and does nothing else."""
+    return len(text) <= COMMIT_BYTES_MAX and _COMMIT.fullmatch(text) is not None
+
+
 def _is_word_byte(c: int) -> bool:
     return (c | 0x20 >= 0x61 and c | 0x20 <= 0x7A) or (c >= 0x30 and c <= 0x39) or c == 0x5F or c >= 0x80
 

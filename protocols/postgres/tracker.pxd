@@ -119,6 +119,10 @@ cdef class PostgresTracker(Tracker):
         # So may the unnamed statement, and some named one of this session (see _may_commit).
         bint _unnamed_commits
         bint _named_commits
+        # The ring's tail behind a COMMIT that stands alone and whose transaction's id is asked for before it; -1: none.
+        Py_ssize_t _commit_tail
+        # The Sync of such a COMMIT, in the extended protocol, has not come.
+        bint _commit_unsynced
         # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).
         bint _is_lost
         # The backend's unnamed statement is this session's, or there is none.
@@ -148,6 +152,8 @@ cdef class PostgresTracker(Tracker):
         object _client_view
         # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
         object _untold
+        # The id the server gave for the transaction of that COMMIT: b"0" if it had none, None if it has not said yet.
+        object _transaction
         # What the server said as it ended the connection.
         bytes _last_words
         # A mapping of parameters that the client's view agrees with; None if there is none.
@@ -167,6 +173,7 @@ cdef class PostgresTracker(Tracker):
     cdef int _at_gate(self, unsigned char tag) noexcept
     cdef int _fetch_client(self, Py_ssize_t position, Py_ssize_t size, Py_ssize_t whole=*) except -1
     cdef bint _has_shown_ids(self)
+    cdef bint _asks_before_commit(self) noexcept
     cdef int _fetch_server(self, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _push(self, int entry) except -1
     @cython.locals(entry=int)

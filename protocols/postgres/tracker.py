@@ -57,7 +57,9 @@ from protocols.postgres.messages import (
     build_close,
     build_error,
     build_parameter_status,
+    build_query,
     build_ready,
+    parse_data_row,
     parse_parameter_status,
 )
 from protocols.postgres.state import client_table, server_table
@@ -79,7 +81,7 @@ from protocols.postgres.statements import (
     shared,
     unshared,
 )
-from protocols.postgres.text import changes_nothing, custom_names
+from protocols.postgres.text import changes_nothing, custom_names, is_commit
 from protocols.wire import CLIENTS_OWN, BackendFacts, ErrorReply, Exchange, Tracker
 
 if not cython.compiled:
@@ -132,6 +134,20 @@ _TOLD_WHEN_OFF: Final = frozenset({"in_hot_standby", "default_transaction_read_o
 """Parameters of a backend that was opened on a standby, or on a fenced server, and that the server corrects with its
 first answer after the promotion: never tell a client that they are on when a backend is exchanged."""
 
+
+_ASK_TRANSACTION: Final = build_query(b"SELECT pg_catalog.pg_current_xact_id_if_assigned()")
+
+_DONE: Final = b"C\0\0\0\x0bCOMMIT\0"
+_COMMITTED: Final[Mapping[int, bytes]] = {
+    PARSE: PARSE_COMPLETE,
+    BIND: b"2\0\0\0\x04",
+    DESCRIBE: b"n\0\0\0\x04",
+    CLOSE: CLOSE_COMPLETE,
+    EXECUTE: _DONE,
+    SYNC: build_ready(b"I"),
+    QUERY: _DONE + build_ready(b"I"),
+}
+"""How a server answers each part of a COMMIT that goes well."""
 
 _NO_NOTES: Final[dict[str, Any]] = {}
 """In the place of a backend's notes while there is no backend: one for all sessions, so nothing may write to it."""
@@ -249,6 +265,9 @@ class PostgresTracker(Tracker):
         self._unnamed_commits = False
         self._named_commits = False
         self._is_lost = False
+        self._commit_tail = -1
+        self._commit_unsynced = False
+        self._transaction: bytes | None = None
         self._untold: bytes | None = None
         self._last_words = b""
         self._skipping = False
@@ -325,6 +344,9 @@ class PostgresTracker(Tracker):
                     self._unsynced = False
                     self._syncs_sent += 1
                     self._push(SYNC)
+                    if self._commit_unsynced:
+                        self._commit_unsynced = False
+                        self._commit_tail = self._tail
             elif sent == QUERY:
                 if size > QUERY_BYTES_MAX:
                     self._unnamed = None
@@ -340,8 +362,10 @@ class PostgresTracker(Tracker):
                 ):
                     return self._fetch_client(position, size + 1)
                 elif not self._skipping:
-                    if self._tx != 0x49:  # I
-                        self._may_commit = self._may_commit or may_commit(data, position + 5, position + size)
+                    if self._tx != 0x49 and may_commit(data, position + 5, position + size):  # I
+                        if self._asks_before_commit():
+                            return self._fetch_client(position, size + 1)
+                        self._may_commit = True
                     self._unnamed = None
                     self._unsynced = False
                     self._push(QUERY)
@@ -425,6 +449,10 @@ class PostgresTracker(Tracker):
             if size < 4 or size > LENGTH_MAX:
                 raise ProtocolViolation("server", f"message of type 0x{tag:02x} with invalid length {size}")
             entry = self._ring[self._head & self._mask] if self._head != self._tail else 0
+            if entry == QUERY | SWALLOWED and tag != 0x4E and tag != 0x53 and tag != 0x41:  # N S A
+                if size > SMALL_BYTES_MAX:
+                    raise ProtocolViolation("server", f"message of type 0x{tag:02x} with {size} bytes")
+                return self._fetch_server(position, size + 1)
             move = self._server_table[(tag << 4) | (entry & KIND)]
             if move == MOVE_ANSWER:
                 if entry & SWALLOWED:
@@ -450,6 +478,7 @@ class PostgresTracker(Tracker):
                 self._unit_failed = False
                 if self._head == self._tail:
                     self._may_commit = False
+                    self._commit_tail = -1
                 self.requests += 1
                 if status == 0x49:
                     self.transactions += 1
@@ -725,8 +754,7 @@ class PostgresTracker(Tracker):
             self.client_left = True
             return b""
         if tag == 0x51:  # Q
-            self._take_query(message)
-            replacement = message
+            replacement = self._take_query(message)
         elif tag == 0x50:  # P
             replacement = self._take_parse(message)
         elif tag == 0x42:  # B
@@ -743,9 +771,26 @@ class PostgresTracker(Tracker):
     def _tell_invented(self) -> None:
         self.has_invented = self._invent_due and self._server_left == 0 and not self._server_fetching
 
-    def _take_query(self, message: bytes) -> None:
+    def _asks_before_commit(self) -> bool:
+        """The next message may be a COMMIT that stands alone: nothing is in flight in an open transaction."""
+        return (
+            self.resolves_commits
+            and self._tx == 0x54  # T
+            and self._head == self._tail
+            and not self._unsynced
+            and not self._skipping
+        )
+
+    def _ask_transaction(self) -> bytes:
+        """A Query of ours, whose answer comes before the server looks at the COMMIT behind it."""
+        self._transaction = None
+        self._commit_tail = -1
+        self._push(QUERY | SWALLOWED)
+        return _ASK_TRANSACTION
+
+    def _take_query(self, message: bytes) -> bytes:
         if self._skipping:
-            return
+            return message
         text = message[5 : len(message) - 1]
         is_lasting = not changes_nothing(text)
         if is_lasting:
@@ -753,6 +798,7 @@ class PostgresTracker(Tracker):
             self._ledger.suspect(custom_names(text))
             self._ledger.note_creations(text)
         self._may_commit = self._may_commit or (self._tx != 0x49 and may_commit(text, 0, len(text)))
+        before = self._ask_transaction() if self._asks_before_commit() and is_commit(text) else b""
         entry = QUERY | LASTING if is_lasting else QUERY
         if self._unnamed_pending > 0 or (self._unsynced and self._unnamed is not None):
             # It may be skipped, and then the unnamed statement lives on.
@@ -762,13 +808,22 @@ class PostgresTracker(Tracker):
             self._unnamed = None
         self._unsynced = False
         self._push(entry)
+        if before:
+            self._commit_tail = self._tail
+        return before + message
 
     def _take_parse(self, message: bytes) -> bytes:
+        asks = self._asks_before_commit()
         self._unsynced = True
         if self._skipping:
             return message
         name = _text_at(message, 5, "Parse")
         text = _text_at(message, 6 + len(name), "Parse")
+        asked = b""
+        if asks and not name and is_commit(text):
+            # Our Query ends the unnamed statement, which this message makes anew.
+            asked = self._ask_transaction()
+            self._commit_unsynced = True
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self.ledger_news = LEDGER_TOUCHED
@@ -794,7 +849,7 @@ class PostgresTracker(Tracker):
             self._push(PARSE | WATCHED)
             message = before + message
         self._decide_fetching()
-        return message
+        return asked + message
 
     def _take_shared_parse(self, name: bytes, body: bytes) -> bytes:
         """A named Parse in transaction mode."""
@@ -1044,7 +1099,15 @@ class PostgresTracker(Tracker):
         if not self._server_fetching or len(message) != self._server_fetch_size:
             raise IllegalUse("take_server without a FETCH, or with something else than the message")
         self._server_fetching = False
-        if message[0] == 0x53:  # S
+        if (
+            self._head != self._tail
+            and self._ring[self._head & self._mask] == QUERY | SWALLOWED
+            and (
+                message[0] != 0x53 and message[0] != 0x41  # S A
+            )
+        ):
+            message = self._take_transaction(message)
+        elif message[0] == 0x53:  # S
             message = self._take_parameter_status(message)
         elif message[0] == 0x45:  # E
             message = self._take_error(message)
@@ -1054,6 +1117,20 @@ class PostgresTracker(Tracker):
             message = self._take_command_complete(message)
         self._tell_invented()
         return message
+
+    def _take_transaction(self, message: bytes) -> bytes:
+        """A part of the answer to `_ask_transaction`; nothing of it is the client's."""
+        tag = message[0]
+        if tag == 0x44:  # D
+            self._transaction = parse_data_row(message)[0] or b"0"
+        elif tag == 0x5A and len(message) == 6:  # Z
+            self._tx = message[5]
+            self._pop()
+        elif tag == 0x45 and (b"VFATAL" in message or b"VPANIC" in message):  # E
+            return self._take_error(message)
+        elif tag != 0x54 and tag != 0x43 and tag != 0x45:  # T C E
+            raise ProtocolViolation("server", f"unexpected message type 0x{tag:02x} in an answer to the proxy")
+        return b""
 
     def _take_parameter_status(self, message: bytes) -> bytes:
         name, value = parse_parameter_status(message)
@@ -1192,6 +1269,8 @@ class PostgresTracker(Tracker):
                 self._take_watched().on_dropped(False)
         self._units = 0
         self._lasting_in_flight = 0
+        self._commit_tail = -1
+        self._commit_unsynced = False
         self._server_left = 0
         self._server_fetching = False
         self._invent_due = False
@@ -1211,7 +1290,10 @@ class PostgresTracker(Tracker):
         count of its pipeline). A batch whose Sync has not come gets its error now, and the rest of it is skipped."""
         if self._server_left > 0:
             return None
-        if self._tx != 0x49:
+        if self._is_commit_alone():
+            # Whatever became of it, the transaction is over.
+            error, status = unknown, b"I"
+        elif self._tx != 0x49:
             has_committed = self._may_commit or self._unnamed_commits or self._named_commits
             error, status = unknown if has_committed and self._head != self._tail else aborted, b"E"
         else:
@@ -1222,7 +1304,7 @@ class PostgresTracker(Tracker):
         has_open_batch = False
         for place in range(self._head, self._tail):
             kind = self._ring[place & self._mask] & KIND
-            if kind == COPY_END:
+            if kind == COPY_END or self._ring[place & self._mask] == QUERY | SWALLOWED:
                 continue
             has_open_batch = True
             if kind == SYNC or kind == QUERY or kind == CALL:
@@ -1253,6 +1335,31 @@ class PostgresTracker(Tracker):
         self._tx = 0x49 if status == b"I" else 0x45
         self._is_lost = True
         return b"".join(answer)
+
+    def _is_commit_alone(self) -> bool:
+        """A COMMIT before which the transaction's id was asked for is all that is in flight, to its last message."""
+        if self._commit_tail < 0 or self._tail != self._commit_tail or self._head == self._tail:
+            return False
+        if self._server_left > 0 or self._client_left > 0 or self._client_fetching or self._unit_failed:
+            return False
+        ends = 0
+        for place in range(self._head, self._tail):
+            entry = self._ring[place & self._mask]
+            if entry & KIND == SYNC or (entry & KIND == QUERY and not entry & SWALLOWED):
+                ends += 1
+        return ends == 1
+
+    def commit_in_doubt(self) -> str:
+        if not self._is_commit_alone() or self._ring[self._head & self._mask] == QUERY | SWALLOWED:
+            # While our question is not answered whole, nobody knows the id, and perhaps the server never saw the COMMIT.
+            return ""
+        return self._transaction.decode() if self._transaction is not None else ""
+
+    def committed_answer(self) -> bytes:
+        answers = []
+        for place in range(self._head, self._tail):
+            answers.append(_COMMITTED.get(self._ring[place & self._mask] & KIND, b""))
+        return b"".join(answers)
 
     @property
     def is_within_answer(self) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -64,6 +64,8 @@ RAMP_PAUSE_S: Final = 0.001
 CLOSE_BATCH: Final = 8
 CLOSE_PAUSE_S: Final = 0.005
 """Left-over backends closed at a time, and the pause between: a server process that ends costs processor time."""
+
+_NO_OUTCOMES: Final[Mapping[str, str]] = {}
 
 _NEVER: Final = -1
 """A version that no ledger has."""
@@ -427,6 +429,8 @@ class Move:
                 self.reached(session)
             else:
                 session.abandon(reason)
+            if session.transaction_in_doubt:
+                self._held(session)
         self._check_all_held()
 
     def _hold_all(self) -> None:
@@ -567,11 +571,7 @@ class Move:
         draining = registry.count(Standing.DRAINING)
         if draining or (registry.count(Standing.SERVING) and not self._leaves):
             return
-        if self._abandons:
-            for loss in self.runtime.take_losses(self.runtime.active):
-                self._answer.interrupted.append(
-                    ipc.Interrupted(session=loss.session, user=loss.user, reason=loss.reason, code_sent=loss.code)
-                )
+        self._note_losses()
         self._answer.all_held = ipc.AllHeld(
             switch=self.switch,
             service=self.runtime.name,
@@ -580,8 +580,18 @@ class Move:
             last_boundary_ns=self._last_boundary_ns,
             backend_pids=[] if self._abandons else self._process_ids(),
             interrupted=list(self._answer.interrupted),
+            in_doubt=[session.transaction_in_doubt for session in self.runtime.doubts],
         )
         self._emit(self._answer.all_held)
+
+    def _note_losses(self) -> None:
+        """What sessions were told of the loss of a source that failed."""
+        if not self._abandons:
+            return
+        for loss in self.runtime.take_losses(self.runtime.active):
+            self._answer.interrupted.append(
+                ipc.Interrupted(session=loss.session, user=loss.user, reason=loss.reason, code_sent=loss.code)
+            )
 
     def _process_ids(self) -> list[int]:
         runtime = self.runtime
@@ -638,8 +648,8 @@ class Move:
 
     # --- retarget ---
 
-    def retarget(self, target: str, epoch: int) -> None:
-        """The cutover of this worker. Sessions stay held."""
+    def retarget(self, target: str, epoch: int, outcomes: Mapping[str, str] = _NO_OUTCOMES) -> None:
+        """The cutover of this worker. Sessions stay held. `outcomes`: what became of transactions in doubt, by id."""
         if self._answer.retargeted is not None:
             self._emit(self._answer.retargeted)
             return
@@ -652,6 +662,9 @@ class Move:
         self.target = target
         if self._task is not None and not self._task.done():
             return
+        for session in list(self.runtime.doubts):
+            session.resolve(outcomes.get(session.transaction_in_doubt))
+        self._note_losses()
         late = [session for session in self.runtime.registry.members(Standing.HELD) if self._has_late_part(session)]
         if late:
             self._task = spawn(self._retarget_late(late, epoch), name=f"retarget {self.switch}")
@@ -822,6 +835,10 @@ class Move:
         runtime, registry = self.runtime, self.runtime.registry
         is_moved = self.phase == "retargeted"
         self.phase = "releasing"
+        if self._abandons:
+            # Whom the retarget did not tell: nobody knows.
+            for session in list(runtime.doubts):
+                session.resolve(None)
         runtime.go_on()
         slow = {session for session in registry.members(Standing.HELD) if is_moved and self._is_slow(session)}
         batch = RAMP_FIRST

@@ -99,6 +99,8 @@ class Runtime:
         self.answered_ns = 0
         """When bytes of the active engine were last seen to have come, as of a look some times a second."""
         self._bytes_out = 0
+        self.doubts: set[Session] = set()
+        """Those whose COMMIT was in flight when their backend was lost, and whose client has not been told."""
         self.restoring = 0
         """Sessions that wait for another backend in the place of one that was lost."""
         self.losses: deque[Loss] = deque(maxlen=LOSSES_MAX)
@@ -461,6 +463,8 @@ class Runtime:
 
     def tick(self, now_ns: int) -> None:
         """Expire waits; called a few times a second."""
+        for session in [one for one in self.doubts if one.is_in_doubt_since(now_ns, self.config.switch.hold_ms_max)]:
+            session.resolve(None)
         self._look_for_bytes(now_ns)
         for pool in self._pools.values():
             pool.tick(now_ns)

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
@@ -105,10 +105,20 @@ _ENDED_BY_PEER: Final = frozenset({"", os.strerror(errno.ECONNRESET)})
 """How a server ends a connection itself (MariaDB resets one that was idle for too long); other losses are the network's."""
 
 
+class Doubt(NamedTuple):
+    """A COMMIT that was in flight when the backend was lost, of a client that waits to hear what became of it."""
+
+    transaction: str
+    since_ns: int
+    engine: str
+    why: str
+
+
 class Session(Owner):
     """See the module. The relay's owner; every `on_…` is called by the relay."""
 
     __slots__ = (
+        "_doubt",
         "_idle_mark",
         "_is_asking",
         "_is_killing",
@@ -190,6 +200,7 @@ class Session(Owner):
         self._is_restoring = False
         self._looks_soon = False
         """Its backend is asked what it holds at the next boundary: the client is never idle."""
+        self._doubt: Doubt | None = None
         self._judged: Backend | None = None
         """Its backend, while its engine is asked who was meant by its end."""
         self._waiter: Waiter | None = None
@@ -485,6 +496,7 @@ class Session(Owner):
             self.ledger, shares_backends=shares, statements_max=runtime.config.max_prepared_statements
         )
         self.tracker.shown_ids = runtime.shown_ids
+        self.tracker.resolves_commits = runtime.config.failover.commit_outcome == "resolve"
         self.cancel_key = self._draw_cancel_key(login.secret_bytes, 0 if shares else backend.facts.process_id)
         self.worker.sessions_by_key[self.cancel_key] = self
         accepted = login.accept(backend.facts.shown_as(*self.cancel_key))
@@ -1225,6 +1237,9 @@ class Session(Owner):
             return
         if relay.at_boundary():
             self.drop_lost_backend()
+        elif transaction := relay.tracker.commit_in_doubt():
+            self._doubt_commit(backend, Doubt(transaction, time.monotonic_ns(), engine, why))
+            return
         else:
             aborted = TransactionLost(f"{text}; the transaction was rolled back", hint="Roll back and try again.")
             unknown = OutcomeUnknown(
@@ -1241,6 +1256,14 @@ class Session(Owner):
             self.backend = None
             self._forget(backend)
             self.link.send(told)
+        self._go_on_without(engine, why)
+
+    def _go_on_without(self, engine: str, why: str) -> None:
+        """The backend is gone and the client has been told what it had to be told."""
+        relay, runtime, ledger = self.relay, self.runtime, self.ledger
+        assert relay is not None
+        assert runtime is not None
+        assert ledger is not None
         _log.info("backend lost", session=self.id, client=self.client, engine=engine, why=why)
         assert self.tracker is not None
         self.must_restore = not runtime.shares_backends or not ledger.is_empty or self.tracker.wreckage() is not None
@@ -1249,6 +1272,53 @@ class Session(Owner):
         elif relay.has_work or ledger.replay(is_late=True) is not None:
             # Who listens must not wait for its next request.
             self.on_gate()
+
+    def _doubt_commit(self, backend: Backend, doubt: Doubt) -> None:
+        """Its COMMIT was in flight: the client waits until somebody knows what became of it, see `resolve`."""
+        assert self.relay is not None
+        assert self.runtime is not None
+        self._doubt = doubt
+        # Nothing is asked, but nothing else may be done with the session either.
+        self._is_asking = True
+        self.relay.tracker.gate = GATE_CLOSED
+        self.relay.detach()
+        self.backend = None
+        self._forget(backend)
+        self.runtime.doubts.add(self)
+
+    @property
+    def transaction_in_doubt(self) -> str:
+        """The id of the transaction whose COMMIT was in flight when the backend was lost; empty: there is none."""
+        return self._doubt.transaction if self._doubt is not None else ""
+
+    def is_in_doubt_since(self, now_ns: int, span_ms: float) -> bool:
+        """For so long already."""
+        return self._doubt is not None and now_ns - self._doubt.since_ns > span_ms * 1e6
+
+    def resolve(self, outcome: str | None) -> None:
+        """What became of the COMMIT in doubt: `committed`, `aborted`, or None if nobody knows; its client is told."""
+        doubt, self._doubt = self._doubt, None
+        relay, runtime, tracker = self.relay, self.runtime, self.tracker
+        if doubt is None or self.has_ended or relay is None or runtime is None or tracker is None:
+            return
+        runtime.doubts.discard(self)
+        self._is_asking = False
+        text = f"the connection to the database server was lost: {doubt.why}"
+        if outcome == "committed":
+            told: bytes | None = tracker.committed_answer()
+            tracker.unlink()
+            relay.lending = None
+        else:
+            error: EngineError = OutcomeUnknown(
+                f"{text}; whether the transaction was committed is not known", hint="Look before you try again."
+            )
+            if outcome == "aborted":
+                error = TransactionLost(f"{text}; the transaction was rolled back", hint="Try again.")
+            self._tell_loss(doubt.engine, error)
+            told = relay.lose(error.reply(is_fatal=False), error.reply(is_fatal=False))
+        assert told is not None, "half an answer is no doubt"
+        self.link.send(told)
+        self._go_on_without(doubt.engine, doubt.why)
 
     def restore(self) -> None:
         """Get another backend and make it like the lost one, while the client waits or does nothing."""
@@ -1376,6 +1446,8 @@ class Session(Owner):
         if self._waiter is not None:
             self._waiter.is_over = True
         runtime = self.runtime
+        if runtime is not None:
+            runtime.doubts.discard(self)
         if runtime is not None and self.standing is not Standing.ENDED:
             self._count_requests()
             runtime.registry.move(self, Standing.ENDED)

@@ -201,6 +201,10 @@ _REACHED: Final = """
 select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end
        >= $1::text::pg_lsn
 """
+_NOT_YET: Final = "in the future"
+"""The server has given the number to no transaction, and replayed none that has it."""
+_NO_ID: Final = "0"
+_HAS_REPLAYED: Final = "select coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), true)"
 _FOLLOWS: Final = "select exists (select from pg_stat_wal_receiver where status = 'streaming' and sender_port = $1)"
 _WHERE: Final = re.compile(r"\b(?:host|hostaddr|port)\s*=\s*(?:'(?:[^'\\]|\\.)*'|[^\s']+)\s*")
 """What says in a connection string where the server is, and the space behind it."""
@@ -799,6 +803,45 @@ class PostgresEngine(Engine):
     async def lacking(self, sample: CommitSample) -> list[str]:
         async with self._watch() as connection:
             return [row["xid"] for row in await connection.fetch(_LACKING, sample.names)]
+
+    async def known_transactions(self, ids: Collection[str], timeout_s: float = 2.0) -> frozenset[str]:
+        known = []
+        async with self._act(timeout_s) as (first, second):
+            if not await first.fetchval(_IN_RECOVERY):
+                return frozenset()
+            deadline = time.monotonic() + timeout_s / 2
+            while True:
+                if await second.fetchval(_HAS_REPLAYED) or time.monotonic() >= deadline:
+                    break
+                await asyncio.sleep(POLL_S)
+            for one in ids:
+                if await self._status_of(second, one) not in (None, _NOT_YET):
+                    known.append(one)
+        return frozenset(known)
+
+    async def outcomes(
+        self, ids: Collection[str], known: Collection[str], timeout_s: float = 2.0
+    ) -> dict[str, Literal["committed", "aborted"]]:
+        found: dict[str, Literal["committed", "aborted"]] = {}
+        async with self._act(timeout_s) as (_, second):
+            for one in ids:
+                status = _NOT_YET if one == _NO_ID else await self._status_of(second, one)
+                if status == _NOT_YET or (status == "aborted" and one in known):
+                    # It never came here, or not its commit.
+                    found[one] = "aborted"
+                elif status == "committed" and one in known:
+                    # Of one that was not known before, another transaction may have the number since the promotion.
+                    found[one] = "committed"
+        return found
+
+    @staticmethod
+    async def _status_of(connection: Any, transaction: str) -> str | None:
+        """`committed`, `aborted`, `in progress`, `_NOT_YET`; None if it is too old to tell."""
+        try:
+            status = await connection.fetchval("select pg_xact_status($1::text::xid8)", transaction)
+        except asyncpg.InvalidParameterValueError:
+            return _NOT_YET
+        return None if status is None else str(status)
 
     async def slot_used(self) -> str:
         async with self._act(5.0) as (first, _):

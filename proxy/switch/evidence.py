@@ -163,6 +163,8 @@ class Evidence:
         self.audit: Audit | None = None
         self.failure: dict[str, Any] = {}
         """Of a failover: what was seen, who could have taken over, what may be missing."""
+        self.in_doubt: dict[str, int] = {}
+        """Of a failover: COMMITs that were under way, counted by what became of them."""
         self.followers: list[str] = []
         """Of a failover: what became of the other standbys, a line each."""
         self.opinions: dict[str, Opinion | None] = {}
@@ -288,6 +290,7 @@ class Evidence:
             "replicas": self.replicas,
             "way_back": self.way_back or None,
             "failure": self.failure or None,
+            "commits_in_doubt": self.in_doubt or None,
             "followers": self.followers,
             "goes_back_from": record.goes_back_from or None,
             "opinions": msgspec.to_builtins(self.opinions),

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from proxy import ipc
 from proxy.engines.engine import EngineState, Role
 from proxy.switch.readiness import Check, failures
@@ -25,9 +27,11 @@ from proxy.switch.run import SwitchRun, Verdict
 from proxy.switch.state import ENDED, Event, Phase
 from proxy.switch.terms import (
     Examine,
+    Fact,
     Looked,
     Order,
     Promote,
+    Promoted,
     ReplaceWorker,
     StartTimer,
     StopTimer,
@@ -66,6 +70,8 @@ class FailoverRun(SwitchRun):
         super().__init__(*arguments, **options)
         self.is_target_doubtful = False
         """It was asked to promote itself, and the failover was given up."""
+        self._in_doubt: set[str] = set()
+        self._outcomes: dict[str, str] = {}
 
     def begin(self) -> list[Order]:
         return [*self._enter(Event.VALIDATION_BEGAN), Examine()]
@@ -108,9 +114,24 @@ class FailoverRun(SwitchRun):
         return [
             *self._enter(Event.LET_GO),
             StopTimer(Timer.DRAIN),
-            Promote(self._promote_timeout_s),
+            self._promote(),
             StartTimer(Timer.HOLD, GIVE_UP_FACTOR * self._promote_timeout_s),
         ]
+
+    def _promote(self) -> Promote:
+        return Promote(self._promote_timeout_s, frozenset(self._in_doubt))
+
+    def _all_held(self, worker: int, said: ipc.AllHeld) -> list[Order]:
+        self._in_doubt.update(said.in_doubt)
+        return super()._all_held(worker, said)
+
+    def _engine_said(self, fact: Fact) -> list[Order]:
+        if isinstance(fact, Promoted):
+            self._outcomes = dict(fact.outcomes)
+        return super()._engine_said(fact)
+
+    def _retarget(self) -> ipc.Retarget:
+        return msgspec.structs.replace(super()._retarget(), outcomes=self._outcomes)
 
     def _drain_expired(self, missing: list[int]) -> list[Order]:
         why = f"it did not let go of {self.plan.source} within {LET_GO_TIMEOUT_S:g} s"
@@ -128,7 +149,7 @@ class FailoverRun(SwitchRun):
 
     def _looked(self, fact: Looked) -> list[Order]:
         if fact.target.role is Role.PRIMARY:
-            return [Promote(self._promote_timeout_s)]
+            return [self._promote()]
         if fact.target.is_reachable:
             return self._not_promoted("")
         return self._target_silent(fact.target.why or "it cannot be reached")

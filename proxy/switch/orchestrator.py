@@ -22,6 +22,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -878,9 +879,9 @@ class Orchestrator:
                 self._ask(running, Act.READ_POSITION, partial(self._position_read, source, evidence))
             case core.AwaitPosition(position, timeout_s):
                 self._ask(running, Act.AWAIT_POSITION, partial(self._position_awaited, running, position, timeout_s))
-            case core.Promote(timeout_s):
+            case core.Promote(timeout_s, in_doubt):
                 evidence.promotion = Span(now_ns)
-                self._ask(running, Act.PROMOTE, partial(self._promoted, running, timeout_s))
+                self._ask(running, Act.PROMOTE, partial(self._promoted, running, timeout_s, in_doubt))
             case core.Look():
                 self._ask(running, None, partial(self._looked, source, target))
             case core.Unfence():
@@ -993,13 +994,20 @@ class Orchestrator:
         engines = self._engines[record.service]
         return [engine for name, engine in engines.items() if name not in (record.source, record.target)]
 
-    async def _promoted(self, running: _Running, timeout_s: float) -> core.Fact:
+    async def _promoted(self, running: _Running, timeout_s: float, in_doubt: frozenset[str]) -> core.Fact:
+        known = await _seen_by(running.target, in_doubt)
         by_hook = any(hook.at == "promote" for hook in running.config.hook)
         if by_hook and (failed := await self._run_hooks(running, "promote")):
             raise EngineError(f"a hook failed: {failed}")
         await running.target.promote(timeout_s, is_asked=by_hook)
         running.evidence.promotion.ended_ns = self._clock.now_ns()
-        return core.Promoted()
+        if not in_doubt:
+            return core.Promoted()
+        outcomes = await _outcomes_on(running.target, in_doubt, known)
+        counts = Counter(outcomes.get(one, "unknown") for one in in_doubt)
+        running.evidence.in_doubt = dict(counts)
+        _log.info("commits in doubt", switch=running.record.id, **counts)
+        return core.Promoted(outcomes)
 
     async def _hooks_ran(self, running: _Running, stage: core.Stage) -> core.Fact:
         return core.HooksRan(stage, await self._run_hooks(running, stage))
@@ -1147,6 +1155,26 @@ async def _have(engines: Iterable[Engine], position: Position, wanted: int, time
     finally:
         await cancel_and_wait(*waiting)
     return found
+
+
+async def _seen_by(engine: Engine, in_doubt: frozenset[str]) -> frozenset[str]:
+    """Of these transactions of a lost source, those that its standby knows of; none if that cannot be found out."""
+    if not in_doubt:
+        return frozenset()
+    try:
+        return await engine.known_transactions(in_doubt)
+    except EngineError as error:
+        _log.warning("commits in doubt stay unknown", engine=engine.name, why=error.text)
+        return frozenset()
+
+
+async def _outcomes_on(engine: Engine, in_doubt: frozenset[str], known: frozenset[str]) -> Mapping[str, str]:
+    """What became of them; none if that cannot be found out."""
+    try:
+        return await engine.outcomes(in_doubt, known)
+    except EngineError as error:
+        _log.warning("commits in doubt stay unknown", engine=engine.name, why=error.text)
+        return {}
 
 
 async def _abandoned(engine: Engine) -> None:

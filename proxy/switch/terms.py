@@ -7,7 +7,8 @@ and `Tell`.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from proxy import ipc
 from proxy.engines.engine import EngineState, FenceProof, Position
@@ -141,7 +142,9 @@ class PositionAwaited:
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """The target is a writable primary, proven."""
+    """The target is a writable primary, proven. `outcomes`: what became of transactions in doubt, by id."""
+
+    outcomes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +301,10 @@ class AwaitPosition:
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """The target."""
+    """The target. `in_doubt`: transactions of the lost source whose outcome is to be found out."""
 
     timeout_s: float
+    in_doubt: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
@@ -69,7 +71,12 @@ class Writer:
         self.unknown: set[int] = set()
         self.aborted: set[int] = set()
         self.is_over = False
-        self.next = time.monotonic_ns() // 1000 * 100 + number
+        self.next = self.draw() + number
+
+    @staticmethod
+    def draw() -> int:
+        """A number that no other row has, with room for those of a writer."""
+        return time.monotonic_ns() // 1000 * 100
 
     async def run(self) -> None:
         while not self.is_over:
@@ -202,3 +209,89 @@ async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_come
         await turnout.stop()
         if not await new.fetchval("select pg_is_in_recovery()"):
             await pair.swap()
+
+
+async def _commits_in_doubt(pair: PostgresPair) -> None:
+    """From now on a COMMIT is replicated and does not end, because nobody is the standby it waits for; one that wrote to
+    `slow` does not even begin to."""
+    await pair.primary.execute(
+        "create table if not exists slow (id bigint);"
+        " create or replace function slow() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(60); return null; end $$;"
+        " drop trigger if exists slow on slow; create constraint trigger slow after insert on slow"
+        " deferrable initially deferred for each row execute function slow(); grant all on slow to app",
+        database="app",
+    )
+    await pair.primary.execute("alter system set synchronous_standby_names = 'nobody'")
+    await pair.primary.execute("select pg_reload_conf()")
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+async def test_an_interrupted_commit_is_resolved_on_the_server_that_has_taken_over(
+    pair: PostgresPair, tmp_path: Path, pool_mode: str
+) -> None:
+    old, new = pair.primary, pair.standby
+    failover = {**FAST, "commit_outcome": "resolve"}
+    turnout = await _turnout(pair, tmp_path, failover, pool_mode=pool_mode)
+    simple, pipelined, slow = [await _connect(turnout) for _ in range(3)]
+    rows = {name: Writer.draw() for name in ("simple", "pipelined", "slow")}
+    try:
+        await is_watched(turnout)
+        await _commits_in_doubt(pair)
+        await simple.execute("insert into written values (%s, 1)", (rows["simple"],))
+        await pipelined.execute("insert into written values (%s, 1)", (rows["pipelined"],))
+        await slow.execute("insert into slow values (%s)", (rows["slow"],))
+
+        async def in_a_pipeline() -> None:
+            # By the extended protocol.
+            async with pipelined.pipeline():
+                await pipelined.commit()
+
+        commits = [asyncio.create_task(one) for one in (simple.commit(), in_a_pipeline(), slow.commit())]
+        waiting = "select count(*) = 2 from pg_stat_activity where wait_event = 'SyncRep'"
+        await until(partial(old.fetchval, waiting), "two COMMITs wait for a standby that is not there")
+        await until(partial(old.fetchval, "select 1 from pg_stat_activity where wait_event = 'PgSleep'"), "one is slow")
+        arrived = "select count(*) = 2 from written where id = any($1)"
+        await until(partial(new.fetchval, arrived, list(rows.values()), database="app"), "they were replicated")
+        await old.kill()
+        record = await ended_failover(turnout)
+        outcomes = await asyncio.wait_for(asyncio.gather(*commits, return_exceptions=True), 10)
+        assert record["report"]["commits_in_doubt"] == {"committed": 2, "aborted": 1}
+        assert outcomes[:2] == [None, None]
+        assert isinstance(outcomes[2], psycopg.errors.SerializationFailure)
+        for one in (simple, pipelined, slow):
+            assert one.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            cursor = await one.execute("select current_setting('cluster_name')")
+            assert await cursor.fetchone() == (new.name,)
+            await one.rollback()
+    finally:
+        for one in (simple, pipelined, slow):
+            await one.close()
+        await turnout.stop()
+        if not await new.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()
+
+
+async def test_without_anybody_who_takes_over_an_interrupted_commit_stays_unknown(
+    pair: PostgresPair, tmp_path: Path
+) -> None:
+    """In time, and outside of a transaction."""
+    failover = {**FAST, "commit_outcome": "resolve", "automatic": False}
+    turnout = await _turnout(pair, tmp_path, failover, switch={"hold_ms_max": 1_000})
+    client = await _connect(turnout)
+    try:
+        await _commits_in_doubt(pair)
+        await client.execute("insert into slow values (1)")
+        commit = asyncio.create_task(client.commit())
+        sleeping = "select pid from pg_stat_activity where wait_event = 'PgSleep'"
+        await until(partial(pair.primary.fetchval, sleeping), "it is slow")
+        os.kill(await pair.primary.fetchval(sleeping), signal.SIGKILL)
+        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+            await asyncio.wait_for(commit, 10)
+        assert client.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        await client.execute("select 1")
+    finally:
+        await client.close()
+        await turnout.stop()
+        await pair.primary.execute("alter system reset synchronous_standby_names")
+        await pair.primary.execute("select pg_reload_conf()")

@@ -9,6 +9,7 @@ from proxy import ipc
 from proxy.switch import run as core
 from proxy.switch.run import Act, Timer
 from proxy.switch.state import ENDED, Phase
+from proxy.switch.strategies import Rolling
 from tests.proxy.switch.playbook import (
     FENCED_SOURCE,
     OPEN_SOURCE,
@@ -30,6 +31,14 @@ from tests.proxy.switch.playbook import (
 )
 
 WORKERS = (0, 1, 2)
+
+
+def _shared(worker: int, step: int, moved: int, left: int, failed: tuple[str, ...] = ()) -> core.Fact:
+    return core.WorkerSaid(
+        worker,
+        ipc.Shared(switch="s1", service="app", step=step, moved=moved, on_target=moved, left=left, failed=list(failed)),
+    )
+
 
 _of_workers: st.SearchStrategy[core.Fact] = st.sampled_from(WORKERS).flatmap(
     lambda worker: st.sampled_from(
@@ -61,11 +70,33 @@ _usual: list[core.Fact] = [
 ]  # fmt: skip
 
 
+# The same while both engines serve, before all that.
+_of_sharing: st.SearchStrategy[core.Fact] = st.one_of(
+    st.builds(
+        _shared,
+        st.sampled_from(WORKERS),
+        st.integers(1, 3),
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.sampled_from([(), ("no",)]),
+    ),
+    st.sampled_from([core.TimerRang(core.Timer.STEP), core.TimerRang(core.Timer.SHARE), core.TargetLost("gone")]),
+)
+_usual_sharing: list[core.Fact] = [
+    _usual[0],
+    *[_shared(worker, 1, 0, 1) for worker in WORKERS],
+    *[_shared(worker, 2, 1, 0) for worker in WORKERS],
+    *_usual[1:],
+]
+
+
 @st.composite
-def conversations(draw: st.DrawFn) -> list[core.Fact]:
+def conversations(draw: st.DrawFn, *, is_shared: bool = False) -> list[core.Fact]:
     anything: st.SearchStrategy[core.Fact] = st.one_of(_of_workers, _of_engines)
+    if is_shared:
+        anything = st.one_of(anything, _of_sharing)
     facts: list[core.Fact] = []
-    for usual in _usual:
+    for usual in _usual_sharing if is_shared else _usual:
         facts += draw(st.lists(anything, max_size=2))
         if draw(st.integers(0, 19)):
             facts.append(usual)
@@ -143,7 +174,17 @@ class World:
 @settings(deadline=None, max_examples=150)
 @given(conversations())
 def test_the_rules_hold_whatever_comes(facts: list[core.Fact]) -> None:
-    run, world = a_run(crew=WORKERS), World()
+    _keeps_the_rules(a_run(crew=WORKERS), facts)
+
+
+@settings(deadline=None, max_examples=100)
+@given(conversations(is_shared=True))
+def test_the_rules_hold_where_both_engines_served_before(facts: list[core.Fact]) -> None:
+    _keeps_the_rules(a_run(crew=WORKERS, strategy=Rolling(3, 1.0)), facts)
+
+
+def _keeps_the_rules(run: core.SwitchRun, facts: list[core.Fact]) -> None:
+    world = World()
     for order in run.begin():
         world.done(order, run.phase)
     for fact in facts:

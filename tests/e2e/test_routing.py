@@ -232,6 +232,19 @@ async def test_a_function_that_is_called_harmless_and_is_not_ends_its_session_an
     assert await _one(client, "select 1") == 1
 
 
+async def test_a_session_with_a_temporary_table_reads_it_where_it_is(client: Connection) -> None:
+    """Reads of the table, and all others of the session, until it is gone.
+
+    field-notes: TEMPORARY TABLE + read split
+    """
+    await client.execute("create temporary table routed_temp as select generate_series(1, 3) as n")
+    for _ in range(3):
+        assert await _one(client, "select count(*) from routed_temp") == 3
+        assert await _one(client, WHERE) is False
+    await client.execute("drop table routed_temp")
+    await _until_routed(client)
+
+
 async def test_many_clients_read_and_write_and_each_sees_its_own(turnout: Turnout) -> None:
     async def work(name: int) -> int:
         elsewhere = 0

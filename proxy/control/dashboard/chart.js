@@ -32,7 +32,8 @@ export function chart(title, unit, points, marks, seconds) {
     h("polyline", { class: "line", points: line }),
     marks.filter((one) => one.at > now - seconds).map((one) => h("g", {},
       h("line", { class: "mark", x1: x(one.at), x2: x(one.at), y1: TOP, y2: HEIGHT - BOTTOM }),
-      h("text", { class: "mark-text", x: x(one.at) + 3, y: TOP + 9 }, one.text))),
+      // Near the right edge the text stands on the other side of its line.
+      h("text", x(one.at) > WIDTH - 90 ? { class: "mark-text", x: x(one.at) - 3, y: TOP + 9, "text-anchor": "end" } : { class: "mark-text", x: x(one.at) + 3, y: TOP + 9 }, one.text))),
     h("text", { x: LEFT, y: HEIGHT - 4 }, `${Math.round(seconds / 60)} min ago`),
     h("text", { x: WIDTH - 6, y: HEIGHT - 4, "text-anchor": "end" }, "now"));
   return h("figure", {}, h("figcaption", {}, h("span", {}, title), h("strong", {}, said)), drawing);

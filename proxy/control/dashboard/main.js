@@ -76,11 +76,15 @@ async function poll() {
 }
 
 function heard(event) {
-  if (event.kind === "switch.ended" || (event.kind === "switch.phase" && event.data.phase === "holding")) {
-    const text = event.kind === "switch.ended" ? event.data.phase : `to ${event.data.target}`;
-    state.marks.push({ at: event.at, service: event.service, text });
-    while (state.marks.length > 50) state.marks.shift();
+  // One mark for each switch: where it began to hold, or ended without having held anybody.
+  if (event.kind === "switch.phase" && event.data.phase === "holding") {
+    state.marks.push({ id: event.data.id, at: event.at, service: event.service, text: `to ${event.data.target}` });
+  } else if (event.kind === "switch.ended") {
+    const mark = state.marks.find((one) => one.id === event.data.id);
+    if (!mark) state.marks.push({ id: event.data.id, at: event.at, service: event.service, text: event.data.phase });
+    else if (event.data.phase !== "completed") mark.text = event.data.phase.replaceAll("_", " ");
   }
+  while (state.marks.length > 50) state.marks.shift();
   if (event.kind === "switch.progress") {
     const seen = state.progress.get(event.data.id) ?? new Map();
     seen.set(event.data.worker, event.data);

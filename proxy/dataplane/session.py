@@ -1324,20 +1324,9 @@ class Session(Owner):
         """Get another backend and make it like the lost one, while the client waits or does nothing."""
         self._is_reading = False
         if not self._is_restoring:
-            runtime, relay = self.runtime, self.relay
-            assert runtime is not None
-            limit = runtime.config.switch.held_requests_max
-            if relay is not None and relay.has_work and runtime.restoring >= limit:
-                self.end_with(
-                    HoldExpired(
-                        f"the server of service {runtime.name} is away, and {limit} requests wait for it already; nothing"
-                        " of this one was executed",
-                        hint="Reconnect and send it again.",
-                    )
-                )
-                return
+            assert self.runtime is not None
             self._is_restoring = True
-            runtime.restoring += 1
+            self.runtime.restoring += 1
             spawn(self._guard(self._restore()), name=f"restore session {self.id}")
 
     async def _restore(self) -> None:
@@ -1345,7 +1334,15 @@ class Session(Owner):
         assert runtime is not None
         assert relay is not None
         began_ns = time.monotonic_ns()
+        limit = runtime.config.switch.held_requests_max
         try:
+            if relay.has_work and runtime.restoring > limit:
+                text = (
+                    f"the server of service {runtime.name} is away, and {limit} requests wait for it already; nothing of"
+                    " this one was executed"
+                )
+                self.end_with(HoldExpired(text, hint="Reconnect and send it again."))
+                return
             while self.standing is not Standing.ENDED and self.backend is None:
                 try:
                     backend = await self._take_backend()

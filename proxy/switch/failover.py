@@ -155,7 +155,8 @@ class Detector:
             return self.health
         self.testimony = said
         if any(one.is_alive for one in said):
-            self.failed = self._refused = 0
+            # What was heard from it up to now proves nothing about what comes.
+            self.failed = self._refused = self.since_ns = 0
             return self._sees(Seen.ALIVE)
         return self._sees(Seen.DEAD)
 

@@ -200,6 +200,8 @@ class Guard:
             return
         before = detector.health
         detector.testified(said)
+        words = {one.worker: one.how for one in said}
+        _log.info("workers were asked", service=service, engine=active, answers=words)
         self._tell_health(service, active, before, detector)
         if detector.health is Health.LOST:
             watch.task = None

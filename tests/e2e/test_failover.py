@@ -45,9 +45,8 @@ async def _turnout(pair: PostgresPair, folder: Path, failover: Mapping[str, obje
         admin_password=PASSWORD,
         users={"app": PASSWORD},
         databases=["app"],
-        workers=2,
         service=service,
-        **changes,
+        **{"workers": 2, **changes},
     )
     turnout = Turnout(setup, folder)
     await turnout.start()
@@ -295,3 +294,33 @@ async def test_without_anybody_who_takes_over_an_interrupted_commit_stays_unknow
         await turnout.stop()
         await pair.primary.execute("alter system reset synchronous_standby_names")
         await pair.primary.execute("select pg_reload_conf()")
+
+
+async def test_no_more_requests_wait_for_a_lost_server_than_the_config_allows(
+    pair: PostgresPair, tmp_path: Path
+) -> None:
+    old = pair.primary
+    turnout = await _turnout(pair, tmp_path, {**FAST, "automatic": False}, workers=1, switch={"held_requests_max": 1})
+    clients = [await _connect(turnout, autocommit=True) for _ in range(2)]
+    try:
+        for client in clients:
+            await client.execute("select 1")
+        await is_watched(turnout)
+        await old.kill()
+        asked = [asyncio.create_task(client.execute("select 2")) for client in clients]
+        done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        [refused] = done
+        with pytest.raises(
+            psycopg.errors.AdminShutdown, match="1 requests wait for it already; nothing of this one was"
+        ):
+            await refused
+        await old.start()
+        [served] = waiting
+        assert await (await asyncio.wait_for(served, 20)).fetchone() == (2,)
+    finally:
+        for client in clients:
+            await client.close()
+        await turnout.stop()
+        if not old.is_running:
+            await old.start()
+        await pair.standby.wait_streaming(old)

@@ -64,6 +64,7 @@ def test_a_silent_engine_is_lost_only_if_no_worker_had_an_answer() -> None:
     assert _fail(detector, "silent", "silent", "silent") is Health.SILENT
     assert detector.testified(_said(False, True)) is Health.SUSPECTED
     assert _fail(detector, "silent", begin=5) is Health.SUSPECTED, "it counts anew"
+    assert detector.since_ns == 5 * SECOND, "and what a worker heard before that proves nothing"
     assert _fail(detector, "silent", "silent", begin=6) is Health.SILENT
     assert detector.testified(_said(False, False)) is Health.LOST
 

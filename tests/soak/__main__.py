@@ -17,13 +17,13 @@ import sys
 from typing import get_args
 
 from tests.soak.faults import FAULTS
-from tests.soak.switches import PAIRS
+from tests.soak.switches import open_pair
 from tests.soak.torture import Verdict, torture
 from tests.soak.world import PoolMode, Server, World
 
 
 async def _run(options: argparse.Namespace) -> Verdict:
-    pair = await PAIRS[options.server].create()
+    pair = await open_pair(options.server)
     try:
         folder = pair.workspace.folder("turnout")
         async with World.open(

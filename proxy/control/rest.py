@@ -392,7 +392,7 @@ async def events(
         HeaderParameter(name="Last-Event-ID", max_length=100, description="Id of the last event that was seen."),
     ] = None,
 ) -> Stream:
-    """What happens, as it happens: phases of switches, states of engines, decisions of policies, alerts. With
+    """What happens, as it happens: phases of switches, states of engines, decisions of policies. With
     `Last-Event-ID` from the one after that; if it is not known any more, the stream begins with `events.missed`."""
     stream = _door(state).follow(_caller(request), last_event_id, one_service)
     return Stream(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})

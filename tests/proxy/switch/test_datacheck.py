@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -157,8 +156,12 @@ async def test_a_standby_that_is_behind_is_not_different(bench: Bench, postgres_
     await postgres_pair.standby.execute("select pg_wal_replay_pause()")
     await postgres_pair.primary.execute("update app.rows_compared set e = -e where a = 3", database="app")
     check = bench.checks.start(bench.ask(chunk_rows=50))
-    await until(lambda: bool(check.tables), "it has begun")
-    await asyncio.sleep(0.1)
+
+    async def has_looked_closer() -> bool:
+        asked = "select count(*) from pg_stat_activity where query like 'select row(%rows_compared%' and pid <> pg_backend_pid()"
+        return bool(await postgres_pair.standby.fetchval(asked))
+
+    await until(has_looked_closer, "the rows of the chunk were asked for, and one is not alike")
     assert check.state == "running"
     await postgres_pair.standby.execute("select pg_wal_replay_resume()")
     ended = await bench.ended(check)

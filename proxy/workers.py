@@ -97,7 +97,7 @@ class _Worker:
 
 
 class Workers:
-    """See the module. Fulfils `proxy.switch.orchestrator.Crew`."""
+    """See the module. Fulfils `proxy.switch.running.Crew`."""
 
     def __init__(
         self,

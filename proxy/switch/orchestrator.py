@@ -1,4 +1,4 @@
-"""Carries out what a `SwitchRun` orders: the only part of a switch that does I/O.
+"""Carries out what a `SwitchRun` orders; with `acts`, which asks the engines, the only part of a switch that does I/O.
 
 It owns, for each service, who is active and the epoch (`Standing`, kept in the journal), the run that is under way and
 its timers and engine calls. Workers are reached through a `Crew`, which the supervisor is.
@@ -22,110 +22,44 @@ import asyncio
 import os
 import signal
 import sqlite3
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from proxy import ipc
 from proxy.clock import Clock
-from proxy.config import ServiceConfig, SwitchConfig, parse_address
-from proxy.engines.engine import Engine, EngineState, Leader, Position, Role
+from proxy.config import ServiceConfig, SwitchConfig
+from proxy.engines.engine import Engine, EngineState, Role
 from proxy.errors import Conflict, EngineError, NotFound, PlanRefused
-from proxy.switch import failover_run, hooks, strategies
+from proxy.switch import failover_run, strategies
 from proxy.switch import run as core
-from proxy.switch.agenda import Agenda, judge_time
-from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
+from proxy.switch.acts import LOOK_TIMEOUT_S, Acts, Work, of_service
+from proxy.switch.agenda import judge_time
+from proxy.switch.evidence import Span
 from proxy.switch.failover_run import FAILOVER, FailoverRun
-from proxy.switch.findings import Comparison
-from proxy.switch.inquiry import inquire
 from proxy.switch.journal import SWITCHES_KEPT, Deposed, Journal, Standing, Tally
-from proxy.switch.plan import SHARING_STRATEGIES, SwitchPlan, SwitchRecord, accept, limits_of, new_id
-from proxy.switch.readiness import Check, judge
+from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
+from proxy.switch.readiness import Check
 from proxy.switch.run import Act, SwitchRun, Timer, Verdict
-from proxy.switch.significance import NOTHING, History, Limits, Sample, samples_of
-from proxy.switch.state import ENDED, Phase, after
-from proxy.switch.state import Event as Why
+from proxy.switch.running import Crew, Running
+from proxy.switch.significance import NOTHING, History, Limits, samples_of
+from proxy.switch.state import ENDED, Phase
 from proxy.switch.views import Event
+from proxy.switch.waiting import Waiting, busy
 from proxy.tasks import cancel_and_wait, spawn
-from proxy.tls import library_tls
 
 _log = structlog.get_logger("turnout.switch")
 
 STOP_AT_VARIABLE: Final = "TURNOUT_TEST_STOP_AT"
-
-FENCE_TIMEOUT_S: Final = 5.0
-UNFENCE_TIMEOUT_S: Final = 0.8
-"""Together with what precedes it below the second in which an aborted switch gives the source back."""
-ENGINE_PREPARE_TIMEOUT_S: Final = 5.0
-
-APPROACH_TIMEOUT_S: Final = 5.0
-"""Longest time that the hold is put off because the target is behind."""
-
-NEAR_S: Final = 0.02
-"""A target that reaches the source's position of just now within this time follows closely."""
-
-LOOK_TIMEOUT_S: Final = 1.0
-
-ALARM_S_MAX: Final = 30.0
-"""Longest sleep until the next switch that is due: the clock may be set meanwhile."""
-
-ALARM_LATE_S: Final = 0.001
-"""A timer that rings early finds nothing due."""
-
-ALARM_AGAIN_S: Final = 0.2
 
 WATCH_INTERVAL_S: Final = 1.0
 """How often it is noted what a service does that is compared with before after a switch."""
 
 BEFORE_S_MIN: Final = 30.0
 """The time before a switch that is compared with, if the window after it is shorter."""
-
-COMPARISON_FRESH_S: Final = 5.0
-"""A comparison of schemas that is not older is used again, so that `ready` and the switch after it ask once."""
-
-
-class Crew(Protocol):
-    """The workers, as a switch sees them."""
-
-    def workers(self) -> list[int]:
-        """Indexes of those that are connected."""
-
-    def tell(self, worker: int, order: ipc.Order) -> None:
-        """Write, do not wait. An order to a worker that is gone is dropped: its loss is told anyway."""
-
-    def replace(self, worker: int, why: str) -> None:
-        """End the process; its loss is told when it is gone."""
-
-    async def figures(self) -> list[ipc.WorkerFigures]:
-        """Of all workers that answer in time."""
-
-    async def sessions(self, service: str | None = None) -> list[ipc.Session]:
-        """Of all workers that answer in time."""
-
-
-@dataclass(slots=True)
-class _Running:
-    """A run and what the shell keeps for it."""
-
-    record: SwitchRecord
-    run: SwitchRun
-    source: Engine
-    target: Engine
-    config: ServiceConfig
-    strategy: strategies.Strategy | None = None
-    window: strategies.Window | None = None
-    before: Sample = NOTHING
-    """What the source did in the time before the hold, where a window compares with that."""
-    evidence: Evidence = field(default_factory=Evidence)
-    timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
-    calls: set[asyncio.Task[None]] = field(default_factory=set)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Orchestrator:
@@ -147,16 +81,13 @@ class Orchestrator:
         self._crew = crew
         self._clock = clock
         self._publish = publish
-        self._workers_wanted = workers_wanted
-        self._running: dict[str, _Running] = {}
+        self._acts = Acts(engines, crew, clock, workers_wanted)
+        self._running: dict[str, Running] = {}
         # Switches that are being taken back, by the id of the one that does it.
-        self._returning: dict[str, _Running] = {}
-        self._agenda = Agenda()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._returning: dict[str, Running] = {}
+        self._waiting = Waiting(journal, clock, crew, self._running, begin=self._begin_waiting, tell=self._tell_phase)
         self._history: dict[str, History] = {name: History() for name in services}
         self._watch: asyncio.Task[None] | None = None
-        self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in services}
-        self._compared: dict[tuple[str, str, str], Comparison] = {}
         self._standings: dict[str, Standing] = {}
         # Workers that took part in a switch that `recover` resumed before they were configured.
         self._resumed: set[tuple[int, str]] = set()
@@ -189,7 +120,7 @@ class Orchestrator:
 
     def waiting(self, service: str) -> list[SwitchRecord]:
         """Switches that wait for their time or their turn."""
-        return self._agenda.of(service)
+        return self._waiting.of(service)
 
     def tally(self, service: str) -> Tally:
         """How the switches of a service ended."""
@@ -199,7 +130,7 @@ class Orchestrator:
         """Limits of a reloaded config; running switches keep theirs."""
         self._services = dict(services)
 
-    def _under_way(self) -> list[_Running]:
+    def _under_way(self) -> list[Running]:
         return [*self._running.values(), *self._returning.values()]
 
     def record(self, switch_id: str) -> SwitchRecord:
@@ -207,7 +138,7 @@ class Orchestrator:
         for running in self._under_way():
             if running.record.id == switch_id:
                 return running.record
-        waiting = self._agenda.find(switch_id)
+        waiting = self._waiting.find(switch_id)
         if waiting is not None:
             return waiting
         return self._journal.switch(switch_id)
@@ -245,27 +176,7 @@ class Orchestrator:
             ]  # fmt: skip
         if service in self._running:
             raise Conflict(f"switch {self._running[service].record.id} is under way", hint="wait for it, or cancel it")
-        return await self._examine(service, engines[active], engines[target], config, plan)
-
-    async def _examine(
-        self, service: str, source: Engine, target: Engine, config: ServiceConfig, plan: SwitchPlan | None
-    ) -> list[Check]:
-        limits = limits_of(plan, config.switch) if plan is not None else config.switch
-        async with self._asking[service]:
-            figures, sessions = await asyncio.gather(self._crew.figures(), self._crew.sessions(service))
-            pair = (service, source.name, target.name)
-            known = self._compared.get(pair)
-            if known is not None and self._clock.now_ns() - known.asked_ns > COMPARISON_FRESH_S * 1e9:
-                known = None
-            findings = await inquire(
-                service, source, target, figures=figures, sessions=sessions, workers_wanted=self._workers_wanted,
-                kind=config.replication, kept_equal_by=config.kept_equal_by,
-                are_both_to_serve=plan is not None and plan.strategy in SHARING_STRATEGIES, databases=config.databases, known=known,
-                others=[one for name, one in self._engines[service].items() if name not in (source.name, target.name)],
-            )  # fmt: skip
-            if findings.comparison is not None:
-                self._compared[pair] = findings.comparison
-        return judge(findings, limits)
+        return await self._acts.examine(service, engines[active], engines[target], config, plan)
 
     # --- a switch ----------------------------------------------------------------------------------------------------
 
@@ -278,7 +189,7 @@ class Orchestrator:
         if plan.service in self._running:
             if self._waits_when_busy(plan):
                 return self._put_off(plan)
-            raise self._busy(plan.service)
+            raise busy(self._running[plan.service].record)
         record = self._record_of(accept(plan, self._services[plan.service], self._standings[plan.service].active))
         self._journal.begin(record)
         self._set_going(record)
@@ -327,91 +238,33 @@ class Orchestrator:
         self._running[record.service] = running
         self._carry_out(running, running.run.begin())
 
-    def _busy(self, service: str) -> Conflict:
-        return Conflict(
-            f"switch {self._running[service].record.id} of service {service!r} is under way",
-            hint="one at a time: wait for it, cancel it, or let this one queue (`when_busy`)",
-        )
-
     def _waits_when_busy(self, plan: SwitchPlan) -> bool:
         return (plan.when_busy or self._services[plan.service].switch.when_busy) == "queue"
-
-    # --- switches that wait ------------------------------------------------------------------------------------------
 
     def _put_off(self, plan: SwitchPlan) -> SwitchRecord:
         # Who is active at its time is not known now; all else that is wrong with it is.
         accept(msgspec.structs.replace(plan, source=None), self._services[plan.service], active="")
         record = self._record_of(plan)
         record.due_at, record.is_queued = plan.at, self._waits_when_busy(plan)
-        self._agenda.add(record)
-        try:
-            self._journal.begin(record)
-        except sqlite3.Error:
-            self._agenda.remove(record.id)
-            raise
-        _log.info("switch waits", switch=record.id, service=record.service, target=record.target, due_at=record.due_at)
-        self._tell_phase(record)
-        self._set_alarm()
+        self._waiting.add(record)
         return record
-
-    def _set_alarm(self) -> None:
-        """Look again when something is due; not much later than that, should somebody set the clock."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        next_due = self._agenda.next_due()
-        if next_due is not None:
-            in_s = min(max(0.0, next_due - self._clock.wall()), ALARM_S_MAX)
-            self._alarm = asyncio.get_running_loop().call_later(in_s + ALARM_LATE_S, self._begin_due)
-
-    def _begin_due(self) -> None:
-        """Begin what may begin."""
-        if not len(self._agenda):
-            return
-        if not self._crew.workers():
-            # At a start: the workers come in a moment.
-            self._alarm = asyncio.get_running_loop().call_later(ALARM_AGAIN_S, self._begin_due)
-            return
-        for record in self._agenda.due(self._clock.wall(), self._running):
-            if record.service in self._running and not record.is_queued:
-                busy = self._busy(record.service)
-                self._close(record, busy.text, busy.hint)
-                continue
-            self._begin_waiting(record)
-        self._set_alarm()
 
     def _begin_waiting(self, record: SwitchRecord) -> None:
         config, standing = self._services[record.service], self._standings[record.service]
         try:
             plan = accept(record.plan, config, standing.active)
         except PlanRefused as error:
-            self._close(record, error.text, error.hint)
+            self._waiting.close(record, error.text, error.hint)
             return
-        self._agenda.remove(record.id)
+        self._waiting.remove(record)
         record.plan, record.source, record.epoch = plan, standing.active, standing.epoch + 1
         record.began_at, record.began_ns, record.boot = self._clock.wall(), self._clock.now_ns(), _boot_id()
         record.due_at, record.is_queued = None, False
         self._set_going(record)
 
-    def _close(self, record: SwitchRecord, error: str, remedy: str) -> None:
-        """A switch that waited does not begin."""
-        self._agenda.remove(record.id)
-        record.phase = after(record.phase, Why.TROUBLE)
-        record.error, record.remedy, record.ended_at = error, remedy, self._clock.wall()
-        now_ns = self._clock.now_ns()
-        evidence = Evidence()
-        try:
-            self._journal.enter(record, now_ns)
-            figures = evidence.figures(now_ns, now_ns)
-            self._journal.end(record, evidence.report(record, figures, self._journal.steps(record.id)))
-        except sqlite3.Error as failed:
-            _log.error("the journal cannot be written", switch=record.id, error=str(failed))
-        _log.warning("switch did not begin", switch=record.id, service=record.service, why=error)
-        self._tell_phase(record)
-
     # --- a switch is taken back --------------------------------------------------------------------------------------
 
-    def _begin_way_back(self, outer: _Running, why: str) -> None:
+    def _begin_way_back(self, outer: Running, why: str) -> None:
         """Another switch, in the other direction; this one waits for its end."""
         record = outer.record
         plan = SwitchPlan(
@@ -423,12 +276,16 @@ class Orchestrator:
             requested_by=f"verification of switch {record.id}",
             reason=why,
         )
-        inner = self._record_of(
-            accept(plan, self._services[record.service], self._standings[record.service].active),
-            goes_back_from=record.id,
-        )
+        try:
+            accepted = accept(plan, self._services[record.service], self._standings[record.service].active)
+            inner = self._record_of(accepted, goes_back_from=record.id)
+            self._journal.begin(inner)
+        except (PlanRefused, sqlite3.Error) as error:
+            _log.error("a switch cannot be taken back", switch=record.id, error=str(error))
+            # Not now: the orders that this one came with are still being carried out.
+            asyncio.get_running_loop().call_soon(self._feed, outer, core.WentBack(str(error)))
+            return
         self._returning[inner.id] = outer
-        self._journal.begin(inner)
         self._set_going(inner)
 
     def _went_back(self, inner: SwitchRecord) -> None:
@@ -456,7 +313,7 @@ class Orchestrator:
         """Workers are there: begin the switches that wait, and note what the services do, for the comparison after a
         cutover."""
         self._watch = spawn(self._keep_watching(), name="what the services do", stays=True)
-        self._begin_due()
+        self._waiting.begin_due()
 
     async def _keep_watching(self) -> None:
         while True:
@@ -469,11 +326,11 @@ class Orchestrator:
             for name in watched:
                 if name not in self._running:
                     kept_s = max(BEFORE_S_MIN, self._services[name].switch.verify_window_s)
-                    self._history[name].note(now_s, samples_of(_of_service(figures, name)), kept_s)
+                    self._history[name].note(now_s, samples_of(of_service(figures, name)), kept_s)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def _make(self, record: SwitchRecord, crew: Iterable[int], config: ServiceConfig) -> _Running:
+    def _make(self, record: SwitchRecord, crew: Iterable[int], config: ServiceConfig) -> Running:
         engines = self._engines[record.service]
         is_failover = record.strategy == FAILOVER
         limits = _limits_of_comparison(config.switch)
@@ -492,19 +349,19 @@ class Orchestrator:
             phase=record.phase,
             moves_data=config.replication != "none",
             audits=not is_failover,
-            reverses=bool(self._others(record)) if is_failover else config.reverse_replication,
+            reverses=bool(self._acts.others(record)) if is_failover else config.reverse_replication,
             hooks={hook.at for hook in config.hook},
             strategy=strategy,
             window=window,
         )
         before = self._history[record.service].of(record.source) if window is not None else NOTHING
-        return _Running(record, run, engines[record.source], engines[record.target], config, strategy, window, before)
+        return Running(record, run, engines[record.source], engines[record.target], config, strategy, window, before)
 
     def cancel(self, switch_id: str, by: str) -> SwitchRecord:
         """Begin to undo. Raises NotFound, Conflict."""
         record = self.record(switch_id)
-        if self._agenda.find(switch_id) is not None:
-            self._close(record, f"cancelled by {by}" if by else "cancelled", "")
+        if self._waiting.find(switch_id) is not None:
+            self._waiting.close(record, f"cancelled by {by}" if by else "cancelled", "")
             return record
         running = next((one for one in self._under_way() if one.record.id == switch_id), None)
         if running is None:
@@ -526,8 +383,7 @@ class Orchestrator:
     async def stop(self) -> None:
         """Undo what can be undone, wait for the rest as long as it takes to be decided (bounded by its own deadlines,
         and by five seconds), let go of everything. What waits is in the journal, for the next supervisor."""
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._waiting.stop()
         await cancel_and_wait(self._watch)
         self._is_stopping = True
         for running in list(self._running.values()):
@@ -543,7 +399,7 @@ class Orchestrator:
             await self._let_go(running)
         await cancel_and_wait(*self._given_up)
 
-    async def _let_go(self, running: _Running) -> None:
+    async def _let_go(self, running: Running) -> None:
         for timer in running.timers.values():
             timer.cancel()
         running.timers.clear()
@@ -622,14 +478,8 @@ class Orchestrator:
         for record in begun:
             if record.phase is Phase.ROLLING_BACK:
                 self._recover_way_back(record)
-        for record in records:
-            if record.is_waiting:
-                self._agenda.add(record)
-        now = self._clock.wall()
         grace_s = {name: service.switch.schedule_grace_s for name, service in self._services.items()}
-        for record in self._agenda.missed(now, grace_s):
-            late_s = now - (record.due_at or now)
-            self._close(record, f"missed: Turnout was down at its time, {late_s:.0f} s ago", "plan it again")
+        self._waiting.take_up([record for record in records if record.is_waiting], grace_s)
 
     async def _recover(
         self, record: SwitchRecord, stands: Mapping[int, tuple[Mapping[str, int], list[ipc.RunState]]]
@@ -718,10 +568,10 @@ class Orchestrator:
 
     # --- carrying out ------------------------------------------------------------------------------------------------
 
-    def _feed(self, running: _Running, fact: core.Fact) -> None:
+    def _feed(self, running: Running, fact: core.Fact) -> None:
         self._carry_out(running, running.run.sees(fact))
 
-    def _carry_out(self, running: _Running, orders: list[core.Order]) -> None:
+    def _carry_out(self, running: Running, orders: list[core.Order]) -> None:
         for order in orders:
             match order:
                 case core.Tell(worker, message):
@@ -741,7 +591,7 @@ class Orchestrator:
                     self._call(running, order)
         running.record.error, running.record.remedy = running.run.error, running.run.remedy
 
-    def _enter(self, running: _Running, phase: Phase) -> bool:
+    def _enter(self, running: Running, phase: Phase) -> bool:
         """Write it down, then make it known. False: it could not be written, and the rest must not be done."""
         record, now_ns = running.record, self._clock.now_ns()
         standing = deposed = None
@@ -772,7 +622,7 @@ class Orchestrator:
             self._end(running)
         return True
 
-    def _deposed_by(self, running: _Running, phase: Phase) -> Deposed | None:
+    def _deposed_by(self, running: Running, phase: Phase) -> Deposed | None:
         """Who must not take writes any more once a failover is in that phase."""
         record, run = running.record, running.run
         if phase is Phase.CUTTING_OVER:
@@ -796,7 +646,7 @@ class Orchestrator:
             )
         )  # fmt: skip
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, running: Running) -> None:
         record = running.record
         figures = running.evidence.figures(record.began_ns, self._clock.now_ns())
         running.evidence.opinions = {
@@ -833,7 +683,7 @@ class Orchestrator:
         self._went_back(record)
         if not self._is_stopping:
             # Whose turn it is begins on the next turn of the loop: who waited for this end is told first.
-            asyncio.get_running_loop().call_soon(self._begin_due)
+            asyncio.get_running_loop().call_soon(self._waiting.begin_due)
         log = _log.info if record.phase is Phase.COMPLETED else _log.warning
         log(
             "switch ended",
@@ -842,7 +692,7 @@ class Orchestrator:
             hold_ms_max=figures.hold_ms.max,
         )  # fmt: skip
 
-    def _start_timer(self, running: _Running, timer: Timer, after_s: float) -> None:
+    def _start_timer(self, running: Running, timer: Timer, after_s: float) -> None:
         old = running.timers.pop(timer, None)
         if old:
             old.cancel()
@@ -855,54 +705,20 @@ class Orchestrator:
 
     # --- asking the engines ------------------------------------------------------------------------------------------
 
-    def _call(self, running: _Running, order: core.Order) -> None:
-        source, target, evidence = running.source, running.target, running.evidence
-        now_ns = self._clock.now_ns()
+    def _call(self, running: Running, order: core.Order) -> None:
         match order:
-            case core.Examine():
-                self._ask(running, None, partial(self._examined, running))
-            case core.Weigh():
-                self._ask(running, None, partial(self._weighed, running))
             case core.GoBack(why):
                 self._begin_way_back(running, why)
-            case core.PrepareEngines():
-                self._ask(running, Act.PREPARE, partial(self._prepared, source, target))
-            case core.Approach():
-                self._ask(running, Act.APPROACH, partial(self._approached, source, target))
-            case core.ArmFence():
-                self._ask(running, Act.ARM_FENCE, partial(self._fence_armed, source))
-            case core.Fence(pids):
-                evidence.fence = Span(now_ns)
-                self._ask(running, Act.FENCE, partial(self._fenced, running, pids))
-            case core.ReadPosition():
-                evidence.catchup = Span(self._clock.now_ns())
-                self._ask(running, Act.READ_POSITION, partial(self._position_read, source, evidence))
-            case core.AwaitPosition(position, timeout_s):
-                self._ask(running, Act.AWAIT_POSITION, partial(self._position_awaited, running, position, timeout_s))
-            case core.Promote(timeout_s, in_doubt):
-                evidence.promotion = Span(now_ns)
-                self._ask(running, Act.PROMOTE, partial(self._promoted, running, timeout_s, in_doubt))
-            case core.Look():
-                self._ask(running, None, partial(self._looked, source, target))
-            case core.Unfence():
-                # What is being asked of the source must be over before the fence is taken away.
-                pending = list(running.calls)
-                self._ask(running, Act.UNFENCE, partial(self._unfenced, source, pending))
-            case core.RunHooks(stage):
-                self._ask(running, Act.HOOKS, partial(self._hooks_ran, running, stage))
-            case core.Audit():
-                self._ask(running, Act.AUDIT, partial(self._audited, running))
-            case core.Follow():
-                self._ask(running, Act.FOLLOW, partial(self._followed, running))
             case _:
-                raise AssertionError(f"no such order: {order}")
+                act, work = self._acts.work_of(running, order)
+                self._ask(running, act, work)
 
-    def _ask(self, running: _Running, act: Act | None, work: Callable[[], Awaitable[core.Fact]]) -> None:
+    def _ask(self, running: Running, act: Act | None, work: Work) -> None:
         task = spawn(self._answer(running, act, work), name=f"switch {running.record.id} {act or 'look'}")
         running.calls.add(task)
         task.add_done_callback(running.calls.discard)
 
-    async def _answer(self, running: _Running, act: Act | None, work: Callable[[], Awaitable[core.Fact]]) -> None:
+    async def _answer(self, running: Running, act: Act | None, work: Work) -> None:
         fact: core.Fact
         try:
             fact = await work()
@@ -918,179 +734,6 @@ class Orchestrator:
         if task is not None:
             running.calls.discard(task)
         self._feed(running, fact)
-
-    async def _examined(self, running: _Running) -> core.Fact:
-        if running.record.strategy == FAILOVER:
-            # They were made when it was decided on.
-            return core.Examined(running.evidence.checks)
-        try:
-            record = running.record
-            checks = await self._examine(record.service, running.source, running.target, running.config, record.plan)
-        except Exception as error:  # noqa: BLE001  (a check that cannot be made is a check that fails)
-            _log.exception("the readiness checks failed", switch=running.record.id)
-            checks = [Check(name="questions", verdict="fail", found=str(error), remedy="see the log")]
-        running.evidence.checks = checks
-        return core.Examined(checks)
-
-    async def _weighed(self, running: _Running) -> core.Fact:
-        found = samples_of(_of_service(await self._crew.figures(), running.record.service))
-        record = running.record
-        return core.Weighed(found.get(record.source, NOTHING), found.get(record.target, NOTHING), running.before)
-
-    @staticmethod
-    async def _prepared(source: Engine, target: Engine) -> core.Fact:
-        await asyncio.gather(source.prepare(ENGINE_PREPARE_TIMEOUT_S), target.prepare(ENGINE_PREPARE_TIMEOUT_S))
-        return core.EnginesPrepared()
-
-    @staticmethod
-    async def _approached(source: Engine, target: Engine) -> core.Fact:
-        loop = asyncio.get_running_loop()
-        over = loop.time() + APPROACH_TIMEOUT_S
-        while (began := loop.time()) < over:
-            is_there = await target.wait_reached(await source.position(), over - began)
-            if is_there and loop.time() - began < NEAR_S:
-                break
-        return core.Approached()
-
-    @staticmethod
-    async def _fence_armed(source: Engine) -> core.Fact:
-        await source.arm(ENGINE_PREPARE_TIMEOUT_S)
-        return core.FenceArmed()
-
-    async def _fenced(self, running: _Running, pids: Iterable[int]) -> core.Fact:
-        source, evidence, rule = running.source, running.evidence, running.config.switch.in_doubt
-        if rule != "block":
-            # While it may: a fence binds XA COMMIT on MySQL. Nobody of ours can prepare another one.
-            evidence.resolved = [f"{rule} {name}" for name in await source.resolve_in_doubt(rule, FENCE_TIMEOUT_S)]
-        proof = await source.fence(frozenset(pids), FENCE_TIMEOUT_S)
-        evidence.fence.ended_ns = self._clock.now_ns()
-        evidence.proof = proof
-        return core.Fenced(proof)
-
-    async def _position_read(self, source: Engine, evidence: Evidence) -> core.Fact:
-        position = await source.position()
-        evidence.source_position = position
-        return core.PositionRead(position)
-
-    async def _position_awaited(self, running: _Running, position: Position, timeout_s: float) -> core.Fact:
-        evidence, limits = running.evidence, running.config.switch
-        reached = await running.target.wait_reached(position, timeout_s)
-        lacking = ""
-        if reached and limits.sync == "semi_synchronous" and limits.min_replicas > 1:
-            others = self._others(running.record)
-            evidence.replicas = [
-                running.target.name,
-                *await _have(others, position, limits.min_replicas - 1, timeout_s),
-            ]
-            reached = len(evidence.replicas) >= limits.min_replicas
-            lacking = f"{limits.min_replicas - len(evidence.replicas)} more of {limits.min_replicas} replicas"
-        evidence.catchup.ended_ns = self._clock.now_ns()
-        if reached:
-            evidence.target_position = position
-        return core.PositionAwaited(reached, "" if reached else lacking)
-
-    def _others(self, record: SwitchRecord) -> list[Engine]:
-        """Engines of the service that a switch neither leaves nor goes to."""
-        engines = self._engines[record.service]
-        return [engine for name, engine in engines.items() if name not in (record.source, record.target)]
-
-    async def _promoted(self, running: _Running, timeout_s: float, in_doubt: frozenset[str]) -> core.Fact:
-        known = await _seen_by(running.target, in_doubt)
-        by_hook = any(hook.at == "promote" for hook in running.config.hook)
-        if by_hook and (failed := await self._run_hooks(running, "promote")):
-            raise EngineError(f"a hook failed: {failed}")
-        await running.target.promote(timeout_s, is_asked=by_hook)
-        running.evidence.promotion.ended_ns = self._clock.now_ns()
-        if not in_doubt:
-            return core.Promoted()
-        outcomes = await _outcomes_on(running.target, in_doubt, known)
-        counts = Counter(outcomes.get(one, "unknown") for one in in_doubt)
-        running.evidence.in_doubt = dict(counts)
-        _log.info("commits in doubt", switch=running.record.id, **counts)
-        return core.Promoted(outcomes)
-
-    async def _hooks_ran(self, running: _Running, stage: core.Stage) -> core.Fact:
-        return core.HooksRan(stage, await self._run_hooks(running, stage))
-
-    async def _run_hooks(self, running: _Running, at: str) -> str:
-        """Those of a moment, one after the other. What failed and may not be ignored; nothing runs after it."""
-        record, config = running.record, running.config
-        told = hooks.facts(
-            record.id, record.service,
-            (record.source, running.source.address), (record.target, running.target.address),
-        )  # fmt: skip
-        secrets = hooks.secrets_of(config)
-        for hook in config.hook:
-            if hook.at != at:
-                continue
-            result = await hooks.run_hook(hook, told, secrets)
-            running.evidence.hooks.append(result)
-            log = _log.info if result.is_good else _log.warning
-            log("hook ran", switch=record.id, at=at, what=result.what, outcome=result.outcome)
-            if not result.is_good and hook.on_failure == "abort":
-                return f"{result.what}: {result.outcome}"
-        return ""
-
-    @staticmethod
-    async def _looked(source: Engine, target: Engine) -> core.Fact:
-        source_state, target_state = await asyncio.gather(source.probe(LOOK_TIMEOUT_S), target.probe(LOOK_TIMEOUT_S))
-        return core.Looked(source_state, target_state)
-
-    @staticmethod
-    async def _unfenced(source: Engine, pending: list[asyncio.Task[None]]) -> core.Fact:
-        await cancel_and_wait(*pending)
-        await source.unfence(UNFENCE_TIMEOUT_S)
-        return core.Unfenced()
-
-    async def _audited(self, running: _Running) -> core.Fact:
-        try:
-            sample = await running.source.recent_commits(AUDIT_COMMITS)
-            lacking = await running.target.lacking(sample)
-        except EngineError as error:
-            running.evidence.audit = Audit(why=error.text)
-            raise
-        running.evidence.audit = audit = Audit.of(sample, lacking)
-        if lacking:
-            _log.error(
-                "commits of the source are not on the target", switch=running.record.id, by=audit.by, lost=audit.lost,
-                missing=audit.missing,
-            )  # fmt: skip
-        return core.Audited(len(lacking))
-
-    async def _others_followed(self, running: _Running) -> core.Fact:
-        """After a failover: the standbys that are left replicate from the new primary. Each by itself."""
-        record, config = running.record, running.config
-
-        async def follow(engine: Engine) -> str:
-            state = await engine.probe(LOOK_TIMEOUT_S)
-            if state.role is not Role.STANDBY:
-                return f"{engine.name} is left alone: it is no standby that can be reached"
-            try:
-                slot = await engine.slot_used()
-                if slot:
-                    await running.target.make_slot(slot)
-                how = await engine.follow(_leader(record.target, config), core.FOLLOW_TIMEOUT_S)
-            except EngineError as error:
-                return f"{engine.name} does not follow {record.target}: {error.text}"
-            return f"{engine.name}: {how}"
-
-        said = await asyncio.gather(*(follow(engine) for engine in self._others(record)))
-        running.evidence.followers = list(said)
-        for line in said:
-            _log.info("standby after a failover", switch=record.id, outcome=line)
-        return core.Followed()
-
-    async def _followed(self, running: _Running) -> core.Fact:
-        if running.record.strategy == FAILOVER:
-            return await self._others_followed(running)
-        leader = _leader(running.record.target, running.config)
-        try:
-            running.evidence.way_back = await running.source.follow(leader, core.FOLLOW_TIMEOUT_S)
-            await running.source.drop_slots(await running.target.forget_source())
-        except EngineError as error:
-            running.evidence.way_back = f"failed: {error.text}"
-            raise
-        return core.Followed()
 
 
 def _why_not_back(inner: SwitchRecord) -> str:
@@ -1108,73 +751,11 @@ def _limits_of_comparison(limits: SwitchConfig) -> Limits:
     )
 
 
-def _of_service(figures: list[ipc.WorkerFigures], service: str) -> list[ipc.ServiceFigures]:
-    return [one for worker in figures for one in worker.services if one.service == service]
-
-
-def _leader(name: str, config: ServiceConfig) -> Leader:
-    """The engine `name` as another one replicates from it. Without a `replication_login` the account is empty: the other
-    one may have one already."""
-    login, engine = config.replication_login, config.engine[name]
-    host, port = parse_address(engine.address)
-    password = login.password.value if login is not None and login.password is not None else None
-    return Leader(
-        name=name,
-        host=host,
-        port=port,
-        user=login.user if login is not None else "",
-        password=password or "",
-        is_encrypted=library_tls(engine, config.protocol).is_required,
-    )
-
-
 def _failed(act: Act | None, why: str) -> core.Fact:
     if act is None:
         silent = EngineState(name="", is_reachable=False, why=why)
         return core.Looked(silent, silent)
     return core.ActFailed(act, why)
-
-
-async def _have(engines: Iterable[Engine], position: Position, wanted: int, timeout_s: float) -> list[str]:
-    """Names of the first `wanted` engines that have the position; fewer at the deadline."""
-
-    async def has(engine: Engine) -> str:
-        try:
-            return engine.name if await engine.wait_reached(position, timeout_s) else ""
-        except EngineError as error:
-            _log.warning("a replica cannot be asked", engine=engine.name, why=error.text)
-            return ""
-
-    waiting = [spawn(has(engine), name=f"position of {engine.name}") for engine in engines]
-    found: list[str] = []
-    try:
-        for one in asyncio.as_completed(waiting):
-            found += filter(None, [await one])
-            if len(found) >= wanted:
-                break
-    finally:
-        await cancel_and_wait(*waiting)
-    return found
-
-
-async def _seen_by(engine: Engine, in_doubt: frozenset[str]) -> frozenset[str]:
-    """Of these transactions of a lost source, those that its standby knows of; none if that cannot be found out."""
-    if not in_doubt:
-        return frozenset()
-    try:
-        return await engine.known_transactions(in_doubt)
-    except EngineError as error:
-        _log.warning("commits in doubt stay unknown", engine=engine.name, why=error.text)
-        return frozenset()
-
-
-async def _outcomes_on(engine: Engine, in_doubt: frozenset[str], known: frozenset[str]) -> Mapping[str, str]:
-    """What became of them; none if that cannot be found out."""
-    try:
-        return await engine.outcomes(in_doubt, known)
-    except EngineError as error:
-        _log.warning("commits in doubt stay unknown", engine=engine.name, why=error.text)
-        return {}
 
 
 async def _abandoned(engine: Engine) -> None:

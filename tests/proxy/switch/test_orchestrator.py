@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -16,8 +18,9 @@ from proxy.config import HookConfig, ServiceConfig
 from proxy.embedded import PostgresPair
 from proxy.errors import Conflict, EngineError, NotFound, PlanRefused
 from proxy.switch.journal import Standing
-from proxy.switch.plan import SwitchPlan
+from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.state import Phase
+from proxy.switch.strategies import Leave, Window
 from proxy.switch.views import Event
 from tests.kit.servers import NICENESS
 from tests.proxy.switch.stage import END_S, Stage
@@ -275,6 +278,48 @@ async def main():
     print(await there.fetchval("select pg_promote()"))
 asyncio.run(main())
 """
+
+
+class TwoNames:
+    """Two addresses of one server."""
+
+    def __init__(self, pair: PostgresPair) -> None:
+        self.primary = SimpleNamespace(name="one", address=pair.primary.address)
+        self.standby = SimpleNamespace(name="two", address=pair.primary.address)
+
+    def servers(self) -> tuple[SimpleNamespace, SimpleNamespace]:
+        return self.primary, self.standby
+
+
+async def test_a_way_back_that_cannot_be_journaled_leaves_the_target_serving_and_asks_a_person(
+    pair: PostgresPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next switch is not kept waiting for one that never began."""
+    stage = Stage(TwoNames(pair), tmp_path, service={"replication": "none"}, verify_window_s=1.0)
+    begin = stage.journal.begin
+    is_full = False
+
+    def worse(_self: Window, _before: object, _target: object) -> Leave:
+        nonlocal is_full
+        is_full = True
+        return Leave("the service is worse", "see the report")
+
+    def begin_if_there_is_room(record: SwitchRecord) -> None:
+        if is_full:
+            raise sqlite3.OperationalError("database or disk is full")
+        begin(record)
+
+    monkeypatch.setattr(Window, "looked", worse)
+    monkeypatch.setattr(stage.journal, "begin", begin_if_there_is_room)
+    try:
+        record = await stage.switch()
+        assert record.phase is Phase.FAILED
+        assert record.error == "the service is worse; it could not go back: database or disk is full"
+        assert record.remedy == "two serves: mend it, or switch to one by hand"
+        assert stage.orchestrator.running("app") is None
+        assert stage.orchestrator.standing("app").active == "two"
+    finally:
+        await stage.close()
 
 
 async def test_a_hook_may_promote_in_our_place(pair: PostgresPair, tmp_path: Path) -> None:

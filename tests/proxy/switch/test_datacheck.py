@@ -229,3 +229,50 @@ async def test_rows_that_change_all_the_time_are_not_called_different(bench: Ben
     done = datacheck.TableCheck(database="app", name="t")
     await DataChecks._compare_chunk(table, done, None, Restless(), Restless())  # type: ignore[arg-type]
     assert (done.different, done.unsettled) == (0, 1)
+
+
+@pytest.mark.postgresql
+async def test_more_rows_than_can_be_named_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the last key of the source, the other engine may have any number; they are not fetched."""
+    monkeypatch.setattr(datacheck, "FIRST_PAUSE_S", 0.0)
+
+    class Full:
+        def __init__(self, rows: int) -> None:
+            self.count = rows
+
+        async def rows(self, *_: object) -> dict[str, str]:
+            raise AssertionError("too many")
+
+        async def digest(self, *_: object) -> object:
+            return Digest(rows=self.count, sum=str(self.count))
+
+    table = Table(database="app", name="t", key=["a"])
+    done = datacheck.TableCheck(database="app", name="t")
+    await DataChecks._compare_chunk(table, done, None, Full(3), Full(50_000_003))  # type: ignore[arg-type]
+    assert (done.different, done.differences) == (
+        50_000_000, ["3 rows, and 50000003 on the other engine, or not alike"],
+    )  # fmt: skip
+
+
+@pytest.mark.postgresql
+async def test_one_that_was_left_running_is_cancelled_by_itself(bench: Bench) -> None:
+    """The state file could not be written, say: it does not run, and another one does."""
+    left = bench.checks.start(bench.ask(chunk_rows=50, rows_per_second=100))
+    await bench.checks.stop()
+    bench.checks = bench.begin_again()
+    other = bench.checks.start(bench.ask(chunk_rows=50, rows_per_second=100))
+    assert (await bench.checks.cancel(left.id)).state == "cancelled"
+    assert bench.checks.get(other.id).state == "running"
+    assert (await bench.checks.cancel(other.id)).state == "cancelled"
+
+
+@pytest.mark.postgresql
+async def test_a_bug_ends_one_comparison_and_blocks_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataChecks, "_compare_table", broken)
+        ended = await bench.ended(bench.checks.start(bench.ask()))
+    assert (ended.state, ended.error) == ("failed", "internal error: KeyError('a bug')")
+    assert (await bench.ended(bench.checks.resume(ended.id))).state == "equal"

@@ -256,7 +256,10 @@ class PolicyKeeper:
     def _moment(self, service: str) -> Moment:
         now, active = self._clock.wall(), self._switches.standing(service).active
         running = self._switches.running(service)
-        begun = self._begun[service] = [at for at in self._begun.get(service, []) if at > now - HOUR_S]
+        # What is still to come was before the clock was set back: no cool-down and no cap gets longer by that.
+        begun = self._begun[service] = [min(at, now) for at in self._begun.get(service, []) if at > now - HOUR_S]
+        if service in self._ended:
+            self._ended[service] = min(self._ended[service], now)
         return Moment(
             now=now,
             active=active,

@@ -32,12 +32,14 @@ class TurnedClock:
 
     def __init__(self) -> None:
         self.s = 0.0
+        self.set_back_s = 0.0
+        """By which somebody has set the clock on the wall back."""
 
     def now_ns(self) -> int:
         return int(self.s * S)
 
     def wall(self) -> float:
-        return NOON + self.s
+        return NOON + self.s - self.set_back_s
 
 
 class Scene:
@@ -189,6 +191,18 @@ async def test_a_switch_that_was_refused_is_asked_for_again_after_the_cool_down(
     await play.asks(1)
     assert play.codes()[-1] is Code.REFUSED
     assert play.keeper.history(1)[0].text == "the switch was refused: green is behind; wait"
+    play.turn(280, ms=500.0)
+    await play.asks(1)
+    play.turn(30, ms=500.0)
+    await play.asks(2)
+
+
+async def test_a_clock_that_is_set_back_makes_no_cool_down_longer(scene: Callable[..., Scene]) -> None:
+    play = scene(slow=SLOW)
+    play.refuses = PlanRefused("green is behind", hint="wait")
+    play.turn(20, ms=500.0)
+    await play.asks(1)
+    play.clock.set_back_s = 3_600.0
     play.turn(280, ms=500.0)
     await play.asks(1)
     play.turn(30, ms=500.0)

@@ -103,6 +103,12 @@ cdef class PostgresTracker(Tracker):
         bint _schema_changed
         # A Query sent in an open transaction may end it well; reset when nothing is in flight.
         bint _may_commit
+        # The ring's tail behind a COMMIT that stands alone and whose transaction's id is asked for before it; -1: none.
+        Py_ssize_t _commit_tail
+        # The Sync of such a COMMIT, in the extended protocol, has not come.
+        bint _commit_unsynced
+        # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
+        object _untold
         # The last Parse of the unnamed statement that the server accepted, if the client may still use it.
         object _unnamed
         # Requests under way that make or end the unnamed statement.
@@ -119,10 +125,6 @@ cdef class PostgresTracker(Tracker):
         # So may the unnamed statement, and some named one of this session (see _may_commit).
         bint _unnamed_commits
         bint _named_commits
-        # The ring's tail behind a COMMIT that stands alone and whose transaction's id is asked for before it; -1: none.
-        Py_ssize_t _commit_tail
-        # The Sync of such a COMMIT, in the extended protocol, has not come.
-        bint _commit_unsynced
         # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).
         bint _is_lost
         # The backend's unnamed statement is this session's, or there is none.
@@ -150,8 +152,6 @@ cdef class PostgresTracker(Tracker):
         dict _notes
         # ParameterStatus values as the client knows them; None before the first link().
         object _client_view
-        # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
-        object _untold
         # The id the server gave for the transaction of that COMMIT: b"0" if it had none, None if it has not said yet.
         object _transaction
         # What the server said as it ended the connection.

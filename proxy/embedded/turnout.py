@@ -54,6 +54,8 @@ class Setup:
     """More keys at the top."""
     control: Mapping[str, object] = field(default_factory=dict)
     """More keys of `[control]`."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """More of the environment; folders of PYTHONPATH come before those of our own."""
     control_token: str | None = None
     """What our own requests to the control port show."""
     log_level: str = "info"
@@ -133,14 +135,15 @@ class Turnout:
 
     async def start(self, timeout_s: float = 30.0) -> None:
         """Until `/readyz` says that it serves. Raises ServerFailed with the end of its log."""
-        path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH", ""))))
+        env = self.setup.env
+        path = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), _ROOT, os.environ.get("PYTHONPATH"))))
         self._process = Process(
             [sys.executable, "-m", "proxy", "serve", self.config],
             log=self.log,
             cwd=self.folder,
             as_nobody=False,
             death_signal=signal.SIGTERM,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **env, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
         )
         deadline = time.monotonic() + timeout_s
         why = "no answer"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -17,6 +20,7 @@ from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from proxy.tasks import cancel_and_wait, spawn
 from tests.e2e.doors import Door
 from tests.kit.between import Between
+from tests.kit.turned_clock import TurnedClock
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -30,9 +34,10 @@ CALM = {
 class Stage:
     """A Turnout before two addresses of one server, of which the first one may be made slow."""
 
-    def __init__(self, turnout: Turnout, between: Between) -> None:
+    def __init__(self, turnout: Turnout, between: Between, clock: TurnedClock) -> None:
         self.turnout = turnout
         self.between = between
+        self.clock = clock
         self.dsn = Door(name="session", port=turnout.port).dsn()
 
     async def put(self, name: str, **keys: object) -> dict[str, Any]:
@@ -64,6 +69,7 @@ class Stage:
     async def end(self) -> None:
         """As it was before."""
         self.between.delay_s = 0.0
+        self.clock.turn_to(time.time())
         async with self.turnout.control() as client:
             for view in (await client.get("/v1/policies")).json():
                 (await client.delete(f"/v1/policies/{view['policy']['name']}")).raise_for_status()
@@ -108,6 +114,7 @@ async def stage(everlasting: Stage) -> AsyncIterator[Stage]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def everlasting(postgres_pair: PostgresPair, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     between = Between(postgres_pair.primary.port)
+    clock = TurnedClock(tmp_path_factory.mktemp("clock"))
     async with between.listening():
         turnout = Turnout(
             Setup(
@@ -119,12 +126,13 @@ async def everlasting(postgres_pair: PostgresPair, tmp_path_factory: pytest.Temp
                 service={"replication": "none"},
                 switch={"drain_timeout_s": 3.0},
                 engine={"load": {"source": "process", "pid_file": str(postgres_pair.primary.data / "postmaster.pid")}},
+                env=clock.env,
             ),
             tmp_path_factory.mktemp("policies"),
         )
         await turnout.start()
         try:
-            yield Stage(turnout, between)
+            yield Stage(turnout, between, clock)
         finally:
             await turnout.stop()
 
@@ -202,6 +210,21 @@ async def test_a_busy_processor_moves_the_service(stage: Stage, postgres_pair: P
     async with stage.work(burn):
         await stage.until_code("busy", "switched")
     await stage.assert_fired("busy", "cpu_usage_percent of one was ")
+
+
+async def test_a_schedule_moves_the_service_at_its_hour_in_its_zone(stage: Stage) -> None:
+    rules = {"trigger": "scheduled", "time_zone": "Europe/Berlin"}
+    await stage.put("early", **rules, cron_expression="30 4 * * *")
+    await stage.put("late", **rules, cron_expression="40 4 * * *")
+    for name in ("early", "late"):
+        await stage.until_code(name, "waits")
+    at: float = (await stage.turnout.get("/v1/policies/early"))["next_time"]
+    assert at > time.time()
+    assert f"{datetime.fromtimestamp(at, ZoneInfo('Europe/Berlin')):%H:%M:%S}" == "04:30:00"
+    stage.clock.turn_to(at)
+    await stage.until_code("early", "switched")
+    await stage.assert_fired("early", "its time has come (30 4 * * * Europe/Berlin)")
+    assert await stage.code("late") == "waits"
 
 
 async def test_a_policy_is_run_by_hand_and_survives_a_restart(stage: Stage) -> None:

@@ -223,8 +223,9 @@ async def _as_answer(door: ControlService, who: Caller, record: SwitchRecord) ->
         text = f"switch {record.id} is {record.phase.value}; look again with get_switch_history"
         return SwitchAnswer(outcome="under_way", text=text, switch=record)
     outcome: Any = record.phase.value
-    ending = f": {record.error}; {record.remedy}" if record.error else f": {record.target} serves {record.service}"
-    return SwitchAnswer(outcome=outcome, text=f"switch {record.id} {outcome.replace('_', ' ')}{ending}", switch=record)
+    ending = "; ".join(filter(None, (record.error, record.remedy))) or f"{record.target} serves {record.service}"
+    text = f"switch {record.id} {outcome.replace('_', ' ')}: {ending}"
+    return SwitchAnswer(outcome=outcome, text=text, switch=record)
 
 
 async def _engines(door: ControlService, who: Caller, wanted: ServiceWanted) -> Engines:

@@ -54,6 +54,9 @@ from proxy.switch.plan import SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.significance import Opinion
 
+WAITS_SHOWN_MAX: Final = 2_000
+"""Waits of single requests in a report, the longest ones; all are counted."""
+
 INTERRUPTED_SHOWN_MAX: Final = 1_000
 """Sessions a report lists; the count is always whole."""
 
@@ -274,7 +277,12 @@ class Evidence:
             "phases_us": [{"phase": phase, "at_us": (at_ns - record.began_ns) // 1000} for at_ns, phase in steps],
             "checks": msgspec.to_builtins(self.checks),
             "figures": msgspec.to_builtins(figures),
-            "waits": {"count": len(self._waits_us), "unit": "us", "histogram": _histogram(self._waits_us)},
+            "waits": {
+                "count": len(self._waits_us),
+                "unit": "us",
+                "histogram": _histogram(self._waits_us),
+                "longest_us": sorted(self._waits_us, reverse=True)[:WAITS_SHOWN_MAX],
+            },
             "sessions": sum(self._sessions.values()),
             "interrupted": msgspec.to_builtins(interrupted[:INTERRUPTED_SHOWN_MAX]),
             "interrupted_count": len(interrupted),

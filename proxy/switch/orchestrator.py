@@ -414,16 +414,26 @@ class Orchestrator:
             return
         running.evidence.sees(worker, fact, self._clock.now_ns())
         self._feed(running, core.WorkerSaid(worker, fact))
-        if isinstance(fact, ipc.Draining):
-            self._publish(
-                Event(
-                    kind="switch.progress", at=self._clock.wall(), service=fact.service,
-                    data={
-                        "id": fact.switch, "worker": worker, "held": fact.held, "draining": fact.draining,
-                        "waiting_for": fact.waiting_for,
-                    },
-                )
-            )  # fmt: skip
+        match fact:
+            case ipc.Draining(held=held, draining=draining, waiting_for=waiting_for):
+                self._tell_progress(fact, worker, held, draining, waiting_for)
+            case ipc.AllHeld(held=held):
+                self._tell_progress(fact, worker, held, 0, [])
+            case _:
+                pass
+
+    def _tell_progress(
+        self, fact: ipc.Draining | ipc.AllHeld, worker: int, held: int, draining: int, waiting_for: list[str]
+    ) -> None:
+        self._publish(
+            Event(
+                kind="switch.progress", at=self._clock.wall(), service=fact.service,
+                data={
+                    "id": fact.switch, "worker": worker, "held": held, "draining": draining,
+                    "waiting_for": waiting_for,
+                },
+            )
+        )  # fmt: skip
 
     def worker_joined(self, worker: int, runs: list[ipc.RunState], epochs: Mapping[str, int]) -> None:
         """A worker was configured; `runs` and `epochs` are what it said of itself before that."""

@@ -16,6 +16,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from proxy.embedded import PostgresPair, Turnout
 from proxy.embedded.postgres import PASSWORD
+from proxy.tasks import cancel_and_wait, spawn
 from tests.conftest import CHROMIUM
 from tests.e2e.test_control import TOKENS, setup_for
 from tests.kit.turnouts import StartTurnout
@@ -60,6 +61,11 @@ async def picture(page: Page, name: str) -> None:
 
 async def log_in(turnout: Turnout) -> Any:
     return await asyncpg.connect(host=turnout.host, port=turnout.port, user="app", password=PASSWORD, database="app")
+
+
+async def _go_on(session: Any) -> None:
+    while True:
+        await session.fetchval("select 1")
 
 
 async def test_a_person_plans_confirms_and_watches_a_switch_and_reads_its_report(
@@ -109,12 +115,17 @@ async def test_a_person_plans_confirms_and_watches_a_switch_and_reads_its_report
     await page.get_by_label(f"Type {target}").fill(source)
     await expect(button).to_be_disabled()
     await page.get_by_label(f"Type {target}").fill(target)
+    busy = spawn(_go_on(pinned), name="a client's work")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("status").filter(has_text="completed")).to_be_visible()
+    await cancel_and_wait(busy)
     assert await session.fetchval("select inet_server_port()") != before
     steps = await page.locator(".timeline li strong").all_inner_texts()
     assert steps[:3] == ["pending", "validating", "preparing"]
     assert {"holding", "fencing", "promoting", "cutting over", "releasing", "completed"} <= set(steps)
+    waited = (await turnout.get("/v1/switches?limit=1"))[0]["figures"]["affected_transactions"]
+    assert waited
+    await expect(page.locator(".dots circle")).to_have_count(waited)
     await picture(page, "watch")
     await page.get_by_role("link", name="Read the report").click()
     await expect(page.get_by_role("heading", name="Proof")).to_be_visible()

@@ -22,11 +22,12 @@ from proxy.embedded import PostgresPair, Turnout
 from proxy.embedded.postgres import PASSWORD
 from tests.e2e.test_control import TOKENS, setup_for
 from tests.kit.turnouts import StartTurnout
+from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
 
 INPUTS: Final = {
-    "switch_database_engine": {"target_engine", "strategy", "force", "drain_timeout_seconds"},
+    "switch_database_engine": {"target_engine", "strategy", "force", "drain_timeout_seconds", "dry_run"},
     "list_available_engines": set(),
     "get_engine_metrics": {"engine"},
     "configure_switch_policy": {
@@ -46,6 +47,24 @@ INPUTS: Final = {
 LOOKING: Final = {
     "list_available_engines", "get_engine_metrics", "get_switch_history", "validate_switch_readiness",
 }  # fmt: skip
+
+
+SWITCH_INPUT: Final = {
+    "target_engine": {"type": "string", "minLength": 1, "maxLength": 63},
+    "strategy": {"enum": ["canary", "graceful", "immediate", "rolling"], "default": "graceful"},
+    "force": {"type": "boolean", "default": False},
+    "drain_timeout_seconds": {
+        "anyOf": [{"type": "number", "minimum": 0, "maximum": 3600}, {"type": "null"}], "default": None,
+    },
+}  # fmt: skip
+"""What the design promises."""
+
+
+def _without_words(schema: Any) -> Any:
+    """A schema without its descriptions."""
+    if isinstance(schema, dict):
+        return {key: _without_words(value) for key, value in schema.items() if key != "description"}
+    return [_without_words(one) for one in schema] if isinstance(schema, list) else schema
 
 
 @asynccontextmanager
@@ -93,9 +112,10 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
             assert tool.output_schema["type"] == tool.input_schema["type"] == "object"
             assert tool.annotations is not None
             assert tool.annotations.read_only_hint is (name in LOOKING)
-        drain = json.dumps(tools["switch_database_engine"].input_schema["properties"]["drain_timeout_seconds"])
-        assert '"minimum": 0' in drain
-        assert '"maximum": 3600' in drain
+        schema = tools["switch_database_engine"].input_schema
+        assert schema["required"] == ["target_engine"]
+        promised = {name: _without_words(schema["properties"][name]) for name in SWITCH_INPUT}
+        assert promised == SWITCH_INPUT
         engines = (await call(viewer, "list_available_engines"))["engines"]
         assert {row["engine"]["name"]: row["engine"]["is_active"] for row in engines} == {source: True, target: False}
         [figures] = (await call(viewer, "get_engine_metrics", engine=source))["engines"]
@@ -104,8 +124,10 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
         rehearsed = await call(viewer, "switch_database_engine", target_engine=target, dry_run=True)
         assert (rehearsed["outcome"], rehearsed["readiness"]["is_ready"]) == ("dry_run", True)
         assert "needs the role operator" in await refused(viewer, "switch_database_engine", target_engine=target)
-        policy = {"name": "p", "trigger": "manual", "target_engine": target}
+        policy = {"name": "home", "trigger": "manual", "target_engine": source}
         assert "needs the role operator" in await refused(viewer, "configure_switch_policy", **policy)
+        assert "needs the role operator" in await refused(viewer, "trigger_manual_switch", policy="home")
+        assert "needs the role operator" in await refused(viewer, "cancel_pending_switch", switch_id="any")
         assert "unknown" in await refused(viewer, "switch_database_engine", target_engine=target, now=True)
         assert "3600" in await refused(
             viewer, "switch_database_engine", target_engine=target, drain_timeout_seconds=3_601
@@ -123,16 +145,27 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
         assert pending["outcome"] == "pending"
         cancelled = await call(operator, "cancel_pending_switch", switch_id=pending["switch"]["id"])
         assert cancelled["outcome"] == "aborted"
-        set_up = await call(operator, "configure_switch_policy", **policy)
-        assert (set_up["policy"]["name"], set_up["policy"]["target_engine"]) == ("p", target)
-        assert (await call(operator, "trigger_manual_switch", policy="p", dry_run=True))["readiness"]["is_ready"]
+        assert cancelled["text"].partition(": ")[2].startswith("cancelled by the-operator at ")
+        assert not cancelled["text"].endswith("; ")
         switched = await call(
             operator, "switch_database_engine", target_engine=target, strategy="graceful", drain_timeout_seconds=5
         )
         assert switched["outcome"] == "completed", switched["text"]
         assert await session.fetchval("select inet_server_port()") != before
+        set_up = await call(operator, "configure_switch_policy", **policy)
+        assert (set_up["policy"]["name"], set_up["policy"]["target_engine"]) == ("home", source)
+        await fresh_postgres_pair.swap()
+
+        async def may_go_home() -> bool:
+            rehearsed = await call(operator, "trigger_manual_switch", policy="home", dry_run=True)
+            return bool(rehearsed["readiness"]["is_ready"])
+
+        await until(may_go_home, "the former primary follows")
+        back = await call(operator, "trigger_manual_switch", policy="home")
+        assert (back["outcome"], back["switch"]["target"]) == ("completed", source), back["text"]
+        assert await session.fetchval("select inet_server_port()") == before
         history = (await call(operator, "get_switch_history"))["switches"]
-        assert [one["phase"] for one in history] == ["completed", "aborted"]
+        assert [one["phase"] for one in history] == ["completed", "completed", "aborted"]
 
         uris = {str(one.uri) for one in (await operator.list_resources()).resources}
         report_uri = f"turnout://reports/{switched['switch']['id']}"
@@ -149,7 +182,7 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
         assert prompts == {"plan_maintenance_switch", "why_did_it_switch"}
         [why] = (await operator.get_prompt("why_did_it_switch")).messages
         assert isinstance(why.content, types.TextContent)
-        assert "the-operator at" in why.content.text
+        assert "policy home" in why.content.text
 
     async with turnout.control() as control:
         entries = (await control.get("/v1/audit?action=mcp&limit=1000")).json()
@@ -165,7 +198,7 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
     )
     async with Client(server) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == INPUTS.keys()
-        assert len((await call(client, "get_switch_history"))["switches"]) == 2
-        assert "needs the role operator" in await refused(client, "switch_database_engine", target_engine=source)
-        assert len((await client.get_prompt("plan_maintenance_switch", {"target_engine": source})).messages) == 1
+        assert len((await call(client, "get_switch_history"))["switches"]) == 3
+        assert "needs the role operator" in await refused(client, "switch_database_engine", target_engine=target)
+        assert len((await client.get_prompt("plan_maintenance_switch", {"target_engine": target})).messages) == 1
     await session.close()

@@ -1,6 +1,6 @@
 // Elements out of names, attributes and children. Text is always text: nothing that a database or a client says is read as HTML.
 
-const SVG = new Set(["svg", "path", "line", "text", "g", "polyline", "polygon"]);
+const SVG = new Set(["svg", "path", "line", "text", "g", "circle", "polyline", "polygon"]);
 
 export function h(name, attributes = {}, ...children) {
   const element = SVG.has(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
@@ -13,10 +13,18 @@ export function h(name, attributes = {}, ...children) {
   return element;
 }
 
-// In place of what an element holds; what is null is left out.
+const keyOf = (element) => element.id || element.dataset.key || element.getAttribute("href");
+
+// In place of what an element holds; what is null is left out. What had the focus and is drawn anew has it again (by its id, its
+// data-key or where it leads): a keyboard goes on where it was.
 export function fill(element, ...children) {
+  const key = element.contains(document.activeElement) ? keyOf(document.activeElement) : null;
   element.replaceChildren(...children.flat(9).filter((one) => one !== null && one !== undefined && one !== false));
+  if (key) [...element.querySelectorAll("a, button, input, select")].find((one) => keyOf(one) === key)?.focus({ preventScroll: true });
 }
+
+// A button that is drawn anew between press and release is never clicked.
+export const isPressed = (element) => element.querySelector(":active") !== null;
 
 // columns: [{name, of(row), number?}]; a row's cell may be text or an element.
 export function table(columns, rows, empty) {
@@ -27,9 +35,11 @@ export function table(columns, rows, empty) {
   const body = rows.map((row) =>
     h("tr", {}, columns.map((one) => h("td", { class: kind(one), "data-name": one.name }, one.of(row) ?? "")))
   );
-  return h("div", { class: "scroll" }, h("table", { class: "stack" }, head ? h("thead", {}, head) : null, h("tbody", {}, body)));
+  // Without names of columns a row is short, and stays a row on a phone.
+  return h("div", { class: "scroll" }, h("table", { class: hasNames ? "stack" : null }, head ? h("thead", {}, head) : null, h("tbody", {}, body)));
 }
 
+export const path = (...parts) => parts.map(encodeURIComponent).join("/");
 export const pill = (text, tone) => h("span", { class: `pill ${tone ?? ""}` }, text);
 export const ms = (value) => (value === null || value === undefined ? "–" : `${Number(value).toFixed(1)} ms`);
 export const count = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));

@@ -2,7 +2,8 @@
 
 import { get, listen, Refused } from "./api.js";
 import { h } from "./dom.js";
-import { history, overview, policies, pools, report, sessions, switching, watching } from "./pages.js";
+import { history, overview, policies, pools, sessions } from "./pages.js";
+import { report, switching, watching } from "./switches.js";
 
 const POLL_MS = 2000;
 const KEPT_S = 300;
@@ -93,6 +94,7 @@ function heard(event) {
   shown?.heard?.(event);
 }
 
+window.addEventListener("resize", () => shown?.tick?.());
 window.addEventListener("hashchange", () => { show(); document.getElementById("main").focus(); });
 show();
 poll();

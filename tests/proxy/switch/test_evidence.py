@@ -130,6 +130,7 @@ def test_the_histogram_counts_every_wait_once() -> None:
     evidence = _of(_released(0, 100, 0, 1, 2, 3, 1000, 1023, 1024))
     waits = evidence.report(a_record("s"), _figures(evidence), [])["waits"]
     assert waits["count"] == sum(bucket["count"] for bucket in waits["histogram"]) == 7
+    assert waits["longest_us"] == [1024, 1023, 1000, 3, 2, 1, 0]
     assert {bucket["under_us"]: bucket["count"] for bucket in waits["histogram"]} == {
         1: 1,
         2: 1,

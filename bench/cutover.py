@@ -15,6 +15,11 @@ primary, wait for the standby, promote, RELOAD with the new address, RESUME.
 Columns: `hold` is the wait of a request because of the switch, as Turnout reports it; `cutover` Turnout's own part (see
 docs/report.md); `client max` and `p99` the longest round trips the clients themselves saw around the switch, whichever
 proxy they used: the p99 is that of the slowest round trip of each busy session.
+
+With each proxy a last switch, or `--minutes` of them, is watched for longer: half a minute before it, the minute that
+begins with it, and half a minute once the former primary follows, so that the same is compared: a primary with a standby.
+Response time (mean and median of the round trips) must be the same before and after, and the minute must have the
+throughput that was before it.
 """
 
 from __future__ import annotations
@@ -23,17 +28,17 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from rich.console import Console
 from rich.table import Table
 
 from bench import relays, results
@@ -62,6 +67,19 @@ HOLD_LIMIT_MS: Final = {"postgresql": 50.0, "mariadb": 100.0, "mysql": 100.0}
 
 SETTLE_S: Final = 1.0
 """Load before a switch is asked for."""
+
+MINUTE_S: Final = 60.0
+BESIDE_MINUTE_S: Final = 30.0
+"""What is compared of a minute with a switch: itself, and the times before and after it."""
+
+WARM_UP_S: Final = 10.0
+"""Before each of these times: new pages and connections, a standby that has just begun to follow."""
+
+RESPONSE_SHARE_MAX: Final = 0.10
+"""By so much may the response time after a switch differ from before, either way."""
+
+THROUGHPUT_SHARE_MIN: Final = 0.95
+"""Of the throughput before, in the minute of a switch."""
 
 _HBA: Final = """\
 host all app 127.0.0.1/32 trust
@@ -204,8 +222,10 @@ async def open_turnout(stack: AsyncExitStack, server: str, sessions: int) -> tup
     return turnout, pair
 
 
-async def bench_turnout(server: str, sessions: int, busy: int, pause_ms: float, switches: int) -> list[dict[str, Any]]:
-    """One record for each switch."""
+async def bench_turnout(
+    server: str, sessions: int, busy: int, pause_ms: float, switches: int, minutes: int
+) -> list[dict[str, Any]]:
+    """One record for each switch; the last `minutes` of them are watched for longer."""
     records: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
         turnout, pair = await open_turnout(stack, server, sessions)
@@ -221,24 +241,27 @@ async def bench_turnout(server: str, sessions: int, busy: int, pause_ms: float, 
             with_state=True,
         )
         load = await stack.enter_async_context(LoadProcess.start(setup))
-        for number in range(1, switches + 1):
-            record = await _switch_turnout(turnout, pair, load, busy)
+        for number in range(1, switches + minutes + 1):
+            is_minute = number > switches
+            record = await _switch_turnout(turnout, pair, load, busy, is_minute=is_minute)
             records.append({"number": number, "server": server, "relay": "Turnout", **record})
             print(_line(records[-1]), file=sys.stderr)
             if record["phase"] != "completed":
                 break
-            if number < switches:
-                await pair.swap()
+            if number < switches + minutes:
+                if not is_minute:
+                    await pair.swap()
                 await _wait_ready(turnout, pair.standby.name)
     return records
 
 
-async def _switch_turnout(turnout: Turnout, pair: Pair, load: LoadProcess, busy: int) -> dict[str, Any]:
-    await load.mark()
-    await asyncio.sleep(SETTLE_S)
-    before = await load.mark()
+async def _switch_turnout(
+    turnout: Turnout, pair: Pair, load: LoadProcess, busy: int, *, is_minute: bool
+) -> dict[str, Any]:
+    watch = await Watch.begin(load, is_minute=is_minute)
     ended = await turnout.switch(pair.standby.name)
     around = await load.mark()
+    seen = await watch.end(around, pair.swap)
     lost = await load.check() if ended["phase"] == "completed" else 0
     after = await load.mark()
     figures = ended["figures"] or {}
@@ -252,8 +275,70 @@ async def _switch_turnout(turnout: Turnout, pair: Pair, load: LoadProcess, busy:
         **{name: figures.get(name) for name in ("drain_ms", "fence_ms", "catchup_ms", "promote_ms", "blackout_ms")},
         "phases_us": ended.get("report", {}).get("phases_us"),
         "lost_state": lost,
-        **_clients(before, around, after, busy),
+        **_clients([around, *watch.later, after], busy),
+        **seen,
     }
+
+
+class Watch:
+    """Figures of the load before, during and after one switch."""
+
+    def __init__(self, load: LoadProcess, before: dict[str, Any], *, is_minute: bool) -> None:
+        self._load = load
+        self._before = before
+        self._is_minute = is_minute
+        self.later: list[dict[str, Any]] = []
+        """Marks of what was watched after the switch."""
+
+    @classmethod
+    async def begin(cls, load: LoadProcess, *, is_minute: bool) -> Watch:
+        """When it returns, the switch is to begin."""
+        if is_minute:
+            await _warm_up()
+        await load.mark()
+        await asyncio.sleep(BESIDE_MINUTE_S if is_minute else SETTLE_S)
+        return cls(load, await load.mark(), is_minute=is_minute)
+
+    async def end(self, around: dict[str, Any], follow: Callable[[], Awaitable[object]]) -> dict[str, Any]:
+        """Right after the switch, whose time `around` is of. Of a minute, `follow` makes the former primary a standby. Keys
+        of the record."""
+        before = self._before
+        told = {
+            "before_mean_ms": before["mean_ms"],
+            "before_p50_ms": before["p50_ms"],
+            "before_p99_ms": before["p99_ms"],
+            "before_tps": _tps(before),
+        }
+        if not self._is_minute:
+            return told
+        await asyncio.sleep(MINUTE_S - around["seconds"])
+        rest = await self._load.mark()
+        await follow()
+        await _warm_up()
+        between = await self._load.mark()
+        await asyncio.sleep(BESIDE_MINUTE_S)
+        after = await self._load.mark()
+        self.later = [rest, between, after]
+        return {
+            **told,
+            "minute_s": around["seconds"] + rest["seconds"],
+            "minute_tps": _tps(around, rest),
+            "after_mean_ms": after["mean_ms"],
+            "after_p50_ms": after["p50_ms"],
+            "after_p99_ms": after["p99_ms"],
+            "after_tps": _tps(after),
+        }
+
+
+async def _warm_up() -> None:
+    # What has been written before (by whatever ran before the bench, by the base backup) must not be in a commit's way.
+    await asyncio.to_thread(os.sync)
+    await asyncio.sleep(WARM_UP_S)
+
+
+def _tps(*marks: dict[str, Any]) -> float:
+    transactions, seconds = (sum(one[name] for one in marks) for name in ("transactions", "seconds"))
+    return round(float(transactions / seconds), 1)
 
 
 async def _wait_ready(turnout: Turnout, target: str) -> None:
@@ -265,17 +350,15 @@ async def _wait_ready(turnout: Turnout, target: str) -> None:
     raise ServerFailed(f"{target} is not ready for the way back")
 
 
-def _clients(before: dict[str, Any], around: dict[str, Any], after: dict[str, Any], busy: int) -> dict[str, Any]:
-    """What the clients saw."""
+def _clients(marks: list[dict[str, Any]], busy: int) -> dict[str, Any]:
+    """What the clients saw: the first of the marks is of the switch, the last one of the questions about their state."""
+    around, after = marks[0], marks[-1]
     slowest = around["slowest_ms"][-busy:]
     return {
         "client_p99_ms": slowest[max(0, math.ceil(0.99 * len(slowest)) - 1)] if slowest else 0.0,
         "client_max_ms": around["max_ms"],
-        "before_p50_ms": before["p50_ms"],
-        "before_p99_ms": before["p99_ms"],
-        "before_tps": round(before["transactions"] / SETTLE_S),
-        "errors": around["errors"] + after["errors"],
-        "first_error": around["first_error"] or after["first_error"],
+        "errors": sum(one["errors"] for one in marks),
+        "first_error": next((one["first_error"] for one in marks if one["first_error"]), ""),
         "sessions": after["sessions"],
     }
 
@@ -315,7 +398,9 @@ class PgBouncerConsole:
         self._writer.close()
 
 
-async def bench_pgbouncer(sessions: int, busy: int, pause_ms: float, switches: int) -> list[dict[str, Any]]:
+async def bench_pgbouncer(
+    sessions: int, busy: int, pause_ms: float, switches: int, minutes: int
+) -> list[dict[str, Any]]:
     """The same by the steps PgBouncer's users take."""
     records: list[dict[str, Any]] = []
     async with AsyncExitStack() as stack:
@@ -345,23 +430,28 @@ async def bench_pgbouncer(sessions: int, busy: int, pause_ms: float, switches: i
         load = await stack.enter_async_context(LoadProcess.start(setup))
         console = await PgBouncerConsole.open(port)
         stack.callback(console.close)
-        for number in range(1, switches + 1):
-            record = await _switch_pgbouncer(console, pair, load, busy, write_config)
+        for number in range(1, switches + minutes + 1):
+            is_minute = number > switches
+            record = await _switch_pgbouncer(console, pair, load, busy, write_config, is_minute=is_minute)
             records.append({"number": number, "server": "postgresql", "relay": str(which), **record})
             print(_line(records[-1]), file=sys.stderr)
-            if number < switches:
+            if number < switches + minutes and not is_minute:
                 await pair.standby.rejoin(pair.primary)
     return records
 
 
 async def _switch_pgbouncer(
-    console: PgBouncerConsole, pair: PostgresPair, load: LoadProcess, busy: int, write_config: Callable[[], None]
+    console: PgBouncerConsole,
+    pair: PostgresPair,
+    load: LoadProcess,
+    busy: int,
+    write_config: Callable[[], None],
+    *,
+    is_minute: bool,
 ) -> dict[str, Any]:
     source, target = await pair.primary.connect(), await pair.standby.connect()
     try:
-        await load.mark()
-        await asyncio.sleep(SETTLE_S)
-        before = await load.mark()
+        watch = await Watch.begin(load, is_minute=is_minute)
         await console.do("PAUSE")
         await source.execute("alter system set default_transaction_read_only = on")
         await source.execute("select pg_reload_conf()")
@@ -375,12 +465,14 @@ async def _switch_pgbouncer(
         await console.do("RESUME")
         await asyncio.sleep(SETTLE_S)
         around = await load.mark()
+        seen = await watch.end(around, lambda: pair.standby.rejoin(pair.primary))
         await load.check()
         after = await load.mark()
     finally:
         source.terminate()
         target.terminate()
-    return {"phase": "completed", "error": "", "lost_state": None, **_clients(before, around, after, busy)}
+    clients = _clients([around, *watch.later, after], busy)
+    return {"phase": "completed", "error": "", "lost_state": None, **clients, **seen}
 
 
 async def _until(connection: asyncpg.Connection[asyncpg.Record], sql: str, *args: object) -> None:
@@ -419,7 +511,48 @@ def verdict(records: list[dict[str, Any]], limits_ms: dict[str, float]) -> list[
         ]
         if one["errors"] or one["lost_state"]:
             trouble.append(f"{where}: {one['errors']} errors, {one['lost_state']} lost state; {one['first_error']}")
+        if "minute_tps" in one:
+            trouble += [f"{where}: {text}" for text in _trouble_of_minute(one)]
     return trouble
+
+
+def _trouble_of_minute(one: dict[str, Any]) -> list[str]:
+    trouble = [
+        f"{name} response time {one[f'before_{name}_ms']:.2f} ms before, {one[f'after_{name}_ms']:.2f} after; "
+        f"{RESPONSE_SHARE_MAX:.0%} is the limit"
+        for name in ("mean", "p50")
+        if abs(_share(one, f"after_{name}_ms", f"before_{name}_ms") - 1) > RESPONSE_SHARE_MAX
+    ]
+    if _share(one, "minute_tps", "before_tps") < THROUGHPUT_SHARE_MIN:
+        trouble.append(
+            f"{one['minute_tps']:.0f} transactions per second in the minute of the switch, {one['before_tps']:.0f} before; "
+            f"{THROUGHPUT_SHARE_MIN:.0%} is the limit"
+        )
+    return trouble
+
+
+def _share(one: dict[str, Any], name: str, of: str) -> float:
+    return float(one[name] / one[of]) if one[of] else math.inf
+
+
+def print_minutes(records: list[dict[str, Any]]) -> None:
+    """The switches that were watched for longer."""
+    table = Table(title="the minute of a switch; response time in milliseconds, throughput in transactions per second")
+    table.add_column("relay")
+    for title in ("", "mean before", "after", "share", "p50 before", "after", "share", "p99 before", "after"):
+        table.add_column(title, justify="right")
+    for title in ("tps before", "minute", "share", "after", "errors"):
+        table.add_column(title, justify="right")
+    for one in records:
+        cells = []
+        for name in ("mean", "p50", "p99"):
+            cells += [f"{one[f'before_{name}_ms']:.2f}", f"{one[f'after_{name}_ms']:.2f}"]
+            if name != "p99":
+                cells.append(f"{_share(one, f'after_{name}_ms', f'before_{name}_ms'):.3f}")
+        cells += [f"{one['before_tps']:.0f}", f"{one['minute_tps']:.0f}"]
+        cells += [f"{_share(one, 'minute_tps', 'before_tps'):.3f}", f"{one['after_tps']:.0f}", str(one["errors"])]
+        table.add_row(one["relay"], str(one["number"]), *cells)
+    results.show(table)
 
 
 def print_table(records: list[dict[str, Any]]) -> None:
@@ -438,8 +571,7 @@ def print_table(records: list[dict[str, Any]]) -> None:
             cells = [f"{pick(one):.1f}" if one else "" for one in values]
             table.add_row(relay, name, *cells, str(sum(one["errors"] for one in mine)), style="bold")
         table.add_section()
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
+    results.show(table)
 
 
 def main() -> int:
@@ -451,16 +583,21 @@ def main() -> int:
     parser.add_argument("--pause-ms", type=float, default=200, help="mean pause of those between transactions")
     parser.add_argument("--switches", type=int, default=20)
     parser.add_argument("--pgbouncer-switches", type=int, default=5, help="PostgreSQL only (default 5)")
+    parser.add_argument(
+        "--minutes", type=int, default=1, help="more switches, watched for two and a half minutes (default 1)"
+    )
     parser.add_argument("--limit-ms", type=float, default=50, help="for cutover_ms (default 50)")
     parser.add_argument("--hold-limit-ms", type=float, help="for the p99 of hold_ms (default 50; MariaDB, MySQL: 100)")
     parser.add_argument("--json", action="store_true", help="print one JSON array instead of the table")
     args = parser.parse_args()
     relays.allow_many_descriptors()
+    records: list[dict[str, Any]] = []
     load = (args.sessions, args.busy, args.pause_ms)
     try:
-        records = asyncio.run(bench_turnout(args.server, *load, args.switches)) if args.switches else []
+        if args.switches or args.minutes:
+            records += asyncio.run(bench_turnout(args.server, *load, args.switches, args.minutes))
         if args.pgbouncer_switches and args.server == "postgresql":
-            records += asyncio.run(bench_pgbouncer(*load, args.pgbouncer_switches))
+            records += asyncio.run(bench_pgbouncer(*load, args.pgbouncer_switches, args.minutes))
     except ServerFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -470,6 +607,8 @@ def main() -> int:
         print(json.dumps(records, indent=2))
     else:
         print_table(records)
+        if minutes := [one for one in records if "minute_tps" in one]:
+            print_minutes(minutes)
     hold_limit_ms = HOLD_LIMIT_MS[args.server] if args.hold_limit_ms is None else args.hold_limit_ms
     limits_ms = {"cutover_ms": args.limit_ms, "hold_p99_ms": hold_limit_ms}
     trouble = verdict([one for one in records if one["relay"] == "Turnout"], limits_ms)

@@ -7,7 +7,7 @@ said and how it is read is in `cutover_talk`.
 A process of its own, started as `python -m bench.cutover_load`. Its stdin takes a `Setup` as one line of JSON, and then
 commands, one word a line; each is answered by one line of JSON:
 
-mark     what was seen since the last mark: transactions, round trips, errors, longest waits
+mark     what was seen since the last mark: seconds, transactions, round trips, errors, longest waits
 check    ask every session for its settings and statements; the number of those that lost some
 """
 
@@ -62,6 +62,7 @@ class Load:
         self._forget()
 
     def _forget(self) -> None:
+        self._marked_ns = time.monotonic_ns()
         self._transactions = 0
         self._trips_ns: list[int] = []
         self._errors: list[str] = []
@@ -107,10 +108,13 @@ class Load:
                     self._check(self._sessions[fd])
             self._tell_checked()
         else:
+            seconds = (time.monotonic_ns() - self._marked_ns) / 1e9
             trips = sorted(self._trips_ns)
             self._say(
+                seconds=round(seconds, 3),
                 transactions=self._transactions,
                 round_trips=len(trips),
+                mean_ms=round(sum(trips) / len(trips) / 1e6, 3) if trips else 0.0,
                 p50_ms=_part_ms(trips, 0.5),
                 p99_ms=_part_ms(trips, 0.99),
                 max_ms=_part_ms(trips, 1.0),

@@ -36,6 +36,11 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "control.caller.alice.token": '{ file = "alice.txt" }',
     "control.jwt.issuer": '"https://login.example"',
     "control.jwt.audience": '"turnout"',
+    "console.admin_users": '["ops"]',
+    "console.stats_users": '["prometheus"]',
+    "console.auth.method": '"scram-sha-256"',
+    "console.auth.users": '{ file = "users.txt" }',
+    "console.auth.hba": '{ file = "hba.conf" }',
     "service.shop.protocol": '"postgresql"',
     "service.shop.databases": '["shop"]',
     "service.shop.pool_mode": '"session"',
@@ -68,7 +73,7 @@ LIVE: Final = frozenset(
     key
     for key in EXAMPLES
     if key not in ("control.token", "service.shop.auth.hba")
-    and not key.startswith(("control.caller.", "control.jwt."))
+    and not key.startswith(("console.", "control.caller.", "control.jwt."))
     and not key.startswith(tuple(f"service.shop.{table}" for table in _OPTIONAL))
 )
 """Keys of the sample that are not commented out."""

@@ -37,11 +37,13 @@ from proxy.hba import HbaError, expand, parse_hba
 from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, control_tls, engine_tls, listener_tls
 
 __all__ = [
+    "CONSOLE_DATABASE",
     "AdminConfig",
     "AuthConfig",
     "CallerConfig",
     "Config",
     "ConfigErrors",
+    "ConsoleConfig",
     "ControlConfig",
     "EngineConfig",
     "EngineLogin",
@@ -183,6 +185,43 @@ class ControlConfig(_Table, frozen=True, kw_only=True):
     def has_access_control(self) -> bool:
         """Callers have to show who they are."""
         return bool(self.token or self.caller or self.jwt)
+
+
+CONSOLE_DATABASE: Final = "pgbouncer"
+"""Whoever asks a PostgreSQL port for this database wants the admin console."""
+
+
+class ConsoleConfig(_Table, frozen=True, kw_only=True):
+    """PgBouncer's admin console: the database `pgbouncer` of every PostgreSQL port. A service that has a database of that name
+    keeps it. With none of the three lists there is no console."""
+
+    admin_users: Annotated[list[str], Meta(extra=RELOADABLE)] = []
+    """Users who may do everything there: the role admin of the control port."""
+    operator_users: Annotated[list[str], Meta(extra=RELOADABLE)] = []
+    """Users who may also PAUSE, RESUME, RECONNECT, WAIT_CLOSE, SWITCH and CANCEL: the role operator. PgBouncer has no such list."""
+    stats_users: Annotated[list[str], Meta(extra=RELOADABLE)] = []
+    """Users who may look: the role viewer."""
+    auth: Annotated[AuthConfig | None, Meta(extra=RELOADABLE)] = None
+    """How they log in, in the form of a service's `auth`: methods of PostgreSQL, and users in a file. No engine is asked."""
+
+    @property
+    def is_on(self) -> bool:
+        """Somebody may come in."""
+        return bool(self.admin_users or self.operator_users or self.stats_users)
+
+    def role_of(self, user: str) -> RoleName | None:
+        """What a user may do there; None: nothing, not even come in."""
+        if user in self.admin_users:
+            return "admin"
+        if user in self.operator_users:
+            return "operator"
+        return "viewer" if user in self.stats_users else None
+
+    def as_service(self) -> ServiceConfig | None:
+        """A service without engines, by whose rules the console's clients log in; None: there is no console."""
+        if not self.is_on or self.auth is None:
+            return None
+        return ServiceConfig(protocol="postgresql", active="", admin=AdminConfig(user=""), auth=self.auth, engine={})
 
 
 class ListenerConfig(_Table, frozen=True, kw_only=True):
@@ -640,6 +679,8 @@ class Config(_Table, frozen=True, kw_only=True):
 
     control: ControlConfig = ControlConfig()
     """The control port."""
+    console: ConsoleConfig = ConsoleConfig()
+    """PgBouncer's admin console."""
     listener: list[ListenerConfig]
     """Ports for clients."""
     service: dict[str, ServiceConfig]
@@ -1025,6 +1066,7 @@ def _said(raw: Any) -> str:
 def _check_meaning(config: Config, problems: _Problems) -> None:
     _check_ports(config, problems)
     _check_balancers(config, problems)
+    _check_console(config.console, problems)
     if not config.listener:
         problems.add(("listener",), "at least one [[listener]] is needed")
     if not config.state_file:
@@ -1187,6 +1229,19 @@ def _check_auth(service: ServiceConfig, at: KeyPath, problems: _Problems) -> Non
         problems.add((*at, "auth", "auth_query"), "has no $1, which stands for the user's name")
     if auth.auth_dbname and not service.asks_engine:
         problems.add((*at, "auth", "auth_dbname"), "is for auth_query, which is not set")
+
+
+def _check_console(console: ConsoleConfig, problems: _Problems) -> None:
+    if console.is_on and console.auth is None:
+        text = (
+            '"auth" is missing: how do these users log in? auth = { method = "scram-sha-256", users = { file = "…" } }'
+        )
+        problems.add(("console",), text)
+    if console.auth is not None and console.auth.query:
+        problems.add(("console", "auth"), "the console's users are in a file; no engine is asked for them")
+    service = console.as_service()
+    if service is not None:
+        _check_auth(service, ("console",), problems)
 
 
 def _check_balancers(config: Config, problems: _Problems) -> None:
@@ -1362,13 +1417,21 @@ class _Resolver:
                 auth=replace(service.auth, users=users, hba=hba),
                 engine=engines,
             )
+        console = config.console
+        as_service = console.as_service()
+        if as_service is not None and console.auth is not None:
+            users = self._with_place(self._secret(console.auth.users, ("console", "auth", "users")))
+            self._check_users(as_service, users, ("console", "auth", "users"))
+            hba = self._rules(as_service, ("console", "auth", "hba"))
+            console = replace(console, auth=replace(console.auth, users=users, hba=hba))
         token = self._token(control.token, ("control", "token"))
         callers = {
             name: replace(caller, token=self._token(caller.token, ("control", "caller", name, "token")))
             for name, caller in control.caller.items()
         }
         self._check_different(token, callers)
-        return replace(config, control=replace(control, token=token, caller=callers), service=services)
+        control = replace(control, token=token, caller=callers)
+        return replace(config, control=control, console=console, service=services)
 
     def _token(self, secret: Secret | None, at: KeyPath) -> Secret | None:
         """A bearer token as its hash."""

@@ -163,6 +163,22 @@ class TooManyConnections(LoginError):
     mysql_sqlstate = "08004"
 
 
+class PauseExpired(ProxyError):
+    """An operator has paused the database for longer than a client may wait for a backend."""
+
+    sqlstate = "57P03"
+    mysql_code = 1053
+    mysql_sqlstate = "08S01"
+
+
+class NotEntering(LoginError):
+    """An operator lets nobody into the database now, or the user has no business at the console."""
+
+    sqlstate = "55000"
+    mysql_code = 1049
+    mysql_sqlstate = "42000"
+
+
 class IdleTooLong(ProxyError):
     """A client asked nothing for longer than the config allows."""
 

@@ -19,12 +19,27 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 10
+PROTOCOL_VERSION: Final = 11
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
 class Message(msgspec.Struct, tag_field="t", frozen=True, kw_only=True):
     pass
+
+
+class Standstill(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has stopped of one service, until told otherwise."""
+
+    is_paused: bool = False
+    """The whole service: its backends are closed as they become free, and no other is opened or lent."""
+    paused: list[str] = []
+    """The same of single databases."""
+    disabled: list[str] = []
+    """Databases that let no client log in; those that are there stay."""
+
+    def pauses(self, database: str) -> bool:
+        """No backend may be had in this database."""
+        return self.is_paused or database in self.paused
 
 
 # --- orders: supervisor -> worker ---------------------------------------------------------------------------------
@@ -40,6 +55,49 @@ class Configure(Message, tag=True, frozen=True, kw_only=True):
     salt_key: bytes = b""
     """32 bytes, the same for all workers and over restarts: the salts of users who have none come from it. Empty: each
     worker makes its own."""
+    standstills: dict[str, Standstill] = {}
+    """By service; those that are not here have none."""
+
+
+class StandStill(Message, tag=True, frozen=True, kw_only=True):
+    """From now on this is stopped of `service`, and nothing else."""
+
+    service: str
+    standstill: Standstill
+
+
+class Retire(Message, tag=True, frozen=True, kw_only=True):
+    """Close the backends of `service` when they are free; others may be opened in their place at once."""
+
+    service: str
+    database: str | None = None
+    """None: of all its databases."""
+    ends_sessions: bool = False
+    """Do not wait for that: end the clients, with an error of class 57P01 / 1053."""
+
+
+class CountBackends(Message, tag=True, frozen=True, kw_only=True):
+    """How many backends of `service` are there? Answered by BackendsCounted."""
+
+    request: int
+    service: str
+    database: str | None = None
+    """None: of all its databases."""
+
+
+class ListBackends(Message, tag=True, frozen=True, kw_only=True):
+    """Answered by BackendList."""
+
+    request: int
+
+
+class ConsoleAnswer(Message, tag=True, frozen=True, kw_only=True):
+    """What a client of the console gets, as messages of its protocol."""
+
+    session: int
+    question: int
+    """The one that this answers."""
+    data: bytes
 
 
 class Share(Message, tag=True, frozen=True, kw_only=True):
@@ -143,6 +201,8 @@ class Witness(Message, tag=True, frozen=True, kw_only=True):
 class ListSessions(Message, tag=True, frozen=True, kw_only=True):
     request: int
     service: str | None = None
+    with_sockets: bool = False
+    """With what the kernel has to be asked for: both ends of each connection."""
 
 
 class CollectFigures(Message, tag=True, frozen=True, kw_only=True):
@@ -208,6 +268,11 @@ class Quit(Message, tag=True, frozen=True, kw_only=True):
 
 Order = (
     Configure
+    | StandStill
+    | Retire
+    | CountBackends
+    | ListBackends
+    | ConsoleAnswer
     | Share
     | Prepare
     | StopOpening
@@ -252,6 +317,8 @@ class Hello(Message, tag=True, frozen=True, kw_only=True):
     """Epoch of each service as this worker serves it; empty in a new worker."""
     active: dict[str, str]
     runs: list[RunState] = []
+    standstills: dict[str, Standstill] = {}
+    """What it was told is stopped: an operator's word outlives a supervisor."""
 
 
 class Configured(Message, tag=True, frozen=True, kw_only=True):
@@ -391,6 +458,18 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     age_s: float
     idle_s: float
+    waiting_s: float = 0.0
+    """How long its login or its request has waited for a backend; 0: it does not wait."""
+    replication: str = "none"
+    """none, logical, physical"""
+    application: str = ""
+    """`application_name` of its login."""
+    statements: int = 0
+    """Prepared statements that it has."""
+    local: str = ""
+    """address:port that its client has connected to; like `tls`, only in an answer with sockets."""
+    tls: str = ""
+    """Version and cipher; empty: without TLS."""
 
 
 class SessionList(Message, tag=True, frozen=True, kw_only=True):
@@ -406,6 +485,68 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     idle: int
     in_use: int
     waiting: int
+    opening: int = 0
+    """Being connected and logged in."""
+    checking: int = 0
+    """Idle ones that are asked whether they answer, or being given another session's settings."""
+    cancelling: int = 0
+    """Lent ones that a cancel request is on its way to."""
+
+
+class Backend(msgspec.Struct, frozen=True, kw_only=True):
+    """One connection to an engine, in a pool."""
+
+    service: str
+    engine: str
+    address: str
+    """host:port of the engine."""
+    database: str
+    user: str
+    state: str
+    """active: lent to a session; idle; tested: see `PoolFigures.checking`; being_canceled"""
+    session: int
+    """The one that has it; 0: none."""
+    process_id: int
+    age_s: float
+    idle_s: float
+    """Since it was idle last; while it is lent: since its session sent something."""
+    is_retired: bool
+    """It will be closed when it is free."""
+    local: str
+    """address:port of our end."""
+    tls: str
+    """Version and cipher; empty: without TLS."""
+    application: str
+    statements: int
+    """Prepared statements that Turnout keeps on it."""
+
+
+class BackendList(Message, tag=True, frozen=True, kw_only=True):
+    request: int
+    backends: list[Backend]
+
+
+class BackendsCounted(Message, tag=True, frozen=True, kw_only=True):
+    request: int
+    left: int
+    """All that are there, those being opened among them."""
+    retired: int
+    """Those of them that will be closed when they are free."""
+
+
+class DatabaseFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients of one database did, since the worker began."""
+
+    database: str
+    requests_total: int
+    transactions_total: int
+    bytes_in_total: int
+    bytes_out_total: int
+    request_us_total: int
+    assignments_total: int
+    """Times a session was given a backend."""
+    wait_us_total: int
+    """Time that requests waited for a backend, summed."""
 
 
 class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -446,6 +587,8 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     pools: list[PoolFigures]
     pinned: dict[str, int]
     """Sessions by pin."""
+    databases: list[DatabaseFigures] = []
+    """Those that a backend was opened in."""
 
 
 class WorkerFigures(Message, tag=True, frozen=True, kw_only=True):
@@ -493,6 +636,26 @@ class KillTaken(Message, tag=True, frozen=True, kw_only=True):
     text: str = ""
 
 
+class ConsoleAsked(Message, tag=True, frozen=True, kw_only=True):
+    """A client of the console, who proved to be `user`, wants to have something done. Answered by ConsoleAnswer."""
+
+    session: int
+    question: int
+    """Raised with each one of a session."""
+    user: str
+    client: str
+    """address:port"""
+    text: str
+
+
+class ConsoleStopped(Message, tag=True, frozen=True, kw_only=True):
+    """Nobody waits for the answer any more: the client has left, or asks to cancel what it has asked for."""
+
+    session: int
+    question: int
+    has_left: bool
+
+
 class SessionEnded(Message, tag=True, frozen=True, kw_only=True):
     """An EndSession has been dealt with."""
 
@@ -538,6 +701,10 @@ Fact = (
     | CancelTaken
     | KillWanted
     | KillTaken
+    | BackendList
+    | BackendsCounted
+    | ConsoleAsked
+    | ConsoleStopped
     | SessionEnded
     | Witnessed
     | EngineLost

@@ -18,14 +18,16 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 
+from protocols.postgres.console import refusal
 from proxy import ipc
 from proxy.clock import SystemClock
 from proxy.config import Config, EngineConfig, LogLevel, Secret, encode_effective, reload_diff
+from proxy.control.standstill import Standstills
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, EngineState
 from proxy.engines.figures import Stream
@@ -58,6 +60,16 @@ DRAIN_S: Final = 10.0
 """Time that sessions get to reach a boundary when Turnout is told to end."""
 
 
+_NOT_YET: Final = refusal("Turnout is starting; try again in a moment", "57P03")
+
+
+class Console(Protocol):
+    """What is needed of `proxy.control.console.AdminConsole`."""
+
+    def asked(self, worker: int, asked: ipc.ConsoleAsked) -> None: ...
+    def stopped(self, worker: int, stopped: ipc.ConsoleStopped) -> None: ...
+
+
 class StartFailed(ProxyError):
     """Turnout cannot run here; the text is one line for the operator."""
 
@@ -88,6 +100,12 @@ class Supervisor:
         self._roster: Roster | None = None
         self._guard: Guard | None = None
         self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.standstills = Standstills(lambda: self.config.service, self._tell_workers)
+        """What operators have stopped."""
+        self.end: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        """Stop, as SIGTERM does."""
+        self.console: Console | None = None
+        """Answers the clients of the console; set by whoever has the door."""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -124,6 +142,9 @@ class Supervisor:
         self._guard.preferred = self.preferred_after_failure
         await workers.listen()
         hellos = await workers.adopt()
+        self.standstills.adopt(hello.standstills for hello in hellos.values())
+        if any(one.is_paused or one.paused or one.disabled for one in self.standstills.all().values()):
+            _log.warning("an operator's pause goes on; RESUME or ENABLE ends it", stopped=self.standstills.all())
         await self._settle(hellos)
         keeper = self._policies = PolicyKeeper(
             self.config.service,
@@ -274,9 +295,21 @@ class Supervisor:
         """What each worker counts; one that does not answer within a second is left out."""
         return await self._crew.figures()
 
-    async def sessions(self, service: str | None = None) -> list[ipc.Session]:
+    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
         """Every client connection, or those of one service."""
-        return await self._crew.sessions(service)
+        return await self._crew.sessions(service, with_sockets=with_sockets)
+
+    async def backends(self) -> list[ipc.Backend]:
+        """Every connection to an engine that is in a pool."""
+        return await self._crew.backends()
+
+    async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None:
+        """Of one service, or of one of its databases; None: a worker did not answer."""
+        return await self._crew.count_backends(service, database)
+
+    def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None:
+        """Have backends closed when they are free, or at once with the sessions that have them."""
+        self._tell_workers(ipc.Retire(service=service, database=database, ends_sessions=ends_sessions))
 
     async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]:
         """The readiness report, by the limits of `plan` if there is one. Raises NotFound; Conflict while a switch of the
@@ -334,6 +367,10 @@ class Supervisor:
         """The open state file."""
         assert self._journal is not None, "started"
         return self._journal.database
+
+    def tell_worker(self, worker: int, order: ipc.Order) -> None:
+        """Write, do not wait."""
+        self._crew.tell(worker, order)
 
     # --- engines that come and go ------------------------------------------------------------------------------------
 
@@ -464,6 +501,9 @@ class Supervisor:
         assert self._workers is not None, "started"
         return self._workers
 
+    def _tell_workers(self, order: ipc.Order) -> None:
+        self._crew.tell_all(order)
+
     def _known(self, service: str) -> None:
         if service not in self.config.service:
             raise NotFound(
@@ -477,6 +517,7 @@ class Supervisor:
             active={name: standing.active for name, standing in standings.items()},
             epochs={name: standing.epoch for name, standing in standings.items()},
             salt_key=self._salt_key,
+            standstills=self.standstills.all(),
         )
 
     def _publish(self, event: Event) -> None:
@@ -570,6 +611,11 @@ class _Ears:
                 spawn(self._cancel(worker, fact), name=f"cancel request of worker {worker}")
             case ipc.KillWanted():
                 spawn(self._kill(worker, fact), name=f"kill of worker {worker}")
+            case ipc.ConsoleAsked():
+                self._ask_console(worker, fact)
+            case ipc.ConsoleStopped():
+                if self._supervisor.console is not None:
+                    self._supervisor.console.stopped(worker, fact)
             case ipc.EngineLost():
                 _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
                 self._supervisor._guards.engine_lost(fact.service, fact.engine, fact.at_ns)
@@ -577,6 +623,13 @@ class _Ears:
                 self._supervisor._switches.engine_lost(fact.service, fact.engine, fact.why)
             case _:
                 self._supervisor._switches.worker_said(worker, fact)
+
+    def _ask_console(self, worker: int, asked: ipc.ConsoleAsked) -> None:
+        if self._supervisor.console is not None:
+            self._supervisor.console.asked(worker, asked)
+            return
+        answer = ipc.ConsoleAnswer(session=asked.session, question=asked.question, data=_NOT_YET)
+        self._supervisor._crew.tell(worker, answer)
 
     async def _cancel(self, worker: int, wanted: ipc.CancelWanted) -> None:
         crew = self._supervisor._crew
@@ -652,6 +705,7 @@ async def _begin(supervisor: Supervisor) -> ProxyError | None:
 async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | None = None) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reloads. Returns the exit code. Raises ProxyError if it cannot begin."""
     from proxy.control.app import serve_control
+    from proxy.control.console import AdminConsole
     from proxy.control.service import ControlService
 
     supervisor = Supervisor(config, base=base, reload=reload)
@@ -683,8 +737,11 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
         raise refused
     loop.add_signal_handler(signal.SIGHUP, read_again)
     control = None
+    console: AdminConsole | None = None
     try:
         door = ControlService(supervisor)
+        supervisor.end = end
+        console = supervisor.console = AdminConsole(door, supervisor.tell_worker)
         supervisor.policies.start_with(door.switch_of_policy)
         control = await serve_control(door, config)
         await ending.wait()
@@ -692,6 +749,8 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
     finally:
         if control is not None:
             await control.close()
+        if console is not None:
+            await console.close()
         await supervisor.stop(drain_s=DRAIN_S if control is not None else 0.0)
         await cancel_and_wait(ended)
     return 0

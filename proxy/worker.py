@@ -14,9 +14,10 @@ import ipaddress
 import os
 import resource
 import signal
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,15 +31,17 @@ from protocols.wire import PackingName, ProtocolName, Wire
 from proxy import ipc
 from proxy.config import Config, ServiceConfig, decode_effective
 from proxy.dataplane.backend import send_cancel
+from proxy.dataplane.console import ConsoleDesk
 from proxy.dataplane.kills import Kills
 from proxy.dataplane.listener import Listener
 from proxy.dataplane.moving import Move
 from proxy.dataplane.registry import Standing
-from proxy.dataplane.relay import Link, leave_for
+from proxy.dataplane.relay import Link, Meter, leave_for
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
 from proxy.errors import Aborted, TooManyConnections
+from proxy.latency import added
 from proxy.log import set_up as set_up_log
 from proxy.tasks import in_haste, spawn
 from proxy.tls import ListenerTls, TlsProblem, listener_tls
@@ -95,6 +98,7 @@ class Worker:
         """Cancel requests that other workers were asked about."""
         self._cancel_number = 0
         self.kills = Kills(self)
+        self.console = ConsoleDesk(self)
         self._number = index << 24
         """Session numbers are unique over the workers: the index is in the upper bits."""
         self._writer: asyncio.StreamWriter | None = None
@@ -142,6 +146,7 @@ class Worker:
             finally:
                 self._writer = None
                 writer.close()
+                self.console.lose_supervisor()
             alone_since = time.monotonic()
 
     def _hello(self) -> ipc.Hello:
@@ -156,7 +161,13 @@ class Worker:
                 for name, r in self.runtimes.items()
                 if r.move is not None
             ],
+            standstills={name: runtime.standstill for name, runtime in self.runtimes.items()},
         )
+
+    @property
+    def has_supervisor(self) -> bool:
+        """What is emitted now will be heard."""
+        return self._writer is not None
 
     def emit(self, fact: ipc.Fact) -> None:
         """Tell the supervisor; without one the fact is dropped, because a new one asks again."""
@@ -167,6 +178,17 @@ class Worker:
         match order:
             case ipc.Configure():
                 self._configure(order)
+            case ipc.StandStill():
+                self.runtimes[order.service].stand(order.standstill)
+            case ipc.Retire():
+                self._retire(order)
+            case ipc.CountBackends():
+                left, retired = self.runtimes[order.service].count_backends(order.database)
+                self.emit(ipc.BackendsCounted(request=order.request, left=left, retired=retired))
+            case ipc.ListBackends():
+                self.emit(ipc.BackendList(request=order.request, backends=list(self._backends())))
+            case ipc.ConsoleAnswer():
+                self.console.answer(order)
             case ipc.Share():
                 self._move(order.service, order.switch).share(order)
             case ipc.Prepare():
@@ -188,7 +210,7 @@ class Worker:
             case ipc.Release():
                 self._release(order)
             case ipc.ListSessions():
-                self.emit(ipc.SessionList(request=order.request, sessions=self._session_list(order.service)))
+                self.emit(ipc.SessionList(request=order.request, sessions=self._session_list(order)))
             case ipc.CollectFigures():
                 self.emit(self._figures(order.request))
             case ipc.CancelQuery():
@@ -276,6 +298,9 @@ class Worker:
             # What was made so far lives as long as the process: no collection has to look at it again.
             gc.collect()
             gc.freeze()
+        self.console.reconfigure(config.console)
+        for name, runtime in self.runtimes.items():
+            runtime.stand(order.standstills.get(name, ipc.Standstill()))
         self.emit(ipc.Configured(failed=failed))
 
     def _configure_service(self, name: str, service: ServiceConfig, order: ipc.Configure) -> None:
@@ -425,6 +450,9 @@ class Worker:
         session = self.sessions_by_key.get((process_id, secret))
         if session is None:
             return False
+        if session.console is not None:
+            session.console.cancel()
+            return True
         backend, runtime = session.backend, session.runtime
         if backend is None or runtime is None or session.is_asking:
             # Nothing of this client runs; what the proxy asks itself must not be cancelled.
@@ -453,17 +481,29 @@ class Worker:
             session.end_with(Aborted(f"terminating connection due to administrator command: {order.reason}"))
         self.emit(ipc.SessionEnded(request=order.request, is_found=is_found))
 
+    def _retire(self, order: ipc.Retire) -> None:
+        runtime = self.runtimes[order.service]
+        if order.ends_sessions:
+            error = Aborted("terminating connection due to administrator command: KILL at the console")
+            for session in runtime.registry:
+                if session.startup is not None and order.database in (None, session.startup.database):
+                    session.end_with(error)
+        runtime.retire(order.database)
+
     # --- figures ---
 
-    def _session_list(self, service: str | None) -> list[ipc.Session]:
+    def _session_list(self, order: ipc.ListSessions) -> list[ipc.Session]:
         now = time.monotonic_ns()
         rows: list[ipc.Session] = []
         for runtime in self.runtimes.values():
-            if service is not None and runtime.name != service:
+            if order.service is not None and runtime.name != order.service:
                 continue
             for session in runtime.registry:
                 grade, pins = session.portability()
                 backend = session.backend
+                carried = session.ledger.carried() if session.ledger is not None else {}
+                said = dict(session.startup.parameters) if session.startup is not None else {}
+                local, tls = _socket_facts(session.link) if order.with_sockets else ("", "")
                 rows.append(
                     ipc.Session(
                         id=session.id,
@@ -479,13 +519,48 @@ class Worker:
                         in_transaction=session.in_transaction,
                         portability=grade.value,
                         pins=pins,
-                        carried=session.ledger.carried() if session.ledger is not None else {},
+                        carried=carried,
                         requests=session.tracker.requests if session.tracker is not None else 0,
                         age_s=(now - session.opened_ns) / 1e9,
                         idle_s=(now - session.relay.last_request_ns) / 1e9 if session.relay is not None else 0.0,
+                        waiting_s=_waiting_s(session, now),
+                        replication=_replication(said.get("replication")),
+                        application=said.get("application_name", ""),
+                        statements=carried.get("prepared statements", 0),
+                        local=local,
+                        tls=tls,
                     )
                 )
         return rows
+
+    def _backends(self) -> Iterator[ipc.Backend]:
+        now = time.monotonic_ns()
+        for runtime in self.runtimes.values():
+            owners = {session.backend: session for session in runtime.registry if session.backend is not None}
+            for pool in runtime.pools():
+                for backend, state in pool.backends():
+                    owner = owners.get(backend)
+                    local, tls = _socket_facts(backend.link)
+                    since_ns = backend.idle_since_ns
+                    if owner is not None and owner.relay is not None:
+                        since_ns = owner.relay.last_request_ns
+                    yield ipc.Backend(
+                        service=runtime.name,
+                        engine=backend.engine,
+                        address=backend.address,
+                        database=backend.startup.database,
+                        user=backend.startup.user,
+                        state=state,
+                        session=owner.id if owner is not None else 0,
+                        process_id=backend.facts.process_id,
+                        age_s=(now - backend.opened_ns) / 1e9,
+                        idle_s=(now - since_ns) / 1e9,
+                        is_retired=backend.is_doubtful,
+                        local=local,
+                        tls=tls,
+                        application=dict(backend.startup.parameters).get("application_name", ""),
+                        statements=len(backend.notes.get("statements", ())),
+                    )
 
     def _figures(self, request: int) -> ipc.WorkerFigures:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -510,7 +585,8 @@ class Worker:
                 errors += tracker.errors
             for pin in session.portability()[1]:
                 pinned[pin] = pinned.get(pin, 0) + 1
-        engines = [_engine_figures(runtime, name) for name in runtime.config.engine if name in runtime.meters]
+        served = {engine for engine, _ in runtime.meters}
+        engines = [_engine_figures(runtime, name) for name in runtime.config.engine if name in served]
         meters = runtime.meters.values()
         return ipc.ServiceFigures(
             service=runtime.name,
@@ -523,7 +599,7 @@ class Worker:
             bytes_in_total=sum(one.bytes_in for one in meters),
             bytes_out_total=sum(one.bytes_out for one in meters),
             request_us_total=sum(one.request_ns for one in meters) // 1000,
-            latency_buckets=[sum(counts) for counts in zip(*(one.buckets for one in meters), strict=True)],
+            latency_buckets=[sum(counts) for counts in zip(*(one.buckets for one in meters or [Meter()]), strict=True)],
             engines=engines,
             held=runtime.registry.count(Standing.HELD),
             pools=[
@@ -535,10 +611,14 @@ class Worker:
                     idle=pool.idle,
                     in_use=pool.in_use,
                     waiting=pool.waiting,
+                    opening=pool.opening,
+                    checking=pool.checking,
+                    cancelling=sum(state == "being_canceled" for _, state in pool.backends()),
                 )
                 for pool in runtime.pools()
             ],
             pinned=pinned,
+            databases=_database_figures(runtime),
         )
 
     # --- time and the end ---
@@ -593,15 +673,66 @@ class Worker:
 
 
 def _engine_figures(runtime: Runtime, engine: str) -> ipc.EngineFigures:
-    meter = runtime.meters[engine]
+    meters = runtime.meters_of(engine)
     return ipc.EngineFigures(
         engine=engine,
-        requests_total=meter.spans,
-        errors_total=meter.errors,
-        faults_total=meter.faults,
-        request_us_total=meter.request_ns // 1000,
-        latency=meter.fine_buckets,
+        requests_total=sum(one.spans for one in meters),
+        errors_total=sum(one.errors for one in meters),
+        faults_total=sum(one.faults for one in meters),
+        request_us_total=sum(one.request_ns for one in meters) // 1000,
+        latency=added(one.fine_buckets for one in meters),
     )
+
+
+def _database_figures(runtime: Runtime) -> list[ipc.DatabaseFigures]:
+    """Of those that somebody has or had a backend in."""
+    counts = {database: list(ended) for database, ended in runtime.ended_in.items()}
+    for session in runtime.registry:
+        if session.tracker is not None and session.startup is not None:
+            found = counts.setdefault(session.startup.database, [0, 0])
+            found[0] += session.tracker.requests
+            found[1] += session.tracker.transactions
+    meters: dict[str, list[Meter]] = {}
+    for (_, database), meter in runtime.meters.items():
+        meters.setdefault(database, []).append(meter)
+    return [
+        ipc.DatabaseFigures(
+            database=database,
+            requests_total=counts.get(database, (0, 0))[0],
+            transactions_total=counts.get(database, (0, 0))[1],
+            bytes_in_total=sum(one.bytes_in for one in its_own),
+            bytes_out_total=sum(one.bytes_out for one in its_own),
+            request_us_total=sum(one.request_ns for one in its_own) // 1000,
+            assignments_total=sum(one.assignments for one in its_own),
+            wait_us_total=sum(one.wait_ns for one in its_own) // 1000,
+        )
+        for database, its_own in meters.items()
+    ]
+
+
+def _waiting_s(session: Session, now_ns: int) -> float:
+    """How long its login or its request has waited for a backend."""
+    if session.standing is Standing.ARRIVING:
+        return (now_ns - session.opened_ns) / 1e9
+    if session.relay is None or not session.relay.waiting_since_ns:
+        return 0.0
+    return (now_ns - session.relay.waiting_since_ns) / 1e9
+
+
+def _replication(asked: str | None) -> str:
+    if asked is None:
+        return "none"
+    return "logical" if asked == "database" else "physical"
+
+
+def _socket_facts(link: Link) -> tuple[str, str]:
+    """Our own end of a connection, and its TLS."""
+    tls = f"{link.ssl.version}/{link.ssl.cipher}" if link.ssl is not None else ""
+    if not link.is_open:
+        return "", tls
+    with socket.socket(fileno=os.dup(link.fd)) as own:
+        host, port = own.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls
 
 
 def main(argv: list[str] | None = None) -> int:

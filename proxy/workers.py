@@ -256,10 +256,30 @@ class Workers:
         """Of all that answer in time."""
         return await self._ask(lambda request: ipc.CollectFigures(request=request), ipc.WorkerFigures)
 
-    async def sessions(self, service: str | None = None) -> list[ipc.Session]:
+    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
         """Of all that answer in time."""
-        lists = await self._ask(lambda request: ipc.ListSessions(request=request, service=service), ipc.SessionList)
+        lists = await self._ask(
+            lambda request: ipc.ListSessions(request=request, service=service, with_sockets=with_sockets),
+            ipc.SessionList,
+        )
         return [session for one in lists for session in one.sessions]
+
+    async def backends(self) -> list[ipc.Backend]:
+        """Every connection to an engine that is in a pool, of all that answer in time."""
+        lists = await self._ask(lambda request: ipc.ListBackends(request=request), ipc.BackendList)
+        return [backend for one in lists for backend in one.backends]
+
+    async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None:
+        """In all workers together; None: one of them did not answer."""
+        asked = len(self.workers())
+        counts = await self._ask(
+            lambda request: ipc.CountBackends(request=request, service=service, database=database), ipc.BackendsCounted
+        )
+        if len(counts) < asked:
+            return None
+        return ipc.BackendsCounted(
+            request=0, left=sum(one.left for one in counts), retired=sum(one.retired for one in counts)
+        )
 
     async def cancel(self, process_id: int, secret: bytes, *, but: int) -> None:
         """Have all workers but one look for the session of a CancelRequest; until they have done what they could."""
@@ -334,7 +354,14 @@ class Workers:
     def _answered(
         self,
         index: int,
-        fact: ipc.SessionList | ipc.WorkerFigures | ipc.CancelTaken | ipc.KillTaken | ipc.SessionEnded | ipc.Witnessed,
+        fact: ipc.SessionList
+        | ipc.WorkerFigures
+        | ipc.CancelTaken
+        | ipc.KillTaken
+        | ipc.BackendList
+        | ipc.BackendsCounted
+        | ipc.SessionEnded
+        | ipc.Witnessed,
     ) -> None:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
@@ -423,6 +450,8 @@ class Workers:
                 | ipc.WorkerFigures()
                 | ipc.CancelTaken()
                 | ipc.KillTaken()
+                | ipc.BackendList()
+                | ipc.BackendsCounted()
                 | ipc.SessionEnded()
                 | ipc.Witnessed()
             ):

@@ -77,6 +77,7 @@ want_packages() {
         want postgresql-client psql
         want sysbench sysbench
         want openssl openssl
+        want pgbouncer pgbouncer # whose admin console ours is held against
         ;;
     bench)
         want sysbench sysbench

@@ -22,6 +22,7 @@ from proxy.config import NAME, Config, EngineConfig, LogLevel, PolicyConfig, mas
 from proxy.control.audit import AuditEntry, AuditLog
 from proxy.control.events import EventLog
 from proxy.control.roles import Caller, Role, require
+from proxy.control.standstill import Place, Standstills
 from proxy.engines.figures import EngineFigures
 from proxy.errors import Conflict, ControlError, NotFound, ProxyError
 from proxy.policy.keeper import PolicyKeeper
@@ -37,6 +38,9 @@ _log = structlog.get_logger("turnout.control")
 
 VALIDATION_WAIT_S: Final = 8.0
 """How long a request for a switch waits for the checks' outcome before it answers that the switch has begun."""
+
+LOOK_S: Final = 0.05
+"""Between two looks whether the backends that shall go are gone."""
 
 SWITCHES_MAX: Final = 1_000
 """Most records of one listing."""
@@ -64,7 +68,14 @@ class Supervisor(Protocol):
     def services(self) -> list[ServiceView]: ...
     def workers(self) -> list[WorkerView]: ...
     async def figures(self) -> list[ipc.WorkerFigures]: ...
-    async def sessions(self, service: str | None = None) -> list[ipc.Session]: ...
+    @property
+    def standstills(self) -> Standstills: ...
+    @property
+    def end(self) -> Callable[[], None]: ...
+    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]: ...
+    async def backends(self) -> list[ipc.Backend]: ...
+    async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None: ...
+    def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None: ...
     async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]: ...
     async def start_switch(self, plan: SwitchPlan) -> SwitchRecord: ...
     def switches(self, limit: int = 50) -> list[SwitchRecord]: ...
@@ -521,6 +532,124 @@ class ControlService:
             view = self.supervisor.switch_automation(service, is_on, who.name)
         _log.info("automatic failover switched", service=service, is_on=is_on, by=who.name)
         return view
+
+    # --- standing still -------------------------------------------------------------------------------------------
+
+    def standstill(self, who: Caller, service: str) -> ipc.Standstill:
+        """What is paused and disabled of a service."""
+        require(who, Role.VIEWER)
+        return self.supervisor.standstills.of(service)
+
+    async def backends(self, who: Caller) -> list[ipc.Backend]:
+        """Every connection to an engine that is in a pool, as each worker sees it now."""
+        require(who, Role.VIEWER)
+        return await self.supervisor.backends()
+
+    async def connections(self, who: Caller) -> list[ipc.Session]:
+        """Every client connection with both of its ends; `sessions` costs the workers less."""
+        require(who, Role.VIEWER)
+        return await self.supervisor.sessions(with_sockets=True)
+
+    async def figures(self, who: Caller) -> list[ipc.WorkerFigures]:
+        """What each worker counts."""
+        require(who, Role.VIEWER)
+        return await self.supervisor.figures()
+
+    def pause(self, who: Caller, database: str = "") -> list[Place]:
+        """Let no PostgreSQL service have backends in `database`, or in any: those that are free are closed now, the others when
+        they are given back (in session mode with their clients, in transaction mode with their transactions). Who needs one
+        waits, `query_wait_timeout_s` at most. `released` waits until none is left. Raises NotFound; Conflict: it is paused
+        already, or a switch is under way."""
+        with self._recorded(who, "pause", database or "all databases"):
+            require(who, Role.OPERATOR, "pause")
+            places = self.supervisor.standstills.places(database, "pause")
+            self._not_switching(places, "PAUSE")
+            self.supervisor.standstills.pause(database)
+        _log.info("paused", database=database or "all", by=who.name)
+        return places
+
+    def resume(self, who: Caller, database: str = "") -> None:
+        """Undo a `pause` or a `kill` of the same name: who waits is served. Raises NotFound; Conflict: it is not paused."""
+        with self._recorded(who, "resume", database or "all databases"):
+            require(who, Role.OPERATOR, "resume")
+            self.supervisor.standstills.resume(database)
+        _log.info("resumed", database=database or "all", by=who.name)
+
+    async def released(self, who: Caller, places: list[Place]) -> None:
+        """Return once a pause has no backend left. Raises Conflict: it was undone meanwhile."""
+        require(who, Role.OPERATOR, "wait for a pause")
+        while await self._backends_left(places, is_retired=False):
+            if not self.supervisor.standstills.is_still(places):
+                raise Conflict("the pause was undone by RESUME before all servers were released")
+            await asyncio.sleep(LOOK_S)
+
+    def reconnect(self, who: Caller, database: str = "") -> list[Place]:
+        """Have the backends that are there now closed when they are free; new ones are opened as they are needed.
+        Raises NotFound."""
+        with self._recorded(who, "reconnect", database or "all databases"):
+            require(who, Role.OPERATOR, "reconnect")
+            places = self.supervisor.standstills.places(database, "reconnect")
+            for place in places:
+                self.supervisor.retire_backends(place.service, place.database, ends_sessions=False)
+        _log.info("reconnecting", database=database or "all", by=who.name)
+        return places
+
+    async def wait_close(self, who: Caller, database: str = "") -> None:
+        """Return once none of the backends is left that a `reconnect` wants to be closed. Raises NotFound."""
+        require(who, Role.OPERATOR, "wait for backends to be closed")
+        places = self.supervisor.standstills.places(database, "wait in")
+        while await self._backends_left(places, is_retired=True):  # noqa: ASYNC110  workers are asked, and tell nobody
+            await asyncio.sleep(LOOK_S)
+
+    def kill(self, who: Caller, database: str = "") -> None:
+        """End every session of a database, or of all PostgreSQL services, at once and with what it has open, and pause it.
+        Raises NotFound, Conflict, as `pause` does."""
+        with self._recorded(who, "kill", database or "all databases"):
+            require(who, Role.ADMIN, "kill")
+            places = self.supervisor.standstills.places(database, "kill")
+            self._not_switching(places, "KILL")
+            if not self.supervisor.standstills.is_still(places):
+                self.supervisor.standstills.pause(database)
+            for place in places:
+                self.supervisor.retire_backends(place.service, place.database, ends_sessions=True)
+        _log.warning("killed", database=database or "all", by=who.name)
+
+    def disable(self, who: Caller, database: str, *, is_off: bool) -> None:
+        """Let nobody log in to a database, or let clients in again; who is there stays. Raises NotFound."""
+        with self._recorded(who, "disable" if is_off else "enable", database):
+            require(who, Role.ADMIN, "disable" if is_off else "enable")
+            if not database:
+                raise Conflict("a database is required")
+            self.supervisor.standstills.disable(database, is_off=is_off)
+        _log.info("database disabled" if is_off else "database enabled", database=database, by=who.name)
+
+    def shut_down(self, who: Caller) -> None:
+        """End this Turnout as SIGTERM does: sessions have ten seconds to reach a boundary."""
+        with self._recorded(who, "shut_down", "turnout"):
+            require(who, Role.ADMIN, "shut Turnout down")
+        _log.warning("shutting down", by=who.name)
+        self.supervisor.end()
+
+    def refused(self, who: Caller, action: str, target: str, why: str) -> None:
+        """Keep in the audit log that a face refused something that would have changed the state."""
+        self.audit.record(who, action, target, "refused", {"why": why})
+
+    async def _backends_left(self, places: list[Place], *, is_retired: bool) -> bool:
+        """There are some, or nobody knows."""
+        for place in places:
+            counted = await self.supervisor.count_backends(place.service, place.database)
+            if counted is None or (counted.retired if is_retired else counted.left):
+                return True
+        return False
+
+    def _not_switching(self, places: list[Place], command: str) -> None:
+        for place in places:
+            running = self._service(place.service).running
+            if running is not None:
+                raise Conflict(
+                    f"cannot {command} while switch {running.id} of service {place.service} is under way",
+                    hint="wait until it has ended, or CANCEL it",
+                )
 
     # --- policies -------------------------------------------------------------------------------------------------
 

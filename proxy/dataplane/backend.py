@@ -80,7 +80,7 @@ class Backend(Lendable):
         self.cancels = 0
         """Cancel requests on their way to it; it is not lent again before they are done."""
         self.is_doubtful = False
-        """A cancel request may still reach it, nobody knows when: it serves nobody else."""
+        """A cancel request may still reach it, nobody knows when, or its pool was told to close it: it serves nobody else."""
         self._is_uncancelled: asyncio.Future[None] | None = None
         self.opened_ns = self.idle_since_ns = self.checked_ns = time.monotonic_ns()
         """`checked_ns`: when its pool last asked whether it still answers."""

@@ -140,6 +140,15 @@ class Lookups:
         if backend is not None:
             backend.close(says_goodbye=True)
 
+    def count_in(self, is_meant: Callable[[str], bool]) -> int:
+        """Its connections in the databases that are meant."""
+        return sum(line.backend is not None for (_, one), line in self._lines.items() if is_meant(one.database))
+
+    def close_in(self, is_meant: Callable[[str], bool]) -> None:
+        """Close what nobody is waiting for, in the databases that are meant."""
+        for key in [key for key, line in self._lines.items() if is_meant(key[1].database) and not line.waiting]:
+            self._drop(key)
+
     def close(self, engine: str | None = None) -> None:
         """Close what nobody is waiting for: to `engine`, or all."""
         for key in [key for key, line in self._lines.items() if engine in (None, key[0]) and not line.waiting]:

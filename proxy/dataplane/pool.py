@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakValueDictionary
@@ -21,7 +21,15 @@ from protocols.wire import Exchange, Ledger, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.relay import Lending
 from proxy.dataplane.seats import Key, Seats
-from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, ProxyError, TooManyConnections
+from proxy.errors import (
+    ConnectFailed,
+    EngineError,
+    EngineLost,
+    EngineRefused,
+    PauseExpired,
+    ProxyError,
+    TooManyConnections,
+)
 from proxy.tasks import spawn
 
 STARTING_UP: Final = "57P03"
@@ -131,6 +139,8 @@ class Pool:
         self._pause_ns = 0
         """No login is tried before."""
         self._is_closed = False
+        self._is_paused = False
+        """An operator wants no backend to be here."""
         self._lost = self._on_lost  # one bound method for all backends
         self._give = self._give_seats
 
@@ -149,9 +159,33 @@ class Pool:
         return sum(not waiter.is_over for waiter in self._waiting)
 
     @property
+    def opening(self) -> int:
+        """Being connected and logged in, or idle ones being given another Startup's settings."""
+        return self._opening
+
+    @property
+    def checking(self) -> int:
+        return len(self._busy)
+
+    @property
     def size(self) -> int:
         """In this worker."""
         return self.idle + self.in_use + self._opening + len(self._busy)
+
+    @property
+    def retired(self) -> int:
+        """Of these, the ones that will be closed when they are free."""
+        return sum(backend.is_doubtful for backend in (*self._lent, *self._busy))
+
+    def backends(self) -> Iterator[tuple[Backend, str]]:
+        """Each, with what it does: `idle`, `active`, `tested`, `being_canceled`."""
+        for shelf in list(self._shelves.values()):
+            for backend in shelf.idle:
+                yield backend, "idle"
+        for backend in self._lent:
+            yield backend, "being_canceled" if backend.cancels else "active"
+        for backend in self._busy:
+            yield backend, "tested"
 
     def is_unused(self, now_ns: int) -> bool:
         """Nothing would be lost with it."""
@@ -271,7 +305,7 @@ class Pool:
         wanted = self.waiting - self._opening
         if wanted <= 0:
             return True
-        if not self._may_open:
+        if not self._may_open or self._is_paused:
             return False
         if self._pause_ns and time.monotonic_ns() < self._pause_ns:
             return False
@@ -403,9 +437,14 @@ class Pool:
         if not self._waiting and self.idle and self._stands_in_the_way():
             self._close_one_idle()
 
-    def _full(self) -> TooManyConnections:
+    def _full(self) -> TooManyConnections | PauseExpired:
         rules, seats = self.rules, self._seats
         engine, database, user = self.name
+        if self._is_paused:
+            return PauseExpired(
+                f'database "{database}" is paused, for longer than this client may wait ({rules.wait_timeout_s:g} s)',
+                hint="Connect again when it is resumed.",
+            )
         names = ("pool_size", "max_db_connections", "max_user_connections")
         bounds = (rules.size + rules.reserve_size, rules.of_database, rules.of_user)
         what = (f"pool {'/'.join(self.name)}", f"database {database} on {engine}", f"user {user} on {engine}")
@@ -447,6 +486,7 @@ class Pool:
             and self._last_startup is not None
             and not self._opening
             and not self._is_closed
+            and not self._is_paused
             and now_ns >= self._pause_ns
             and self._seats.taken(self.key) < rules.size_min
             and self._take_seats()
@@ -495,6 +535,33 @@ class Pool:
         self._may_open = True
         self._open_for_waiters()
 
+    # --- standing still -----------------------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Its backends serve nobody else: idle ones are closed now, the others when they come back. New ones may be opened in
+        their place."""
+        self._stops += 1
+        for shelf in self._shelves.values():
+            for backend in shelf.idle:
+                backend.close(says_goodbye=True)
+            shelf.idle.clear()
+        for backend in (*self._lent, *self._busy):
+            backend.is_doubtful = True
+        self._open_for_waiters()
+
+    def pause(self) -> None:
+        """The same, and nothing is opened or lent until `unpause`: who wants a backend waits."""
+        self._is_paused = True
+        self.retire()
+
+    def unpause(self) -> None:
+        self._is_paused = False
+        self._open_for_waiters()
+
+    @property
+    def is_paused(self) -> bool:
+        return self._is_paused
+
     def withdraw_all(self) -> None:
         """A hold: forget all waiters, whose sessions will ask again."""
         for waiter in self._waiting:
@@ -511,7 +578,7 @@ class Pool:
     def give_back(self, backend: Backend) -> None:
         """A lent backend that is at a boundary and needs no reset."""
         self._lent.discard(backend)
-        if self._is_closed or backend.is_lost or backend.is_doubtful:
+        if self._is_closed or self._is_paused or backend.is_lost or backend.is_doubtful:
             backend.close(says_goodbye=not backend.is_lost)
             self._open_for_waiters()
             return
@@ -538,6 +605,10 @@ class Pool:
 
     def shelve(self, backend: Backend) -> None:
         """Put an idle backend on its shelf."""
+        if self._is_paused:
+            # A switch has prepared it; it is opened anew when it is wanted.
+            backend.close(says_goodbye=True)
+            return
         self._count(backend)
         backend.rest(self._lost, time.monotonic_ns())
         if backend.shelf is None:
@@ -550,6 +621,9 @@ class Pool:
 
     async def give_back_used(self, backend: Backend) -> None:
         """A lent backend that holds a session's state: make it like new, or close it."""
+        if self._is_paused or backend.is_doubtful:
+            self.discard(backend, says_goodbye=True)
+            return
         exchange = backend.wire.reset(backend.startup, self.rules.reset_query)
         try:
             await backend.run(exchange, self._reset_timeout_s)

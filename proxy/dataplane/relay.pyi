@@ -33,6 +33,8 @@ class Meter:
     spans: int
     errors: int
     faults: int
+    assignments: int
+    wait_ns: int
     def note(self, span_ns: int) -> None: ...
     @property
     def fine_buckets(self) -> list[int]: ...

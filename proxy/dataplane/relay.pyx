@@ -221,6 +221,9 @@ cdef class Meter:
         # Errors that clients were sent, and those that are not the clients' own (CLIENTS_OWN in protocols.wire).
         readonly unsigned long long errors
         readonly unsigned long long faults
+        # Times a session was given a backend, and nanoseconds that requests waited for one.
+        public unsigned long long assignments
+        public unsigned long long wait_ns
         unsigned long long _buckets[FINE_BUCKETS]
 
     def __cinit__(self):
@@ -1349,6 +1352,7 @@ cdef class Relay:
         self.attach(backend.link)
         if backend.meter is not None:
             self.meter = backend.meter
+            self.meter.assignments += 1
         if told:
             self.client.send(told)
         self.tracker.gate = GATE_OPEN

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
+from proxy import ipc
 from proxy.config import ServiceConfig
 from proxy.dataplane.backend import Backend, open_backend
 from proxy.dataplane.lookups import Lookups
@@ -22,7 +23,7 @@ from proxy.dataplane.registry import Registry, Standing
 from proxy.dataplane.relay import Meter
 from proxy.dataplane.seats import Seats
 from proxy.dataplane.users import Users
-from proxy.errors import ConnectFailed, EngineError, EngineRefused, HoldExpired, ProxyError
+from proxy.errors import ConnectFailed, EngineError, EngineRefused, HoldExpired, PauseExpired, ProxyError
 from proxy.tls import engine_tls
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class Runtime:
         self.shown_ids: dict[int, int] = {}
         """Session mode: process ids of backends whose client was told another one, the first backend's, at its login;
         notifications name their sender by it."""
-        self.meters: dict[str, Meter] = {active: Meter()}
-        """What is counted of each engine that served something."""
+        self.meters: dict[tuple[str, str], Meter] = {}
+        """What is counted, by engine and database, of those that a backend was opened in."""
         self.move: Move | None = None
         """The switch under way, if any."""
         self.last_move: Move | None = None
@@ -96,6 +97,8 @@ class Runtime:
         """Requests, transactions and errors of sessions that have ended; living ones count themselves."""
         self.transactions_ended = 0
         self.errors_ended = 0
+        self.ended_in: dict[str, list[int]] = {}
+        """The first two of these by database."""
         self.answered_ns = 0
         """Bytes of the active engine have come since then; looked for some times a second."""
         self._bytes_out = self._looked_ns = 0
@@ -121,6 +124,10 @@ class Runtime:
         self._may_serve = asyncio.Event()
         self._may_serve.set()
         self._may_open = True
+        self.standstill = ipc.Standstill()
+        """What an operator has stopped; only `stand` changes it."""
+        self._stood = asyncio.Event()
+        """Set, and replaced, when that changes."""
         self.router = _router(config)
         """The rules about reads; None: there are none."""
 
@@ -176,6 +183,52 @@ class Runtime:
                 hint="Connect again.",
             ) from error
 
+    # --- standing still ---
+
+    def stand(self, standstill: ipc.Standstill) -> None:
+        """Stop what an operator wants stopped, and let the rest go on. In a pause the backends go as they become free: in
+        session mode with their clients, in transaction mode with their transactions."""
+        self.standstill = standstill
+        for pool in self._pools.values():
+            self._align(pool)
+        self.lookups.close_in(standstill.pauses)
+        stood, self._stood = self._stood, asyncio.Event()
+        stood.set()
+
+    def _align(self, pool: Pool) -> None:
+        is_paused = self.standstill.pauses(pool.name[1])
+        if is_paused and not pool.is_paused:
+            pool.pause()
+        elif pool.is_paused and not is_paused:
+            pool.unpause()
+
+    async def _may_reach(self, database: str) -> None:
+        """Wait until this database is not paused. Raises PauseExpired."""
+        try:
+            async with asyncio.timeout(self.config.query_wait_timeout_s):
+                while self.standstill.pauses(database):
+                    await self._stood.wait()
+        except TimeoutError as error:
+            raise PauseExpired(
+                f'database "{database}" is paused, for longer than this client may wait', hint="Connect again later."
+            ) from error
+
+    def retire(self, database: str | None) -> None:
+        """Backends that are there now serve nobody else, see `Pool.retire`; None: in all databases."""
+        for pool in self._pools.values():
+            if database in (None, pool.name[1]):
+                pool.retire()
+        self.lookups.close_in(lambda name: database in (None, name))
+
+    def count_backends(self, database: str | None) -> tuple[int, int]:
+        """Those that are there, and those of them that will be closed when they are free."""
+        if self.standstill.is_paused or self.standstill.paused:
+            # Those that were asked something when the pause began.
+            self.lookups.close_in(self.standstill.pauses)
+        pools = [pool for pool in self._pools.values() if database in (None, pool.name[1])]
+        asking = self.lookups.count_in(lambda name: database in (None, name))
+        return sum(pool.size for pool in pools) + asking, sum(pool.retired for pool in pools)
+
     # --- engines ---
 
     def login_of(self, engine: str, startup: Startup) -> Startup:
@@ -210,6 +263,7 @@ class Runtime:
         except BaseException:
             backend.close()
             raise
+        backend.meter = self.meter_of(engine, own.database)
         return backend
 
     async def _open(self, engine: str, startup: Startup, password: Credential) -> Backend:
@@ -230,7 +284,6 @@ class Runtime:
             self.report_lost(engine, error.text)
             raise
         backend.facts = replace(backend.facts, parameters=self._shared(backend.facts.parameters))
-        backend.meter = self.meter_of(engine)
         self._greetings[engine] = backend.facts
         return backend
 
@@ -275,12 +328,17 @@ class Runtime:
         told = {**backend.facts.parameters, **backend.notes.pop("parameters", {}), **exchange.parameters}
         backend.facts = replace(backend.facts, parameters=self._shared(told))
 
-    def meter_of(self, engine: str) -> Meter:
-        """What counts the requests that an engine answers."""
-        meter = self.meters.get(engine)
+    def meter_of(self, engine: str, database: str) -> Meter:
+        """What counts the requests that an engine answers in a database; asked for where a backend was opened, so that
+        names which clients make up have none."""
+        meter = self.meters.get((engine, database))
         if meter is None:
-            meter = self.meters[engine] = Meter()
+            meter = self.meters[engine, database] = Meter()
         return meter
+
+    def meters_of(self, engine: str) -> list[Meter]:
+        """Those of all its databases."""
+        return [meter for (name, _), meter in self.meters.items() if name == engine]
 
     async def testify(self, since_ns: int, timeout_s: float) -> tuple[bool, str]:
         """Whether the active engine lives, as far as this worker can tell, and how it knows. Bytes that came since then say
@@ -300,7 +358,7 @@ class Runtime:
         return is_up, "it lets us log in" if is_up else "it answers nobody and lets nobody in"
 
     def _look_for_bytes(self, now_ns: int) -> None:
-        bytes_out = self.meter_of(self.active).bytes_out
+        bytes_out = sum(meter.bytes_out for meter in self.meters_of(self.active))
         if bytes_out != self._bytes_out:
             # At some time since the last look.
             self._bytes_out, self.answered_ns = bytes_out, self._looked_ns
@@ -348,6 +406,7 @@ class Runtime:
     async def _find_user(self, user: str, database: str) -> str | None:
         """Ask the active engine. Raises ProxyError."""
         await self.may_serve()
+        await self._may_reach(database)
         auth = self.config.auth
         startup = Startup(auth.auth_user or self.config.admin.user, database, self.wire.inquiry_parameters)
         query = auth.auth_query if self.wire.name == "mysql" else auth.query
@@ -377,6 +436,7 @@ class Runtime:
         if pool is None and (pool := self._unused_pools.pop(name, None)) is not None:
             pool.rules = self._rules
             self._pools[name] = pool
+            self._align(pool)
         if pool is None:
 
             async def open_one(wanted: Startup) -> Backend:
@@ -393,6 +453,7 @@ class Runtime:
             )
             if not self._may_open:
                 pool.stop_opening()
+            self._align(pool)
         return pool
 
     def pools(self, engine: str | None = None) -> list[Pool]:

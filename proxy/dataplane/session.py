@@ -47,6 +47,7 @@ from protocols.wire import (
     Wire,
 )
 from proxy.dataplane.backend import Backend
+from proxy.dataplane.console import Console
 from proxy.dataplane.kills import NobodyHasIt
 from proxy.dataplane.pool import Waiter
 from proxy.dataplane.registry import Standing
@@ -59,6 +60,7 @@ from proxy.errors import (
     HoldExpired,
     IdleInTransaction,
     IdleTooLong,
+    NotEntering,
     OutcomeUnknown,
     ProxyError,
     TlsRequired,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from proxy.dataplane.pool import Pool, Shelf
     from proxy.dataplane.routing import Router
     from proxy.dataplane.runtime import Runtime
+    from proxy.dataplane.users import Users
     from proxy.worker import Worker
 
 _log = structlog.get_logger("turnout.session")
@@ -134,6 +137,7 @@ class Session(Owner):
         "_wrote_ns",
         "cancel_key",
         "client",
+        "console",
         "dress",
         "has_seat",
         "id",
@@ -188,6 +192,8 @@ class Session(Owner):
         self.tracker: Tracker | None = None
         self.ledger: Ledger | None = None
         self.cancel_key: tuple[int, bytes] | None = None
+        self.console: Console | None = None
+        """It has come for the admin console, and has no backend, ever."""
         self.move_notes: object | None = None
         """What a switch under way keeps with this session; only `moving` touches it."""
         self._login: ClientLogin | None = None
@@ -305,6 +311,9 @@ class Session(Owner):
                 return
             if isinstance(fact, LoginProven):
                 # What the login has to say of the proof goes out with its end, or before a wait.
+                if self.console is not None:
+                    self._enter_console(self.console, login, fact.startup)
+                    return
                 assert self.runtime is not None, "the credential look-up has set it"
                 self.runtime.proven(fact.startup.user, fact.credential)
                 self._proven(fact.startup)
@@ -352,6 +361,11 @@ class Session(Owner):
                 )
             )
             return
+        desk = self.worker.console
+        if desk.is_meant(self.wire.name, wanted.database) and desk.users is not None and not wanted.is_replication:
+            self.console = Console(desk, self)
+            self._look_up_in(desk.users, login, wanted)
+            return
         runtime = self.worker.service_of(self.wire.name, wanted.database)
         if runtime is None and wanted.is_replication:
             runtime = self.worker.only_service_of(self.wire.name)
@@ -364,11 +378,21 @@ class Session(Owner):
             )
             return
         self.runtime = runtime
+        if wanted.database in runtime.standstill.disabled:
+            # In PgBouncer's words.
+            self.refuse_login(
+                NotEntering(f'database "{wanted.database}" is disabled', hint="ENABLE at the console lets clients in.")
+            )
+            return
         full = self.worker.seat(self)
         if full is not None:
             self.refuse_login(full)
             return
-        users, link = runtime.users, self.link
+        self._look_up_in(runtime.users, login, wanted)
+
+    def _look_up_in(self, users: Users, login: ClientLogin, wanted: CredentialWanted) -> None:
+        """Go on with the login by the rules and the secrets of a service, or of the console."""
+        link = self.link
         channel = CLEAR
         if link.is_encrypted:
             channel = Channel(is_encrypted=True, binding=link.channel_binding, certificate=link.peer_certificate)
@@ -388,6 +412,22 @@ class Session(Owner):
             spawn(self._guard(self._ask_for(login, wanted, method, channel)), name=f"session {self.id} is looked up")
             return
         self._login_facts(login, login.give_credential(secret, method=method, channel=channel))
+
+    def _enter_console(self, console: Console, login: ClientLogin, startup: Startup) -> None:
+        """From here on its words are for the supervisor."""
+        self.cancel_key = self._draw_cancel_key(login.secret_bytes, 0)
+        accepted = console.proven(login, startup)
+        if accepted is None:
+            return
+        self.startup = startup
+        self.worker.strangers.pop(self.id, None)
+        self.worker.sessions_by_key[self.cancel_key] = self
+        self._login = None
+        self.link.is_quiet = False
+        self.link.sink = console.received
+        self.link.send(accepted)
+        if unread := login.take_unread():
+            console.received(unread)
 
     async def _ask_for(self, login: ClientLogin, wanted: CredentialWanted, method: str, channel: Channel) -> None:
         """Go on with the login once the engine has told who the user is."""
@@ -508,7 +548,8 @@ class Session(Owner):
             self.tracker.is_client_packed = True
             self.link.start_packing(Packing(login.packing.algorithm, login.packing.level, is_to_server=False), unread)
             unread = b""
-        self.relay = Relay(self, self.link, self.tracker, runtime.meter_of(backend.engine))
+        meter = backend.meter or runtime.meter_of(backend.engine, startup.database)
+        self.relay = Relay(self, self.link, self.tracker, meter)
         self.relay.notifies = shares
         self.relay.is_routed = runtime.router is not None and shares and not startup.is_replication
         if self._keeps_backend:
@@ -554,11 +595,12 @@ class Session(Owner):
                 if not taken.done():
                     taken.set_exception(error)
 
-            runtime.request(runtime.engine_of(self), startup, granted, refused)
+            waiter = runtime.request(runtime.engine_of(self), startup, granted, refused)
             while not taken.done():
-                # A hold withdraws all waiters; this one asks again after the release.
+                # A hold withdraws all waiters; this one asks again after the release, which may be over by now.
                 await asyncio.wait([taken], timeout=0.05)
-                if runtime.is_holding and not taken.done():
+                if (runtime.is_holding or waiter.is_over) and not taken.done():
+                    waiter.is_over = True
                     taken.cancel()
             if taken.cancelled():
                 continue
@@ -582,7 +624,10 @@ class Session(Owner):
         told = self.tracker.link(backend.facts, backend.notes)
         self.relay.attach(backend.link)
         if backend.meter is not None:
-            self.relay.meter = backend.meter
+            self.relay.meter = meter = backend.meter
+            meter.assignments += 1
+            if self.relay.waiting_since_ns:
+                meter.wait_ns += time.monotonic_ns() - self.relay.waiting_since_ns
         if told:
             self.link.send(told)
         if unread:
@@ -1442,6 +1487,8 @@ class Session(Owner):
             _log.info("session ended", session=self.id, client=self.client, why=why)
         if self._waiter is not None:
             self._waiter.is_over = True
+        if self.console is not None:
+            self.console.ended()
         runtime = self.runtime
         if runtime is not None:
             runtime.doubts.discard(self)
@@ -1465,6 +1512,10 @@ class Session(Owner):
             self.runtime.requests_ended += self.tracker.requests
             self.runtime.transactions_ended += self.tracker.transactions
             self.runtime.errors_ended += self.tracker.errors
+            if self.startup is not None:
+                counts = self.runtime.ended_in.setdefault(self.startup.database, [0, 0])
+                counts[0] += self.tracker.requests
+                counts[1] += self.tracker.transactions
 
     def _let_backend_go(self) -> None:
         """Give the backend to others if it is clean or can be made so; else close it."""

@@ -151,7 +151,7 @@ REFUSED = {
     "an unknown key that is like no other": (
         change("workers = 2", "zzz = 2"),
         [
-            ("turnout.toml:1: zzz: unknown key; here may stand: control, listener, service, log, workers, state_file, "
+            ("turnout.toml:1: zzz: unknown key; here may stand: control, console, listener, service, log, workers, state_file, "
             "runtime_dir, max_client_conn, client_login_timeout_s")
         ],
     ),

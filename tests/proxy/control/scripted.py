@@ -22,6 +22,7 @@ from proxy.config import (
     Secret,
     ServiceConfig,
 )
+from proxy.control.standstill import Standstills
 from proxy.engines.engine import EngineState, Role
 from proxy.engines.figures import Stream
 from proxy.errors import Conflict, NotFound
@@ -98,6 +99,13 @@ class ScriptedSupervisor:
         self.database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         upgrade(self.database)
         self.ended_sessions: list[tuple[int, str]] = []
+        self.told: list[ipc.Order] = []
+        """What the workers are told about standing still."""
+        self.standstills = Standstills(lambda: self.config.service, self.told.append)
+        self.retired: list[tuple[str, str | None, bool]] = []
+        self.backends_left: int | None = 0
+        self.counted = 0
+        self.ends = 0
         self.subscribers: list[Callable[[Event], None]] = []
         self.policies = PolicyKeeper(
             self.config.service,
@@ -138,7 +146,21 @@ class ScriptedSupervisor:
             ipc.WorkerFigures(request=1, worker=i, cpu_s=1.5, rss_bytes=1_000, services=[figures()]) for i in range(2)
         ]
 
-    async def sessions(self, service: str | None = None) -> list[ipc.Session]:
+    def end(self) -> None:
+        self.ends += 1
+
+    async def backends(self) -> list[ipc.Backend]:
+        return []
+
+    async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None:
+        self.counted += 1
+        left = self.backends_left
+        return None if left is None else ipc.BackendsCounted(request=1, left=left, retired=left)
+
+    def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None:
+        self.retired.append((service, database, ends_sessions))
+
+    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
         return [
             ipc.Session(
                 id=i, worker=0, service="shop", protocol="postgresql", user="[red]app", database="shop",

@@ -17,7 +17,7 @@ from proxy.dataplane.pool import Pool, PoolRules, Waiter
 from proxy.dataplane.registry import MOVES, Registry, Standing
 from proxy.dataplane.relay import Link
 from proxy.dataplane.seats import Seats
-from proxy.errors import ConnectFailed, ProxyError, TooManyConnections
+from proxy.errors import ConnectFailed, PauseExpired, ProxyError, TooManyConnections
 from tests.kit.waiting import until
 
 ALICE = Startup("alice", "shop")
@@ -326,3 +326,75 @@ def test_a_standing_changes_only_as_the_table_says(before: Standing, after: Stan
     else:
         with pytest.raises(AssertionError):
             registry.move(session, after)  # type: ignore[arg-type]
+
+
+# --- standing still -----------------------------------------------------------------------------------------------
+
+
+async def test_a_paused_pool_closes_what_is_free_and_what_comes_back_and_lets_clients_wait(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=3)
+    lent, free = await Asked(pool).answer(), await Asked(pool).answer()
+    pool.give_back(free)
+    pool.pause()
+    assert free.is_lost
+    assert not lent.is_lost
+    assert pool.size == pool.retired == 1
+    waiting = Asked(pool)
+    pool.tick(time.monotonic_ns())
+    pool.give_back(lent)
+    assert lent.is_lost
+    assert pool.size == 0
+    assert waiting.backend is None
+    pool.unpause()
+    assert (await waiting.answer()) not in (lent, free)
+
+
+async def test_a_backend_whose_login_a_pause_met_serves_nobody(engine: Engine) -> None:
+    pool = pool_of(engine)
+    waiting = Asked(pool)
+    pool.pause()
+    await until(lambda: len(engine.opened) == 1 and pool.size == 0, "the login ends, and its backend")
+    assert waiting.backend is None
+    pool.unpause()
+    await waiting.answer()
+
+
+async def test_who_waits_too_long_for_a_paused_database_is_told_so(engine: Engine) -> None:
+    pool = pool_of(engine)
+    pool.pause()
+    waiting = Asked(pool, deadline_ns=time.monotonic_ns())
+    pool.tick(time.monotonic_ns())
+    assert isinstance(waiting.error, PauseExpired)
+    assert waiting.error.sqlstate == "57P03"
+
+
+async def test_what_a_switch_prepares_in_a_paused_pool_is_not_kept(engine: Engine) -> None:
+    pool = pool_of(engine)
+    pool.pause()
+    backend = await engine.open_one(ALICE)
+    pool.shelve(backend)
+    assert backend.is_lost
+    assert pool.size == 0
+
+
+async def test_a_retired_backend_ends_with_its_session_and_another_is_opened_at_once(engine: Engine) -> None:
+    pool = pool_of(engine, size_max=2)
+    old = await Asked(pool).answer()
+    pool.retire()
+    assert pool.retired == 1
+    new = await Asked(pool).answer()
+    assert new is not old
+    pool.give_back(old)
+    pool.give_back(new)
+    assert old.is_lost
+    assert (pool.idle, pool.retired) == (1, 0)
+
+
+async def test_a_retired_backend_is_not_reset_before_it_is_closed(engine: Engine) -> None:
+    pool = pool_of(engine)
+    old = await Asked(pool).answer()
+    pool.retire()
+    await pool.give_back_used(old)
+    assert old.is_lost
+    far = engine.opened[0][1]
+    assert b"DISCARD" not in far.recv(1_000)

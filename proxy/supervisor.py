@@ -446,6 +446,21 @@ class Supervisor:
         self._guards.switch_automation(service, is_on, by)
         return self._guards.view(service)
 
+    async def start_failover(
+        self, service: str, target: str | None, *, force: bool = False, by: str = "", reason: str = ""
+    ) -> SwitchRecord:
+        """Have another engine take over from the active one, which is gone. Returns when the decision is journaled.
+
+        Raises NotFound, Conflict (it lives, or a switch is under way), PlanRefused (nobody can take over).
+        """
+        self._known(service)
+        try:
+            return await self._guards.start(service, target, force=force, by=by, reason=reason)
+        except sqlite3.Error as error:
+            raise PlanRefused(
+                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
+            ) from error
+
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the config again and apply what may be applied. One line for each change that was applied, and for each that
         needs a restart.

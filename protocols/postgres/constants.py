@@ -97,6 +97,10 @@ WATCHED = 64
 # The request may change state that outlives its transaction.
 LASTING = 128
 
+# What has become of a COMMIT whose transaction's id was asked for, while its Sync has not come.
+ASKED = 1
+EXECUTED = 2
+
 # What a client's message does, besides the kinds above, which are also pushed.
 CLIENT_REFUSE = 0
 CLIENT_PASS = 10

@@ -45,6 +45,9 @@ cdef enum:
     WATCHED = 64
     LASTING = 128
 
+    ASKED = 1
+    EXECUTED = 2
+
     CLIENT_REFUSE = 0
     CLIENT_PASS = 10
     CLIENT_LEAVE = 11
@@ -105,8 +108,16 @@ cdef class PostgresTracker(Tracker):
         bint _may_commit
         # The ring's tail behind a COMMIT that stands alone and whose transaction's id is asked for before it; -1: none.
         Py_ssize_t _commit_tail
-        # The Sync of such a COMMIT, in the extended protocol, has not come.
-        bint _commit_unsynced
+        # Such a COMMIT, in the extended protocol, whose Sync has not come: ASKED, or EXECUTED; 0: none.
+        int _commit_unsynced
+        # A COMMIT of the extended protocol has been answered, and its Sync has not.
+        bint _has_committed
+        # Something of the extended protocol has run, and its Sync has not been answered.
+        bint _has_run
+        # The portal last bound is of a COMMIT, in a transaction that was lost with its server.
+        bint _bound_commits
+        # Names of statements that may be a COMMIT, and whether they are nothing else; None as long as there is none.
+        dict _commit_names
         # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
         object _untold
         # The last Parse of the unnamed statement that the server accepted, if the client may still use it.
@@ -125,6 +136,9 @@ cdef class PostgresTracker(Tracker):
         # So may the unnamed statement, and some named one of this session (see _may_commit).
         bint _unnamed_commits
         bint _named_commits
+        # The ring's tail behind the Execute of a COMMIT of what was lost; -1: none. And the error behind it is not to be told.
+        Py_ssize_t _stopped_tail
+        bint _skips_error
         # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).
         bint _is_lost
         # The backend's unnamed statement is this session's, or there is none.
@@ -174,6 +188,7 @@ cdef class PostgresTracker(Tracker):
     cdef int _fetch_client(self, Py_ssize_t position, Py_ssize_t size, Py_ssize_t whole=*) except -1
     cdef bint _has_shown_ids(self)
     cdef bint _asks_before_commit(self) noexcept
+    cdef bint _minds_commits(self) noexcept
     cdef int _fetch_server(self, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _push(self, int entry) except -1
     @cython.locals(entry=int)
@@ -185,6 +200,7 @@ cdef class PostgresTracker(Tracker):
     @cython.locals(dropped=Py_ssize_t, entry=int)
     cdef int _begin_copy_in(self) except -1
     cdef int _end_copy_in(self) except -1
+    cdef int _settle_ready(self, int status) except -1
     @cython.locals(begin=Py_ssize_t, last=Py_ssize_t)
     cdef bint _edit_bind(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end, Py_ssize_t size

@@ -57,6 +57,7 @@ from protocols.postgres.messages import (
     build_close,
     build_error,
     build_parameter_status,
+    build_parse,
     build_query,
     build_ready,
     parse_data_row,
@@ -87,6 +88,7 @@ from protocols.wire import CLIENTS_OWN, BackendFacts, ErrorReply, Exchange, Trac
 if not cython.compiled:
     from protocols.codes import EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, LEDGER_TOUCHED, SWALLOW
     from protocols.postgres.constants import (
+        ASKED,
         BIND,
         BIND_NAMES_BYTES_MAX,
         CALL,
@@ -99,6 +101,7 @@ if not cython.compiled:
         EDITED_BYTES_MAX,
         ERROR_BYTES_MAX,
         EXECUTE,
+        EXECUTED,
         IN_FLIGHT_MAX,
         INVENTED,
         KIND,
@@ -136,6 +139,12 @@ first answer after the promotion: never tell a client that they are on when a ba
 
 
 _ASK_TRANSACTION: Final = build_query(b"SELECT pg_catalog.pg_current_xact_id_if_assigned()")
+
+COMMIT_NAMES_MAX: Final = 64
+"""COMMITs that a client has prepared by names and that are remembered."""
+
+_STOP: Final = build_parse(b"", b"turnout_lost_the_server_of_this_batch")
+"""A syntax error: in a failed transaction it comes before 25P02."""
 
 _DONE: Final = b"C\0\0\0\x0bCOMMIT\0"
 _COMMITTED: Final[Mapping[int, bytes]] = {
@@ -266,7 +275,13 @@ class PostgresTracker(Tracker):
         self._named_commits = False
         self._is_lost = False
         self._commit_tail = -1
-        self._commit_unsynced = False
+        self._commit_unsynced = 0
+        self._commit_names: dict[bytes, bool] | None = None
+        self._bound_commits = False
+        self._has_committed = False
+        self._has_run = False
+        self._stopped_tail = -1
+        self._skips_error = False
         self._transaction: bytes | None = None
         self._untold: bytes | None = None
         self._last_words = b""
@@ -333,7 +348,11 @@ class PostgresTracker(Tracker):
                         return self._fetch_client(position, size + 1)
                     return verdict
             if sent == EXECUTE:
+                if self._bound_commits and self._untold is not None and size <= SMALL_BYTES_MAX:
+                    return self._fetch_client(position, size + 1)
                 self._unsynced = True
+                if self._commit_unsynced > 0:
+                    self._commit_unsynced = EXECUTED if self._commit_unsynced == ASKED else 0
                 if not self._skipping:
                     self._push(EXECUTE | LASTING if self._bound_lasting else EXECUTE)
             elif sent == SYNC:
@@ -344,9 +363,9 @@ class PostgresTracker(Tracker):
                     self._unsynced = False
                     self._syncs_sent += 1
                     self._push(SYNC)
-                    if self._commit_unsynced:
-                        self._commit_unsynced = False
+                    if self._commit_unsynced == EXECUTED:
                         self._commit_tail = self._tail
+                    self._commit_unsynced = 0
             elif sent == QUERY:
                 if size > QUERY_BYTES_MAX:
                     self._unnamed = None
@@ -370,8 +389,8 @@ class PostgresTracker(Tracker):
                     self._unsynced = False
                     self._push(QUERY)
             elif sent == BIND:
-                if self._fetches_names:
-                    if self._edit_bind(data, position, end, size):
+                if self._fetches_names or self._minds_commits():
+                    if not self._minds_commits() and self._edit_bind(data, position, end, size):
                         return EDIT
                     return self._fetch_client(position, min(size + 1, BIND_NAMES_BYTES_MAX), size + 1)
                 self._unsynced = True
@@ -471,28 +490,18 @@ class PostgresTracker(Tracker):
                 status = data[position + 5] if size == 5 else 0
                 if status != 0x49 and status != 0x54 and status != 0x45:  # I T E
                     raise ProtocolViolation("server", "ReadyForQuery without a transaction status")
-                self._pop()
-                self._copying = 0
-                self._syncs_in_copy = 0
-                self._tx = status
-                self._unit_failed = False
-                if self._head == self._tail:
-                    self._may_commit = False
-                    self._commit_tail = -1
-                self.requests += 1
-                if status == 0x49:
-                    self.transactions += 1
-                if self._lasting_ran:
-                    if self._schema_changed:
-                        # Others have prepared since, and the server read their texts by what was committed then.
-                        outdate_all()
-                        self._schema_changed = status != 0x49
-                    self.ledger_news = LEDGER_TOUCHED
-                    self._ledger.is_dirty = True
-                    self._lasting_ran = status != 0x49
+                if status == 0x49 and self._untold is not None:
+                    return self._fetch_server(position, size + 1)
+                self._settle_ready(status)
             elif move == MOVE_COMPLETE:
                 if (entry & LASTING or self._untold is not None) and size <= COMMAND_TAG_BYTES_MAX:
                     return self._fetch_server(position, size + 1)
+                if size == 11 and entry & KIND == EXECUTE:
+                    if end - position < 7:
+                        break
+                    # COMMIT and COPY n have tags of this length.
+                    if data[position + 5] == 0x43 and data[position + 6] == 0x4F:  # C O
+                        self._has_committed = True
                 if self._copying != 0:
                     self._end_copy_in()
                 if entry & KIND == EXECUTE:
@@ -525,6 +534,29 @@ class PostgresTracker(Tracker):
             self._server_left = size - 4
         self.stop = position
         return FORWARD
+
+    def _settle_ready(self, status: int) -> int:
+        """A ReadyForQuery: a request, or a batch, is over."""
+        self._pop()
+        self._copying = 0
+        self._syncs_in_copy = 0
+        self._tx = status
+        self._unit_failed = self._has_committed = self._has_run = False
+        if self._head == self._tail:
+            self._may_commit = False
+            self._commit_tail = -1
+        self.requests += 1
+        if status == 0x49:
+            self.transactions += 1
+        if self._lasting_ran:
+            if self._schema_changed:
+                # Others have prepared since, and the server read their texts by what was committed then.
+                outdate_all()
+                self._schema_changed = status != 0x49
+            self.ledger_news = LEDGER_TOUCHED
+            self._ledger.is_dirty = True
+            self._lasting_ran = status != 0x49
+        return 0
 
     def at_boundary(self) -> bool:
         return self.is_idle() and self._tx == 0x49 and not self._unsynced
@@ -631,6 +663,8 @@ class PostgresTracker(Tracker):
             if self._mask + 1 >= IN_FLIGHT_MAX:
                 raise ProtocolViolation("client", f"more than {IN_FLIGHT_MAX} requests in flight")
             count = self._tail - self._head
+            self._commit_tail = max(-1, self._commit_tail - self._head)
+            self._stopped_tail = max(-1, self._stopped_tail - self._head)
             self._ring = bytearray(
                 [self._ring[(self._head + i) & self._mask] for i in range(count)] + [0] * (self._mask + 1)
             )
@@ -656,6 +690,8 @@ class PostgresTracker(Tracker):
         if entry & LASTING:
             self._lasting_in_flight -= 1
             self._lasting_ran = True
+        if entry & KIND == EXECUTE:
+            self._has_run = True
         if entry & WATCHED:
             self._take_watched().on_done()
         return self._uncover()
@@ -761,6 +797,8 @@ class PostgresTracker(Tracker):
             replacement = self._take_bind(message)
         elif tag == 0x44:  # D
             replacement = self._take_describe(message)
+        elif tag == 0x45:  # E
+            replacement = self._take_execute(message)
         elif tag == 0x43:  # C
             replacement = self._take_close(message)
         else:
@@ -780,6 +818,29 @@ class PostgresTracker(Tracker):
             and not self._unsynced
             and not self._skipping
         )
+
+    def _minds_commits(self) -> bool:
+        """Whether the next Bind is of a COMMIT matters, and it may be of one that has a name."""
+        return self._untold is not None or (self._commit_names is not None and self._asks_before_commit())
+
+    def _note_commit(self, name: bytes, text: bytes) -> None:
+        """The client prepares `text` by this name."""
+        if not may_commit(text, 0, len(text)):
+            if self._commit_names is not None:
+                self._commit_names.pop(name, None)
+            return
+        self._named_commits = True
+        if self._commit_names is None:
+            self._commit_names = {}
+        if len(self._commit_names) < COMMIT_NAMES_MAX or name in self._commit_names:
+            self._commit_names[name] = is_commit(text)
+
+    def _is_bound_to_commit(self, name: bytes) -> bool:
+        """A Bind of this statement may be of a COMMIT."""
+        if not name:
+            return bool(self._unnamed_commits)
+        names = self._commit_names
+        return names is not None and (name in names or len(names) >= COMMIT_NAMES_MAX)
 
     def _ask_transaction(self) -> bytes:
         """A Query of ours, whose answer comes before the server looks at the COMMIT behind it."""
@@ -820,20 +881,21 @@ class PostgresTracker(Tracker):
         name = _text_at(message, 5, "Parse")
         text = _text_at(message, 6 + len(name), "Parse")
         asked = b""
-        if asks and not name and is_commit(text):
-            # Our Query ends the unnamed statement, which this message makes anew.
+        if asks and is_commit(text):
             asked = self._ask_transaction()
-            self._commit_unsynced = True
+            self._commit_unsynced = ASKED
+            if name:
+                # Our Query ends the unnamed statement.
+                self.disturbed()
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self.ledger_news = LEDGER_TOUCHED
             self._ledger.suspect(custom_names(text))
             self._ledger.note_creations(text)
-        if may_commit(text, 0, len(text)):
-            self._unnamed_commits = self._unnamed_commits or not name
-            self._named_commits = self._named_commits or bool(name)
-        elif not name:
-            self._unnamed_commits = False
+        if name:
+            self._note_commit(name, text)
+        else:
+            self._unnamed_commits = bool(may_commit(text, 0, len(text)))
         if not name:
             self._unnamed_lasting = is_lasting
             self._push_unnamed(message, PARSE | WATCHED)
@@ -892,12 +954,19 @@ class PostgresTracker(Tracker):
         return None if statement is None else statement.body[: statement.body.index(0)]
 
     def _take_bind(self, message: bytes) -> bytes:
+        asks = self._asks_before_commit()
         self._unsynced = True
         if self._skipping:
             return message
         portal = _text_at(message, 5, "Bind")
         begin = 6 + len(portal)
         name = _text_at(message, begin, "Bind")
+        asked = b""
+        if asks and name and self._commit_names is not None and self._commit_names.get(name):
+            asked = self._ask_transaction()
+            self._commit_unsynced = ASKED
+            self.disturbed()
+        self._bound_commits = self._untold is not None and self._is_bound_to_commit(name)
         before, called, is_lasting = self._resolve(name)
         if is_lasting:
             # A setting's name may be among the parameters.
@@ -907,8 +976,21 @@ class PostgresTracker(Tracker):
         self._push(BIND | LASTING if is_lasting else BIND)
         self._decide_fetching()
         if called == name:
-            return before + message
-        return before + _renamed(message, begin, name, called)
+            return asked + before + message
+        return asked + before + _renamed(message, begin, name, called)
+
+    def _take_execute(self, message: bytes) -> bytes:
+        """A COMMIT in a transaction that was lost with its server, which its client has not been told. Here the server is
+        in one that has failed and answers ROLLBACK, which is no error; the client gets one. That the server then
+        skips the rest of the batch, as the client expects, needs an error of the server's own."""
+        self._unsynced = True
+        if self._skipping:
+            return message
+        self._push(EXECUTE | LASTING if self._bound_lasting else EXECUTE)
+        self._stopped_tail = self._tail
+        # Our Parse ends the unnamed statement.
+        self.disturbed()
+        return message + _STOP
 
     def _take_describe(self, message: bytes) -> bytes:
         self._unsynced = True
@@ -1113,6 +1195,8 @@ class PostgresTracker(Tracker):
             message = self._take_error(message)
         elif message[0] == 0x41:  # A
             message = self._take_notification(message)
+        elif message[0] == 0x5A:  # Z
+            message = self._take_ready(message)
         else:
             message = self._take_command_complete(message)
         self._tell_invented()
@@ -1131,6 +1215,16 @@ class PostgresTracker(Tracker):
         elif tag != 0x54 and tag != 0x43 and tag != 0x45:  # T C E
             raise ProtocolViolation("server", f"unexpected message type 0x{tag:02x} in an answer to the proxy")
         return b""
+
+    def _take_ready(self, message: bytes) -> bytes:
+        """The client awaited nothing when its server was lost, in the middle of a batch that had run something. The batch
+        ends well here, with less in it: the client is told before it takes it for done."""
+        told, self._untold = self._untold, None
+        assert told is not None, "it is not fetched without"
+        self.errors += 1
+        self.faults += 1
+        self._settle_ready(message[5])
+        return told + message
 
     def _take_parameter_status(self, message: bytes) -> bytes:
         name, value = parse_parameter_status(message)
@@ -1154,6 +1248,10 @@ class PostgresTracker(Tracker):
             # client is told.
             self._last_words = message
             self.has_last_words = True
+            return b""
+        if self._skips_error:
+            # The one that `_take_execute` has made.
+            self._skips_error = False
             return b""
         self.errors += 1
         if _is_fault(fields):
@@ -1182,8 +1280,12 @@ class PostgresTracker(Tracker):
                 # Most drivers take what is no error for a commit.
                 self.errors += 1
                 self.faults += 1
+                self._skips_error = self._ring[self._head & self._mask] & KIND == EXECUTE
+                self._stopped_tail = -1
                 self._fail()
                 return told
+        if command == b"COMMIT":
+            self._has_committed = True
         if command == b"DEALLOCATE ALL" or command == b"DISCARD ALL":
             self._ledger.forget_statements()
             self._names.forget_settled()
@@ -1199,13 +1301,10 @@ class PostgresTracker(Tracker):
         return message
 
     def _is_commit(self) -> bool:
-        """What is answered now may be a COMMIT, and nothing but a ReadyForQuery follows the answer. Of a client that has
-        prepared its COMMIT by a name a ROLLBACK may be taken for one: it is told then, too."""
-        kind = self._ring[self._head & self._mask] & KIND
-        if kind != EXECUTE:
-            return self._may_commit
-        is_last = self._head + 1 != self._tail and self._ring[(self._head + 1) & self._mask] & KIND == SYNC
-        return is_last and (self._unnamed_commits or self._named_commits)
+        """What is answered now may be a COMMIT of a transaction that was lost."""
+        if self._ring[self._head & self._mask] & KIND == EXECUTE:
+            return self._head + 1 == self._stopped_tail
+        return bool(self._may_commit)
 
     def take_invented(self) -> bytes:
         answers = []
@@ -1269,8 +1368,9 @@ class PostgresTracker(Tracker):
                 self._take_watched().on_dropped(False)
         self._units = 0
         self._lasting_in_flight = 0
-        self._commit_tail = -1
-        self._commit_unsynced = False
+        self._commit_tail = self._stopped_tail = -1
+        self._commit_unsynced = 0
+        self._bound_commits = self._skips_error = False
         self._server_left = 0
         self._server_fetching = False
         self._invent_due = False
@@ -1294,8 +1394,9 @@ class PostgresTracker(Tracker):
             # Whatever became of it, the transaction is over.
             error, status = unknown, b"I"
         elif self._tx != 0x49:
-            has_committed = self._may_commit or self._unnamed_commits or self._named_commits
-            error, status = unknown if has_committed and self._head != self._tail else aborted, b"E"
+            may_have = self._may_commit or self._unnamed_commits or self._named_commits
+            is_known = not self._has_committed and (self._head == self._tail or not may_have)
+            error, status = aborted if is_known else unknown, b"E"
         else:
             error, status = unknown, b"I"
         told = build_error(severity="ERROR", sqlstate=error.sqlstate, message=error.message, hint=error.hint)
@@ -1320,8 +1421,13 @@ class PostgresTracker(Tracker):
                 self.errors += 1
                 self.faults += 1
             self._skipping = True
-        elif self._head == self._tail and not self._skipping and (self._tx == 0x54 or self._unsynced):  # T
-            # It awaits nothing now, so it is told in the place of the next error, or of the answer to its COMMIT.
+        elif (
+            self._head == self._tail
+            and not self._skipping
+            and (self._tx == 0x54 or (self._unsynced and self._has_run))  # T
+        ):
+            # It awaits nothing now, so it is told in the place of the next error or of the answer to its COMMIT, or before
+            # the batch ends.
             self._untold = told
         if self._copying == 1:
             # Its CopyData, CopyDone and CopyFail are still on their way; the next server ignores them.
@@ -1332,6 +1438,7 @@ class PostgresTracker(Tracker):
         self._left_behind_fetched = 0
         self._drop_in_flight()
         self._lasting_ran = self._unit_failed = self._may_commit = self._schema_changed = False
+        self._has_committed = self._has_run = False
         self._tx = 0x49 if status == b"I" else 0x45
         self._is_lost = True
         return b"".join(answer)
@@ -1357,8 +1464,12 @@ class PostgresTracker(Tracker):
 
     def committed_answer(self) -> bytes:
         answers = []
-        for place in range(self._head, self._tail):
-            answers.append(_COMMITTED.get(self._ring[place & self._mask] & KIND, b""))
+        while self._head != self._tail:
+            entry = self._ring[self._head & self._mask]
+            if not entry & SWALLOWED:
+                answers.append(_COMMITTED.get(entry & KIND, b""))
+            self._pop()
+        self._invent_due = self.has_invented = False
         return b"".join(answers)
 
     @property

@@ -414,10 +414,17 @@ def switch(
     if begun["phase"] == "pending":
         _show(begun, as_json, show.show_waiting)
         return
+    _see_through(client, begun["id"], as_json)
+
+
+def _see_through(client: ControlClient, switch_id: str, as_json: bool) -> None:
+    """Wait for the end of a switch that has begun, show it, and fail if it did not complete."""
+    from proxy.cli import show
+
     try:
-        ended = _follow(client, begun["id"], None if as_json else show.console())
+        ended = _follow(client, switch_id, None if as_json else show.console())
     except KeyboardInterrupt:
-        _fail(f"the switch goes on; `turnout cancel {begun['id']}` undoes it, as long as it may be undone")
+        _fail(f"the switch goes on; `turnout cancel {switch_id}` undoes it, as long as it may be undone")
     if as_json:
         _print_json(ended)
     else:
@@ -531,22 +538,36 @@ def datacheck(
 
 @app.command()
 def failover(
-    automatic: Annotated[
-        Literal["on", "off"], typer.Argument(help="`on` or `off`; a failover that failed switches it off.")
+    order: Annotated[
+        Literal["on", "off", "start"],
+        typer.Argument(help="`on` or `off`: by itself or not; a failover that failed switches it off. `start`: now."),
     ],
+    target: Annotated[
+        str | None, typer.Argument(help="With `start`: who takes over; else the one that has most.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option(help="With `start`: one that may lack more than lag_tolerance_ms allows.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="With `start`: kept in the report.")] = "",
     service: Service = None,
     url: Url = None,
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let another engine take over by itself when the active one fails, or not."""
+    """Let another engine take over by itself when the active one fails, or not; or order it, once the active one is gone."""
     from proxy.cli.show import show_failover
 
+    if order != "start" and (target is not None or force or reason):
+        _fail(f"nothing else belongs to `turnout failover {order}`", code=WRONG_USE)
     client = _client(url, token_file)
     path = f"/v1/services/{_segment(_service(client, service))}/failover"
-    view = client.post(path, {"automatic": automatic == "on"})
+    if order == "start":
+        begun = client.post(f"{path}/start", {"target_engine": target, "force": force, "reason": reason})
+        _see_through(client, begun["id"], as_json)
+        return
+    view = client.post(path, {"automatic": order == "on"})
     _show(view, as_json, show_failover)
-    if automatic == "on" and not view["is_automatic"]:
+    if order == "on" and not view["is_automatic"]:
         _fail(f"no engine takes over by itself: {view['why_not']}", "change the config")
 
 

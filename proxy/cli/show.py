@@ -166,9 +166,10 @@ def show_engines(out: Console, rows: list[Json], *, with_service: bool) -> None:
                     f"{engine['name']} does not replicate: {state['replication_error'] or 'no reason given'}"
                 )
         if engine["deposed"] is not None:
+            why = f" since switch {engine['deposed']['switch']}" if engine["deposed"]["switch"] else ""
             remarks.append(
-                f"{engine['name']} was left by failover {engine['deposed']['switch']}: it is fenced whenever it is seen to"
-                " take writes; make it a standby of the active engine"
+                f"{engine['name']} must not take writes{why}: it is fenced whenever it does; make it a standby of the active"
+                " engine"
             )
         table.add_row(*cells)
     out.print(Padding.indent(table, 0 if with_service else 2))

@@ -155,6 +155,16 @@ class AutomationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     automatic: Annotated[bool, Meta(description="Another engine takes over by itself.")]
 
 
+class FailoverOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who takes over from an active engine that is gone."""
+
+    target_engine: Annotated[str, Meta(min_length=1, max_length=63)] | None = msgspec.field(default=None)
+    """Null: the one that has most."""
+    force: bool = False
+    """Take one that may lack more than `lag_tolerance_ms` allows. Needs the role admin."""
+    reason: Annotated[str, Meta(max_length=500)] = ""
+
+
 class PolicyRequest(PolicyConfig, frozen=True, kw_only=True):
     """A policy: the keys of `[service.NAME.policy.NAME]` in the config, and its service."""
 
@@ -638,6 +648,25 @@ async def failover(
     return _door(state).switch_automation(_caller(request), service, is_on=data.automatic)
 
 
+@post(
+    "/v1/services/{service:str}/failover/start",
+    tags=["switching"],
+    status_code=202,
+    operation_class=Change,
+    responses=_CHANGE | {202: ResponseSpec(SwitchRecord, generate_examples=False, description="It has begun.")},
+)
+async def start_failover(
+    request: Request[Any, Any, Any], state: State, service: ServiceName, data: JSONBody[FailoverOrder]
+) -> Response[SwitchRecord]:
+    """Have another engine take over from the active one, which is gone, whether or not that would happen by itself. Follow it
+    with `GET /v1/switches/{id}`. Refused while the active engine answers. Needs the role operator, and with `force`
+    admin."""
+    record = await _door(state).start_failover(
+        _caller(request), service, data.target_engine, force=data.force, reason=data.reason
+    )
+    return Response(record, status_code=202, headers={"Location": f"/v1/switches/{record.id}"})
+
+
 # --- policies -----------------------------------------------------------------------------------------------------
 
 
@@ -858,7 +887,7 @@ async def _harden(message: Message, scope: Scope) -> None:
 HANDLERS: Final = [
     status, services, service_detail, engines, pools, sessions, session_detail, ready, config, events, audit,
     add_engine, remove_engine, end_session, reload, log_setting, set_log,
-    switch, switches, switch_detail, report, cancel, failover,
+    switch, switches, switch_detail, report, cancel, failover, start_failover,
     datachecks, datacheck, start_datacheck, resume_datacheck, cancel_datacheck,
     engine_metrics, policies, policy_detail, set_policy, remove_policy, enable_policy, disable_policy, run_policy,
     history_of_policy, policy_history,

@@ -88,6 +88,9 @@ class Supervisor(Protocol):
     def reload(self) -> tuple[list[str], list[str]]: ...
     def set_log_level(self, level: LogLevel) -> None: ...
     def switch_automation(self, service: str, is_on: bool, by: str = "") -> FailoverView: ...
+    async def start_failover(
+        self, service: str, target: str | None, *, force: bool = False, by: str = "", reason: str = ""
+    ) -> SwitchRecord: ...
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]: ...
 
 
@@ -532,6 +535,27 @@ class ControlService:
             view = self.supervisor.switch_automation(service, is_on, who.name)
         _log.info("automatic failover switched", service=service, is_on=is_on, by=who.name)
         return view
+
+    async def start_failover(
+        self, who: Caller, service: str, target: str | None = None, *, force: bool = False, reason: str = ""
+    ) -> SwitchRecord:
+        """Have another engine take over from the active one, which is gone, whether or not the automation is on: `target`, or
+        the one that has most. With `force` (role admin) it may be one that lacks more than `lag_tolerance_ms` allows, or
+        nobody knows how much. Returns once it has begun.
+
+        Raises NotFound; Conflict: the active engine lives, or a switch is under way; PlanRefused: nobody can take over.
+        """
+        asked = {"target": target, "force": force, "reason": reason}
+        asked = {name: value for name, value in asked.items() if value}
+        with self._recorded(who, "start_failover", service, asked) as detail:
+            require(who, Role.OPERATOR, "order a failover")
+            if force:
+                require(who, Role.ADMIN, "force a failover")
+            self._service(service)
+            record = await self.supervisor.start_failover(service, target, force=force, by=who.name, reason=reason)
+            detail["switch"] = record.id
+        _log.info("failover asked for", service=service, switch=record.id, target=record.target, by=who.name)
+        return record
 
     # --- standing still -------------------------------------------------------------------------------------------
 

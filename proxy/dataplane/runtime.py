@@ -38,6 +38,9 @@ REDRESS_TIMEOUT_S: Final = 10.0
 ACCESS_DENIED: Final = 1045
 """MySQL's ER_ACCESS_DENIED_ERROR: a wrong password."""
 
+CLIENT_THOUSAND: Final = 2
+"""MySQL's errors from 2000 to 2999 are made by clients of a server, never by a server."""
+
 PARAMETERS_MAX: Final = 1024
 """Sets of ParameterStatus values that are kept to be shared."""
 
@@ -302,11 +305,17 @@ class Runtime:
         try:
             backend = await self._open(engine, Startup(admin.user, database), password)
         except EngineRefused as error:
-            return error.sqlstate != STARTING_UP
+            return error.sqlstate != STARTING_UP and not self._is_by_another(error)
         except EngineError:
             return False
         backend.close(says_goodbye=True)
         return True
+
+    def _is_by_another(self, error: EngineRefused) -> bool:
+        """Said by who stands before a server that is gone: a connection exception, a number of MySQL's client library."""
+        if self.wire.name == "postgresql":
+            return error.sqlstate.startswith("08")
+        return error.mysql_code // 1000 == CLIENT_THOUSAND
 
     @property
     def redresses(self) -> bool:

@@ -327,11 +327,8 @@ class PostgresEngine(Engine):
                 raise _OtherWay(refused) from error
             raise refused from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            failure: Failure = "told" if isinstance(error, asyncpg.PostgresError) else "silent"
-            if isinstance(error, asyncpg.CannotConnectNowError):
-                failure = "starting"
             raise ConnectFailed(
-                f"engine {self.name} at {self.address} takes no connection: {error}", failure=failure
+                f"engine {self.name} at {self.address} takes no connection: {error}", failure=_failure_told_by(error)
             ) from error
         except TimeoutError as error:
             raise ConnectFailed(
@@ -985,6 +982,16 @@ def conninfo_for(conninfo: str, host: str, port: int) -> str:
     if conninfo.startswith(("postgresql://", "postgres://")):
         raise EngineError("primary_conninfo is a URI: write it as host=… port=… so that Turnout can point it elsewhere")
     return f"{_WHERE.sub('', conninfo).strip()} host={host} port={port}".strip()
+
+
+def _failure_told_by(error: Exception) -> Failure:
+    """What a login that failed shows of the server. Only its own words show that it is there: asyncpg makes errors of the
+    same classes by itself (they have no severity), and by class 08 speaks who stands before a server that is gone."""
+    if not isinstance(error, asyncpg.PostgresError) or error.severity is None:
+        return "silent"
+    if isinstance(error, asyncpg.CannotConnectNowError):
+        return "starting"
+    return "silent" if str(error.sqlstate).startswith("08") else "told"
 
 
 async def poll(connection: Any, wanted: object, sql: str, *args: object) -> None:

@@ -7,7 +7,9 @@ probes that failed in a row, since the engine last answered *as the active one*:
 counts for nothing. Its table (`NEXT`) has one short way to `lost`: the process is gone for sure, since every one of these
 probes was refused by the host of an address that answered before. Otherwise the workers have to agree (`silent`): one
 that had an answer from the engine meanwhile, or can log in there, stops it. An engine that says that it is starting is
-alive, and gets `starting_s`. One answer of the engine begins everything anew.
+alive, and gets `starting_s`. One answer of the engine begins everything anew. An engine that has not answered in the
+present epoch, or since Turnout began, may be starting without a word as everything else on its host is: it gets
+`starting_s` too, it is never lost without the workers, and no standby may still replicate from it.
 
 **Which one?** `choose` takes the standby that has most of what the lost engine wrote: on PostgreSQL by timeline and
 received LSN, on MySQL and MariaDB by received GTIDs. What it may lack is bounded by the positions that the probes of the
@@ -48,7 +50,7 @@ class Health(enum.StrEnum):
     """What is thought of the active engine."""
 
     UNSEEN = "unseen"
-    """It has not answered yet since it is the active one, or since Turnout began: nothing is known of it."""
+    """It has not answered yet since it is the active one, or since Turnout began."""
     ANSWERING = "answering"
     SUSPECTED = "suspected"
     """A probe failed since the last answer."""
@@ -77,6 +79,7 @@ _H, _S = Health, Seen
 
 NEXT: Final[Mapping[tuple[Health, Seen], Health]] = {
     (_H.UNSEEN, _S.ANSWER): _H.ANSWERING,
+    (_H.UNSEEN, _S.FAILURES): _H.SILENT,
     (_H.ANSWERING, _S.FAILURE): _H.SUSPECTED,
     (_H.ANSWERING, _S.FAILURES): _H.SILENT,
     (_H.ANSWERING, _S.GONE): _H.LOST,
@@ -140,6 +143,9 @@ class Detector:
             self.failed = self._refused = 0
             return self._sees(Seen.FAILURE)
         self.failed += 1
+        if not self.answered_ns:
+            is_due = self.failed >= self._failures and at_ns - self.since_ns >= self._starting_ns
+            return self._sees(Seen.FAILURES if is_due else Seen.FAILURE)
         self._refused = self._refused + 1 if failure == "refused" else 0
         if self._refused >= self._failures:
             return self._sees(Seen.GONE)
@@ -223,14 +229,21 @@ def choose(
     replication: str,
     lag_tolerance_ms: float,
     preferred: str | None = None,
+    has_answered: bool = True,
+    takes_unknown: bool = False,
 ) -> Choice:
     """Who takes over from `lost`, of the other engines as they answered just now. `preferred` is taken if nobody has more
-    than it."""
+    than it. `has_answered` is false of an engine that was not seen to live in this epoch: its standbys have to agree that
+    it is gone. With `takes_unknown` one is taken of which nobody knows what it may lack."""
     candidates = {
-        name: _judge(lost, name, state, replication, lag_tolerance_ms)
+        name: _judge(lost, name, state, replication, lag_tolerance_ms, takes_unknown)
         for name, state in states.items()
         if name != lost.name
     }
+    attached = [name for name, state in states.items() if state.is_reachable and state.is_replicating]
+    if not has_answered and attached:
+        why = f"nobody takes over from {lost.name}: {_names(attached)} still replicates, and it was not seen to live before"
+        return Choice("", why, [candidates[name] for name in sorted(candidates)])
     listed = [candidates[name] for name in sorted(candidates)]
     eligible = [name for name in sorted(candidates) if not candidates[name].why_not]
     if not eligible:
@@ -262,7 +275,9 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _judge(lost: Lost, name: str, state: EngineState, replication: str, tolerance_ms: float) -> Candidate:
+def _judge(
+    lost: Lost, name: str, state: EngineState, replication: str, tolerance_ms: float, takes_unknown: bool
+) -> Candidate:
     have = state.received or state.position
     if not state.is_reachable or have is None:
         return Candidate(
@@ -279,7 +294,7 @@ def _judge(lost: Lost, name: str, state: EngineState, replication: str, toleranc
         return Candidate(name=name, why_not=why_not, position=str(have), may_lack_ms=0.0 if not why_not else None)
     bound_ms, lacks = _may_lack(lost, have)
     why_not = _unfit(lost, state)
-    if not why_not and bound_ms is None:
+    if not why_not and bound_ms is None and not takes_unknown:
         why_not = f"how far it was behind {lost.name} is not known"
     elif not why_not and bound_ms is not None and bound_ms > tolerance_ms:
         why_not = f"it may lack commits of the last {bound_ms:.0f} ms, and lag_tolerance_ms is {tolerance_ms:g}"
@@ -288,8 +303,8 @@ def _judge(lost: Lost, name: str, state: EngineState, replication: str, toleranc
 
 def _unfit(lost: Lost, state: EngineState) -> str:
     """Why a server cannot be the next primary, whatever it has; empty: it can."""
-    is_postgres = lost.last.flavour == "postgresql"
-    if is_postgres and state.server_id != lost.last.server_id:
+    is_postgres = state.flavour == "postgresql"
+    if is_postgres and lost.last.server_id and state.server_id != lost.last.server_id:
         return "it is of another cluster (its system identifier differs)"
     if state.role is Role.STANDBY:
         return ""

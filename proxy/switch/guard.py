@@ -1,16 +1,16 @@
 """Watches over the active engines: brings probes and workers' words to `failover`, and carries out what it decides.
 
-The supervisor probes; each answer comes here. What is remembered over restarts (who was left by a failover, whether the
-automation is on) stands in the journal. A failover itself is a run of the orchestrator's.
-
-An engine that a failover left is *deposed*: no worker ever goes back to it (its epoch is over), and when a probe sees it
-take writes, it is fenced: strangers may still know its address. It is reinstated once it is a standby.
+The supervisor probes; each answer comes here, and those of engines that do not serve go on to `bystanders`. What is
+remembered over restarts stands in the journal: whether the automation is on, and where the active engine was when it
+was last seen, so that a Turnout that begins while it is gone knows how much the others may lack. A failover itself is a
+run of the orchestrator's; a person may order one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import math
 import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
@@ -20,10 +20,12 @@ import structlog
 
 from proxy.clock import Clock
 from proxy.config import ServiceConfig
-from proxy.engines.engine import Engine, EngineState, Role
-from proxy.errors import EngineError, ProxyError
+from proxy.engines.engine import Engine, EngineState
+from proxy.errors import Conflict, NotFound, PlanRefused, ProxyError
+from proxy.switch.bystanders import Bystanders
 from proxy.switch.failover import SAMPLES_MAX, Automation, Choice, Detector, Health, Lost, Sample, WorkersWord, choose
-from proxy.switch.journal import Deposed, Journal
+from proxy.switch.failover_run import FAILOVER
+from proxy.switch.journal import Deposed, Journal, Sighting
 from proxy.switch.orchestrator import Orchestrator
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.readiness import Check
@@ -33,8 +35,8 @@ from proxy.tasks import cancel_and_wait, spawn
 
 _log = structlog.get_logger("turnout.failover")
 
-FENCE_TIMEOUT_S: Final = 5.0
-"""How long an engine that was deposed may take to be fenced."""
+KEEP_INTERVAL_S: Final = 2.0
+"""How often it is written down where the active engine is."""
 
 
 class Witnesses(Protocol):
@@ -49,7 +51,8 @@ class Witnesses(Protocol):
 class _Watch:
     """One service in one epoch."""
 
-    def __init__(self, epoch: int, config: ServiceConfig, began_ns: int) -> None:
+    def __init__(self, epoch: int, config: ServiceConfig, began_ns: int, known: EngineState | None) -> None:
+        """`known` is what was found of the engine before it was watched as the active one of this epoch."""
         self.epoch = epoch
         self.began_ns = began_ns
         self.detector = Detector(config.failover.failures, config.failover.starting_s)
@@ -60,6 +63,22 @@ class _Watch:
         """The workers are asked, or a failover is decided on."""
         self.said = ""
         """Why nobody takes over, as it was told last."""
+        self.kept_ns = 0
+        """When it was written down last."""
+        if known is not None:
+            self.note(known)
+
+    def note(self, state: EngineState) -> None:
+        """The active engine answered."""
+        self.last = state
+        position = state.received or state.position
+        if position is not None:
+            self.samples.append(Sample(state.at_ns, position))
+
+    def lost(self, engine: str, now_ns: int) -> Lost:
+        """What is known of the engine that is gone."""
+        last = self.last or EngineState(name=engine, is_reachable=False, at_ns=now_ns)
+        return Lost(engine, self.detector.since_ns or now_ns, last, list(self.samples))
 
 
 class Guard:
@@ -85,14 +104,15 @@ class Guard:
         self._clock = clock
         self._publish = publish
         self._watches = {
-            name: _Watch(orchestrator.standing(name).epoch, config, 0) for name, config in services.items()
+            name: _Watch(orchestrator.standing(name).epoch, config, 0, self._remembered(name))
+            for name, config in services.items()
         }
+        self._seen: dict[tuple[str, str], EngineState] = {}
+        """The last answer of each engine."""
         self._automation = {name: journal.automation(name) for name in services}
-        self._deposed = {name: journal.deposed(name) for name in services}
-        self._fencing: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._not_fenced: dict[tuple[str, str], str] = {}
+        self._bystanders = Bystanders(services, engines, orchestrator, journal, clock, publish)
         self._wakes: collections.defaultdict[tuple[str, str], asyncio.Event] = collections.defaultdict(asyncio.Event)
-        orchestrator.on_failover_ended = self._ended
+        orchestrator.on_ended = self._ended
 
     # --- for the supervisor ------------------------------------------------------------------------------------------
 
@@ -112,13 +132,15 @@ class Guard:
     def reconfigure(self, services: Mapping[str, ServiceConfig]) -> None:
         """Limits of a reloaded config."""
         self._services = dict(services)
+        self._bystanders.reconfigure(services)
         for name, watch in self._watches.items():
             limits = self._services[name].failover
             watch.detector.reconfigure(limits.failures, limits.starting_s)
 
     async def stop(self) -> None:
         """Decide nothing any more."""
-        await cancel_and_wait(*(watch.task for watch in self._watches.values()), *self._fencing.values())
+        await cancel_and_wait(*(watch.task for watch in self._watches.values()))
+        await self._bystanders.stop()
 
     def view(self, service: str) -> FailoverView:
         """For those who look."""
@@ -135,8 +157,8 @@ class Guard:
         )
 
     def deposed(self, service: str, engine: str) -> Deposed | None:
-        """A failover left it, and it is no standby yet."""
-        return self._deposed[service].get(engine)
+        """It must not take writes: see `bystanders`."""
+        return self._bystanders.deposed(service, engine)
 
     def switch_automation(self, service: str, is_on: bool, by: str) -> None:
         """A person's word. Raises sqlite3.Error."""
@@ -156,19 +178,22 @@ class Guard:
 
     def probed(self, service: str, engine: str, state: EngineState) -> None:
         """An engine answered a probe, or did not."""
-        if engine != self._orchestrator.standing(service).active:
-            self._probed_another(service, engine, state)
-            return
         watch = self._watch(service)
+        if state.is_reachable and state.at_ns >= watch.began_ns:
+            self._seen[service, engine] = state
+        if engine != self._orchestrator.standing(service).active:
+            if state.at_ns >= watch.began_ns:
+                serving = watch.last if watch.detector.health is Health.ANSWERING else None
+                self._bystanders.probed(service, engine, state, serving)
+            return
         if state.at_ns < watch.began_ns:
             return
         before = watch.detector.health
         health = watch.detector.probed(state.failure if not state.is_reachable else None, state.why, state.at_ns)
         if state.is_reachable:
-            watch.last, watch.said = state, ""
-            position = state.received or state.position
-            if position is not None:
-                watch.samples.append(Sample(state.at_ns, position))
+            watch.said = ""
+            watch.note(state)
+            self._keep(service, engine, watch, state)
         self._tell_health(service, engine, before, watch.detector)
         if health is Health.SILENT and _is_free(watch):
             watch.task = spawn(self._ask_workers(service, watch), name=f"witnesses of {service}")
@@ -179,9 +204,34 @@ class Guard:
         """Of the present epoch: what was seen before counts for nothing."""
         watch, epoch = self._watches[service], self._orchestrator.standing(service).epoch
         if watch.epoch != epoch:
-            watch = self._watches[service] = _Watch(epoch, self._services[service], self._clock.now_ns())
-            self._deposed[service] = self._journal.deposed(service)
+            known = self._seen.get((service, self._orchestrator.standing(service).active))
+            watch = self._watches[service] = _Watch(epoch, self._services[service], self._clock.now_ns(), known)
+            self._bystanders.read_again(service)
         return watch
+
+    def _remembered(self, service: str) -> EngineState | None:
+        """What an earlier supervisor saw last of the engine that is active."""
+        standing, found = self._orchestrator.standing(service), self._journal.sighting(service)
+        if found is None or (found.engine, found.epoch) != (standing.active, standing.epoch):
+            return None
+        ago_s = self._clock.wall() - found.at
+        if ago_s < 0:
+            # Somebody has set the clock: nobody knows how long ago it was.
+            return None
+        return msgspec.structs.replace(found.state, at_ns=self._clock.now_ns() - int(ago_s * 1e9))
+
+    def _keep(self, service: str, engine: str, watch: _Watch, state: EngineState) -> None:
+        """Write down where it is, for a supervisor that begins while it is gone."""
+        is_early = state.at_ns - watch.kept_ns < KEEP_INTERVAL_S * 1e9
+        if is_early or len(self._engines[service]) == 1 or self._orchestrator.running(service) is not None:
+            return
+        watch.kept_ns = state.at_ns
+        ago_s = (self._clock.now_ns() - state.at_ns) / 1e9
+        found = Sighting(engine=engine, epoch=watch.epoch, at=self._clock.wall() - ago_s, state=state)
+        try:
+            self._journal.see(service, found)
+        except sqlite3.Error as error:
+            _log.warning("the state file cannot be written", service=service, error=str(error))
 
     def _tell_health(self, service: str, engine: str, before: Health, detector: Detector) -> None:
         if before is detector.health:
@@ -226,34 +276,82 @@ class Guard:
 
     async def _fail_over(self, service: str, watch: _Watch) -> None:
         """Look at all engines once more, decide, begin."""
-        config, engines = self._services[service], self._engines[service]
-        active = self._orchestrator.standing(service).active
-        looks = await asyncio.gather(*(one.probe(config.failover.probe_timeout_s) for one in engines.values()))
-        states = dict(zip(engines, looks, strict=True))
+        config, active = self._services[service], self._orchestrator.standing(service).active
+        states = await self._look_at_all(service)
         if self._watch(service) is not watch or self._orchestrator.running(service) is not None:
             return
         if states[active].is_reachable or states[active].failure == "told":
             watch.task = None
             self.probed(service, active, states[active])
             return
-        if watch.last is None:
-            return
-        lost = Lost(active, watch.detector.since_ns, watch.last, list(watch.samples))
+        lost = watch.lost(active, self._clock.now_ns())
         choice = choose(
             lost, states, replication=config.replication, lag_tolerance_ms=config.failover.lag_tolerance_ms,
             preferred=self.preferred(service) if self.preferred is not None else None,
+            has_answered=watch.detector.answered_ns > 0,
         )  # fmt: skip
         if not choice.target:
             self._say(service, watch, choice.why)
             return
         try:
-            self._orchestrator.fail_over(
-                service, choice.target, f"{active} failed: {watch.detector.why}", since_ns=lost.since_ns,
-                failure=_evidence(watch.detector, lost, choice, self._clock.now_ns()),
-                checks=_checks(watch.detector, lost, choice),
-            )  # fmt: skip
+            self._begin(service, watch, lost, choice, f"{active} failed: {watch.detector.why}", "failure detection")
         except (ProxyError, sqlite3.Error) as error:
             self._say(service, watch, f"the failover to {choice.target} could not begin: {error}")
+
+    async def start(self, service: str, target: str | None, *, force: bool, by: str, reason: str) -> SwitchRecord:
+        """A person's order: another engine takes over, `target` if one is named, whatever the automation says. The active
+        engine has to be gone all the same: it does not answer us, and no worker has an answer from it. With `force` it does
+        not matter what the next one may lack.
+
+        Raises NotFound; Conflict: the active engine lives, or a switch is under way; PlanRefused: nobody can take over;
+        sqlite3.Error.
+        """
+        config, active = self._services[service], self._orchestrator.standing(service).active
+        if target is not None and (target not in config.engine or target == active):
+            others = ", ".join(sorted(config.engine.keys() - {active})) or "none"
+            raise NotFound(f"{target!r} cannot take over from {active!r}", hint=f"other engines: {others}")
+        began_ns = self._clock.now_ns()
+        watch = self._watch(service)
+        states = await self._look_at_all(service)
+        seen = states[active]
+        if seen.is_reachable or seen.failure in ("told", "starting"):
+            raise Conflict(
+                f"the active engine {active!r} answers", hint="nothing has failed: switch with `turnout switch`"
+            )
+        said = await self._witnesses.witness(service, active, watch.epoch, began_ns, config.failover.probe_timeout_s)
+        alive = [f"worker {one.worker}: {one.how}" for one in said if one.is_alive]
+        if alive:
+            raise Conflict(
+                f"the active engine {active!r} does not answer the supervisor, but {'; '.join(alive)}",
+                hint="mend the way from the supervisor to it, or switch with `turnout switch`",
+            )
+        if self._watch(service) is not watch:
+            raise Conflict(f"another engine than {active!r} serves meanwhile", hint="look at `turnout status`")
+        watch.detector.why = watch.detector.why or seen.why
+        watch.detector.testimony = said
+        lost = watch.lost(active, began_ns)
+        choice = choose(
+            lost, states, replication=config.replication,
+            lag_tolerance_ms=math.inf if force else config.failover.lag_tolerance_ms,
+            preferred=target, takes_unknown=force,
+        )  # fmt: skip
+        if not choice.target or choice.target != (target or choice.target):
+            raise PlanRefused(choice.why, hint="look at `turnout engines`; `--force` takes one that may lack commits")
+        return self._begin(service, watch, lost, choice, reason or f"{active} failed: {seen.why}", by)
+
+    async def _look_at_all(self, service: str) -> dict[str, EngineState]:
+        engines = self._engines[service]
+        timeout_s = self._services[service].failover.probe_timeout_s
+        looks = await asyncio.gather(*(one.probe(timeout_s) for one in engines.values()))
+        return dict(zip(engines, looks, strict=True))
+
+    def _begin(self, service: str, watch: _Watch, lost: Lost, choice: Choice, reason: str, by: str) -> SwitchRecord:
+        """Raises Conflict, sqlite3.Error."""
+        return self._orchestrator.fail_over(
+            service, choice.target, reason, since_ns=lost.since_ns, by=by,
+            failure=_evidence(watch.detector, lost, choice, self._clock.now_ns()),
+            checks=_checks(watch.detector, lost, choice),
+        )  # fmt: skip
 
     def _say(self, service: str, watch: _Watch, why: str, *, key: str = "") -> None:
         """Why nobody takes over, once for each reason."""
@@ -269,9 +367,11 @@ class Guard:
         )
 
     def _ended(self, record: SwitchRecord) -> None:
-        """A failover has ended, perhaps one that an earlier supervisor began."""
+        """A switch has ended, perhaps one that an earlier supervisor began."""
+        self._bystanders.read_again(record.service)
+        if record.strategy != FAILOVER:
+            return
         service, now = record.service, self._clock.wall()
-        self._deposed[service] = self._journal.deposed(service)
         before = self._automation[service]
         if record.phase is Phase.COMPLETED:
             self._automate(service, before.succeeded(now), is_told=False)
@@ -295,43 +395,6 @@ class Guard:
             )
         )  # fmt: skip
 
-    # --- engines that were left --------------------------------------------------------------------------------------
-
-    def _probed_another(self, service: str, engine: str, state: EngineState) -> None:
-        deposed = self.deposed(service, engine)
-        running = self._orchestrator.running(service)
-        if deposed is None or (running is not None and engine in (running.source, running.target)):
-            return
-        key = (service, engine)
-        if state.role is Role.STANDBY:
-            self._journal.reinstate(service, engine)
-            del self._deposed[service][engine]
-            self._not_fenced.pop(key, None)
-            self._tell_fate("engine.reinstated", service, engine, "it is a standby again")
-        elif (
-            state.role is Role.PRIMARY and state.is_writable and (key not in self._fencing or self._fencing[key].done())
-        ):
-            self._fencing[key] = spawn(self._fence(service, engine), name=f"fence {engine}")
-
-    async def _fence(self, service: str, name: str) -> None:
-        engine, key = self._engines[service][name], (service, name)
-        try:
-            proof = await engine.fence((), FENCE_TIMEOUT_S)
-        except EngineError as error:
-            if self._not_fenced.get(key) != error.text:
-                self._not_fenced[key] = error.text
-                _log.error("a former primary takes writes", service=service, engine=name, why=error.text)
-                self._tell_fate("engine.unfenced", service, name, error.text)
-            return
-        self._not_fenced.pop(key, None)
-        self._tell_fate(
-            "engine.fenced", service, name, f"{proof.how}; {proof.sessions_ended} sessions of others were ended"
-        )
-
-    def _tell_fate(self, kind: str, service: str, engine: str, why: str) -> None:
-        _log.warning(kind.replace(".", " "), service=service, engine=engine, why=why)
-        self._publish(Event(kind=kind, at=self._clock.wall(), service=service, data={"engine": engine, "why": why}))
-
 
 def _is_free(watch: _Watch) -> bool:
     return watch.task is None or watch.task.done() or watch.task is asyncio.current_task()
@@ -340,7 +403,9 @@ def _is_free(watch: _Watch) -> bool:
 def _evidence(detector: Detector, lost: Lost, choice: Choice, now_ns: int) -> dict[str, Any]:
     """For the report: what was seen on both sides, who could have taken over, and what may be missing."""
     chosen = choice.chosen
-    bound = "" if chosen.may_lack_ms is None else f"commits of the last {chosen.may_lack_ms:.0f} ms before it failed"
+    bound = (
+        "unknown" if chosen.may_lack_ms is None else f"commits of the last {chosen.may_lack_ms:.0f} ms before it failed"
+    )
     return {
         "gate": "asynchronous",
         "engine": lost.name,
@@ -352,7 +417,7 @@ def _evidence(detector: Detector, lost: Lost, choice: Choice, now_ns: int) -> di
         "decided_after_ms": round((now_ns - lost.since_ns) / 1e6, 3),
         "chosen_because": choice.why,
         "candidates": msgspec.to_builtins(choice.candidates),
-        "may_be_missing": bound or "nothing: it is the same server",
+        "may_be_missing": bound,
         "may_lack_ms": chosen.may_lack_ms,
         "may_lack_bytes": chosen.may_lack_bytes,
     }
@@ -361,7 +426,11 @@ def _evidence(detector: Detector, lost: Lost, choice: Choice, now_ns: int) -> di
 def _checks(detector: Detector, lost: Lost, choice: Choice) -> list[Check]:
     """The decision as checks, for the report's list."""
     chosen = choice.chosen
-    lack = "unknown" if chosen.may_lack_ms is None else f"{chosen.may_lack_ms:.0f} ms"
+    lack = (
+        "commits, nobody knows how many"
+        if chosen.may_lack_ms is None
+        else (f"commits of the last {chosen.may_lack_ms:.0f} ms before the failure")
+    )
     return [
         Check(
             name="source_lost", verdict="pass", found=f"{lost.name}: {detector.why}",
@@ -369,7 +438,7 @@ def _checks(detector: Detector, lost: Lost, choice: Choice) -> list[Check]:
         ),
         Check(name="target_most_advanced", verdict="pass", found=choice.why, limit="", remedy=""),
         Check(
-            name="lag", verdict="pass", found=f"{choice.target} may lack commits of the last {lack} before the failure",
+            name="lag", verdict="pass", found=f"{choice.target} may lack {lack}",
             limit="lag_tolerance_ms", remedy="",
         ),
     ]  # fmt: skip

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
+from proxy.engines.engine import EngineState
 from proxy.errors import NotFound, ProxyError
 from proxy.switch.failover import Automation
 from proxy.switch.plan import SwitchRecord
@@ -32,6 +33,9 @@ from proxy.switch.state import ENDED, Phase
 
 SWITCHES_KEPT: Final = 1_000
 """Older ones are dropped, with their steps and reports."""
+
+SIGHTINGS_UNSYNCED_MAX: Final = 256
+"""The log would grow without end while there is no switch; so many take some 2 MB."""
 
 _STEPS: Final[tuple[str, ...]] = (
     # 1: services, switches with their steps and reports, keys
@@ -86,6 +90,10 @@ create table tallies (
     """
 create table datachecks (id text primary key, began_at real not null, record blob not null);
 """,
+    # 7: where the active engine of each service was when it was last seen
+    """
+create table sightings (service text primary key, sighting blob not null);
+""",
 )
 """What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
 that was released is never changed: a new one is added."""
@@ -124,14 +132,26 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Deposed(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine that a failover left, or was to go to and gave up: it must not take writes any more."""
+    """An engine that must not take writes any more: a failover left it, a switch gave its promotion up, or somebody else
+    has promoted it."""
 
     engine: str
     switch: str
+    """Empty: no switch of ours."""
     epoch: int
     """Epoch of the service since then."""
     at: float
     """Seconds since 1970."""
+
+
+class Sighting(msgspec.Struct, frozen=True, kw_only=True):
+    """The active engine, as a probe found it."""
+
+    engine: str
+    epoch: int
+    at: float
+    """Seconds since 1970 when the probe began."""
+    state: EngineState
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +177,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create. Raises StateFileError."""
         self.path = path
+        self._sightings = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
@@ -257,6 +278,19 @@ class Journal:
             self._db.execute(
                 "insert or replace into automation values (?, ?)", (service, msgspec.json.encode(automation))
             )
+
+    def see(self, service: str, found: Sighting) -> None:
+        """Remember where the active engine is. Raises sqlite3.Error."""
+        with transaction(self._db):
+            self._db.execute("insert or replace into sightings values (?, ?)", (service, msgspec.json.encode(found)))
+        self._sightings += 1
+        if self._sightings % SIGHTINGS_UNSYNCED_MAX == 0:
+            self._sync()
+
+    def sighting(self, service: str) -> Sighting | None:
+        """Where it was last."""
+        row = self._db.execute("select sighting from sightings where service = ?", (service,)).fetchone()
+        return msgspec.json.decode(row[0], type=Sighting) if row else None
 
     def key(self, name: str) -> bytes:
         """32 random bytes that are the same for ever, made when they are asked for first."""

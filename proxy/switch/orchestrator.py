@@ -92,7 +92,7 @@ class Orchestrator:
         # Workers that took part in a switch that `recover` resumed before they were configured.
         self._resumed: set[tuple[int, str]] = set()
         self._given_up: set[asyncio.Task[None]] = set()
-        self.on_failover_ended: Callable[[SwitchRecord], None] | None = None
+        self.on_ended: Callable[[SwitchRecord], None] | None = None
         self._is_stopping = False
         self._stop_at = os.environ.get(STOP_AT_VARIABLE, "")
         for name, service in services.items():
@@ -213,16 +213,24 @@ class Orchestrator:
         )
 
     def fail_over(
-        self, service: str, target: str, reason: str, *, since_ns: int, failure: dict[str, Any], checks: list[Check]
+        self,
+        service: str,
+        target: str,
+        reason: str,
+        *,
+        since_ns: int,
+        by: str,
+        failure: dict[str, Any],
+        checks: list[Check],
     ) -> SwitchRecord:
-        """Journal the decision that `target` takes over from the active engine, which has failed since then, and begin.
-        `failure` goes into the report. Raises Conflict, sqlite3.Error."""
+        """Journal the decision (`by` whom) that `target` takes over from the active engine, which has failed since then, and
+        begin. `failure` goes into the report. Raises Conflict, sqlite3.Error."""
         config, standing = self._services[service], self._standings[service]
         if service in self._running:
             raise Conflict(f"switch {self._running[service].record.id} of service {service!r} is under way", hint="")
         plan = SwitchPlan(
             service=service, source=standing.active, target=target, strategy=FAILOVER, drain_timeout_s=0.0,
-            on_drain_expired="terminate", requested_by="failure detection", reason=reason,
+            on_drain_expired="terminate", requested_by=by, reason=reason,
         )  # fmt: skip
         record = self._record_of(plan)
         self._journal.begin(record)
@@ -607,7 +615,7 @@ class Orchestrator:
         standing = deposed = None
         if phase is Phase.CUTTING_OVER:
             standing = Standing(record.target, running.run.epoch)
-        if record.strategy == FAILOVER and running.config.replication != "none":
+        if running.config.replication != "none":
             deposed = self._deposed_by(running, phase)
         record.phase = phase
         record.stamps[phase] = (now_ns - record.began_ns) // 1000
@@ -633,13 +641,19 @@ class Orchestrator:
         return True
 
     def _deposed_by(self, running: Running, phase: Phase) -> Deposed | None:
-        """Who must not take writes any more once a failover is in that phase."""
+        """Who must not take writes any more once a switch is in that phase."""
         record, run = running.record, running.run
-        if phase is Phase.CUTTING_OVER:
+        if not isinstance(run, FailoverRun):
+            # A promotion that is given up may still take place. (A subscriber takes writes all the time.)
+            is_given_up = phase is Phase.ABORTING and record.phase is Phase.PROMOTING
+            is_doubtful = is_given_up and running.config.replication == "stream"
+        elif phase is Phase.CUTTING_OVER:
             return Deposed(engine=record.source, switch=record.id, epoch=run.epoch, at=self._clock.wall())
-        if phase is Phase.ABORTING and isinstance(run, FailoverRun) and run.is_target_doubtful:
-            return Deposed(engine=record.target, switch=record.id, epoch=run.epoch - 1, at=self._clock.wall())
-        return None
+        else:
+            is_doubtful = phase is Phase.ABORTING and run.is_target_doubtful
+        if not is_doubtful:
+            return None
+        return Deposed(engine=record.target, switch=record.id, epoch=run.epoch - 1, at=self._clock.wall())
 
     def _tell_phase(self, record: SwitchRecord) -> None:
         # Told after the orders of the phase, not before.
@@ -687,8 +701,8 @@ class Orchestrator:
             self._given_up.add(call)
             call.add_done_callback(self._given_up.discard)
         running.ended.set()
-        if record.strategy == FAILOVER and self.on_failover_ended is not None:
-            self.on_failover_ended(record)
+        if self.on_ended is not None:
+            self.on_ended(record)
         self._history[record.service].forget()
         self._went_back(record)
         if not self._is_stopping:

@@ -17,8 +17,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that subscribers are told."""
 
     kind: str
-    """switch.phase, switch.progress, switch.ended, engine.changed, engine.health, engine.lost, engine.fenced,
-    engine.reinstated, failover.impossible, failover.automation, worker.joined, worker.lost, config.reloaded,
+    """switch.phase, switch.progress, switch.ended, engine.changed, engine.health, engine.lost, engine.stray,
+    engine.fenced, engine.unfenced, engine.reinstated, failover.impossible, failover.automation, worker.joined, worker.lost, config.reloaded,
     policy.decided"""
     at: float
     """Seconds since 1970."""
@@ -40,7 +40,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     figures: EngineFigures | None = None
     """What is known of its load and health; None: not looked at yet."""
     deposed: Deposed | None = None
-    """A failover left it: it is fenced when it is seen to take writes, until it is a standby again."""
+    """It must not take writes: it is fenced when it is seen to, until it is a standby again."""
 
 
 class FailoverView(msgspec.Struct, frozen=True, kw_only=True):

@@ -163,6 +163,45 @@ async def test_a_killed_primary_is_replaced_in_time_and_idle_clients_notice_noth
             await pair.swap()
 
 
+@pytest.mark.parametrize("moment", ["holding", "promoted"])
+async def test_a_supervisor_killed_in_a_failover_finishes_it_when_it_is_back(
+    pair: PostgresPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    old, new = pair.primary, pair.standby
+    monkeypatch.setenv("TURNOUT_TEST_STOP_AT", moment)
+    turnout = await _turnout(pair, tmp_path, FAST, switch={"hold_ms_max": 30_000})
+    monkeypatch.delenv("TURNOUT_TEST_STOP_AT")
+    writers = [Writer(number, await _connect(turnout, autocommit=True)) for number in range(1, 5)]
+    try:
+        await is_watched(turnout)
+        tasks = [asyncio.create_task(writer.run()) for writer in writers]
+        await until(lambda: all(len(writer.acknowledged) > 20 for writer in writers), "all of them write")
+        await old.kill()
+        await until(lambda: turnout.exit_code is not None, f"the supervisor is killed at {moment}")
+        assert turnout.exit_code == -signal.SIGKILL
+        await turnout.start()
+        record = await ended_failover(turnout)
+        assert (record["phase"], record["recovered"]) == ("completed", True), record
+        serving = [len(writer.acknowledged) for writer in writers]
+        await until(
+            lambda: all(len(one.acknowledged) > then for one, then in zip(writers, serving, strict=True)),
+            "all of them go on",
+        )
+        for writer in writers:
+            writer.is_over = True
+        await asyncio.gather(*tasks)
+        found = {row for (row,) in await new.fetch("select id from written", database="app")}
+        for writer in writers:
+            assert not writer.aborted & found
+            assert {row for row, (server, _) in writer.acknowledged.items() if server == new.name} <= found
+    finally:
+        for writer in writers:
+            await writer.connection.close()
+        await turnout.stop()
+        if not await new.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()
+
+
 async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_comes_back(
     pair: PostgresPair, tmp_path: Path
 ) -> None:

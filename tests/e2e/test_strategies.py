@@ -6,6 +6,7 @@ The engines are addresses of one server. One of them, `two`, is a forwarder that
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections import Counter
@@ -478,3 +479,53 @@ async def test_switches_wait_for_their_turn_and_their_time_also_over_a_restart(
     gone = await turnout.get(f"/v1/switches/{missed}")
     assert (gone["phase"], gone["error"][:6]) == ("aborted", "missed")
     assert (await _post(turnout, f"/v1/switches/{later}/cancel"))["error"].startswith("cancelled")
+
+
+async def test_a_supervisor_killed_while_both_engines_serve_brings_everybody_home(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    engines = {"one": postgres_pair.primary.address, "two": f"localhost:{postgres_pair.primary.port}"}
+    turnout = await start_turnout(_setup(engines, workers=2))
+    async with _clients(turnout, 6) as clients, _load(clients):
+        switch_id = await _begin(turnout, "two", strategy="rolling", batch_size=1, interval_seconds=0.2)
+
+        async def are_apart() -> bool:
+            return (await _engines(turnout))["two"] > 0
+
+        await until(are_apart, "both engines serve")
+        assert turnout.pid is not None
+        os.kill(turnout.pid, signal.SIGKILL)
+        await until(lambda: turnout.exit_code is not None, "the supervisor is gone")
+        await turnout.start()
+        ended = await _ended(turnout, switch_id)
+        assert (ended["phase"], ended["recovered"]) == ("aborted", True), ended
+
+        async def are_home() -> bool:
+            return await _engines(turnout) == {"one": 6}
+
+        await until(are_home, "everybody is back")
+
+
+async def test_a_supervisor_killed_on_the_way_back_says_that_it_did_not_go_back(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody notices, and the engine that is worse serves on until a person switches."""
+    slow = Forwarder(postgres_pair.primary.port, SLOW_S)
+    async with slow.listening():
+        monkeypatch.setenv("TURNOUT_TEST_STOP_AT", "rolling_back")
+        engines = {"one": postgres_pair.primary.address, "two": slow.address}
+        turnout = await start_turnout(_setup(engines, pool_mode="transaction", verify_window_s=20.0))
+        monkeypatch.delenv("TURNOUT_TEST_STOP_AT")
+        async with _clients(turnout, 4) as clients, _load(clients):
+
+            async def was_seen() -> bool:
+                return bool((await turnout.get("/v1/status"))["services"][0]["requests_total"] > 800)
+
+            await until(was_seen, "there is something to compare with", 30)
+            switch_id = await _begin(turnout, "two")
+            await until(lambda: turnout.exit_code is not None, "it goes back, and the supervisor is killed", 30)
+            await turnout.start()
+            ended = await _ended(turnout, switch_id)
+            assert ended["phase"] == "failed", ended
+            assert "could not go back: the supervisor was restarted before it began" in ended["error"]
+            assert (await turnout.switch("one"))["phase"] == "completed"

@@ -239,6 +239,18 @@ def test_failover_switches_the_automation(served: Served, turnout: Any) -> None:
     assert "automatic failover is off: switched off by" in off.out
     assert "automatic failover is on" in turnout("failover", "on").out
     assert turnout("failover", "perhaps").code == 2
+    assert turnout("failover", "off", "green").code == 2
+
+
+def test_a_failover_by_hand_is_refused_while_the_active_engine_answers(served: Served, turnout: Any) -> None:
+    refused = turnout("failover", "start")
+    assert refused.code == 1
+    assert "the active engine 'blue' answers" in refused.err
+    served.supervisor.active_answers = False
+    ran = turnout("failover", "start", "green", "--reason", "the rack burns")
+    assert ran.code == 0, ran.err
+    [record] = served.supervisor.records.values()
+    assert (record.target, record.plan.reason) == ("green", "the rack burns")
 
 
 def _post_switch(served: Served) -> Any:

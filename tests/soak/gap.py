@@ -30,6 +30,7 @@ class Gap:
         self._open: set[asyncio.StreamWriter] = set()
         self._passes = asyncio.Event()
         self._passes.set()
+        self._hangs_up = False
         self._left: int | None = None
         """Bytes until one connection is cut; None: none is."""
 
@@ -49,6 +50,11 @@ class Gap:
             self._server = None
         self.reset()
 
+    def hang_up(self) -> None:
+        """As a go-between does whose server is gone: it takes connections, and ends them at once."""
+        self._hangs_up = True
+        self.reset()
+
     def reset(self) -> None:
         """Every connection there is ends by RST, on both sides."""
         for writer in list(self._open):
@@ -60,6 +66,7 @@ class Gap:
 
     def heal(self) -> None:
         self._passes.set()
+        self._hangs_up = False
         self._left = None
 
     def cut_after(self, count: int) -> None:
@@ -67,6 +74,9 @@ class Gap:
         self._left = count
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._hangs_up:
+            writer.close()
+            return
         self._open.add(writer)
         behind: asyncio.StreamWriter | None = None
         try:

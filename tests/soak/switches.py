@@ -144,12 +144,19 @@ def _setup(engines: Mapping[str, str], server: str, writers: int, **service: obj
     )
 
 
-async def open_pair(server: str) -> PostgresPair | MariaDBPair | MySQLPair:
-    """Four appliers that flush each commit cannot keep up with clients whose commits are flushed together."""
+async def open_pair(server: str, *, keeps_up: bool = False) -> PostgresPair | MariaDBPair | MySQLPair:
+    """Four appliers that flush each commit cannot keep up with clients whose commits are flushed together. With `keeps_up`
+    commits of MySQL and MariaDB can be made to wait for the replica."""
     if server == "mariadb":
-        return await MariaDBPair.create(options=["--slave-parallel-threads=16"])
+        waiting = ["--rpl-semi-sync-slave-enabled=1", "--rpl-semi-sync-master-wait-point=AFTER_SYNC"]
+        return await MariaDBPair.create(options=["--slave-parallel-threads=16", *(waiting if keeps_up else [])])
     if server == "mysql":
-        return await MySQLPair.create(options=["--replica-parallel-workers=16"])
+        # Loose: the plugins are not there yet when the data folder is made.
+        waiting = [
+            "--plugin-load-add=semisync_source.so;semisync_replica.so",
+            "--loose-rpl-semi-sync-replica-enabled=1",
+        ]
+        return await MySQLPair.create(options=["--replica-parallel-workers=16", *(waiting if keeps_up else [])])
     return await PostgresPair.create()
 
 

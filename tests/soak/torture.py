@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from proxy.embedded import ServerFailed
 from tests.soak import schema
 from tests.soak.faults import FAULTS
 from tests.soak.history import Outcome
@@ -44,9 +45,9 @@ async def torture(
     writers: int = 8,
     say: Callable[[str], None] = lambda line: None,
 ) -> Verdict:
-    """`faults` are names; empty: all that this world can heal. For `seconds`, and to the end of the fault that is being thrown then. What breaks the run itself (a writer that gets
-    nowhere, a switch that does not end) is a complaint, too."""
-    faults = faults or [name for name, fault in FAULTS.items() if world.fails_over or not fault.needs_failover]
+    """`faults` are names; empty: all that this world can heal. For `seconds`, and to the end of the fault that is being thrown
+    then. What breaks the run itself (a writer that gets nowhere, a switch that does not end) is a complaint, too."""
+    faults = faults or [name for name, fault in FAULTS.items() if fault.needs <= world.abilities]
     rng, verdict = random.Random(seed), Verdict(seed)
     load = Writers(world.client, writers, seed)
     began = time.monotonic()
@@ -67,7 +68,7 @@ async def torture(
             if fault.is_unseen and new:
                 verdict.complaints.append(f"{fault.name} was seen by clients: {dict(new)}")
             verdict.complaints += world.two_writers
-    except AssertionError as error:
+    except (AssertionError, ServerFailed) as error:
         verdict.complaints.append(str(error))
     finally:
         verdict.complaints += await load.end()

@@ -10,6 +10,7 @@ from protocols.postgres.text import is_commit
 from protocols.wire import ErrorReply
 from tests.protocols.postgres.relay import (
     BOUND,
+    FLUSH,
     NO_DATA,
     NOTICE,
     PARSED,
@@ -32,14 +33,21 @@ ID = build(b"D", b"\0\1\0\0\0\x03" + b"742")
 NO_ID = build(b"D", b"\0\1\xff\xff\xff\xff")
 TOLD = ROW_DESCRIPTION + ID + done() + ready("T")
 EXTENDED = parse("", "COMMIT") + bind("") + describe("", "P") + execute() + SYNC
+NAMED = parse("S_1", "COMMIT") + bind("S_1") + execute() + SYNC
+AGAIN = bind("S_1") + execute() + SYNC
+STOP = parse("", "turnout_lost_the_server_of_this_batch")
 
 ABORTED = ErrorReply(message="aborted", sqlstate="40001", mysql_code=0, mysql_sqlstate="", is_fatal=False)
 UNKNOWN = ErrorReply(message="unknown", sqlstate="08007", mysql_code=0, mysql_sqlstate="", is_fatal=False)
 
 
-def in_transaction(*, resolves: bool = True) -> Relay:
+def in_transaction(*, resolves: bool = True, names_commit: bool = False) -> Relay:
+    """`names_commit`: the client has prepared COMMIT as S_1."""
     relay = Relay()
     relay.tracker.resolves_commits = resolves
+    if names_commit:
+        relay.client(parse("S_1", "COMMIT") + SYNC)
+        relay.server(PARSED + ready())
     relay.client(query("begin"))
     relay.server(done("BEGIN") + ready("T"))
     return relay
@@ -57,17 +65,23 @@ def test_a_commit_is_known_by_its_whole_text(text: bytes, is_one: bool) -> None:
     assert is_commit(text) is is_one
 
 
-@pytest.mark.parametrize("commit", [query("COMMIT"), EXTENDED], ids=["simple", "extended"])
-def test_the_id_is_asked_for_in_the_packet_of_the_commit_and_nobody_sees_the_answer(commit: bytes) -> None:
-    relay = in_transaction()
+@pytest.mark.parametrize(
+    ("commit", "before"),
+    [(query("COMMIT"), b""), (EXTENDED, PARSED + BOUND + NO_DATA), (NAMED, PARSED + BOUND), (AGAIN, BOUND)],
+    ids=["simple", "extended", "named", "named before"],
+)
+def test_the_id_is_asked_for_in_the_packet_of_the_commit_and_nobody_sees_the_answer(
+    commit: bytes, before: bytes
+) -> None:
+    relay = in_transaction(names_commit=commit == AGAIN)
     assert relay.client(commit) == ASKED + commit
     assert relay.server(TOLD) == b""
     assert relay.tracker.commit_in_doubt() == "742"
-    answer = done("COMMIT") + ready() if commit != EXTENDED else PARSED + BOUND + NO_DATA + done("COMMIT") + ready()
+    answer = before + done("COMMIT") + ready()
     assert relay.server(answer) == answer
     assert relay.tracker.at_boundary()
     assert relay.tracker.commit_in_doubt() == ""
-    assert relay.tracker.transactions == 1
+    assert relay.tracker.transactions == (2 if commit == AGAIN else 1)
 
 
 def test_what_the_server_says_besides_still_passes() -> None:
@@ -127,11 +141,112 @@ def test_as_long_as_the_answer_is_not_whole_nothing_is_known(told: bytes) -> Non
     assert b"08007" in answer
 
 
-def test_a_request_behind_the_commit_leaves_its_outcome_unknown() -> None:
+@pytest.mark.parametrize(
+    "requests",
+    [
+        query("COMMIT") + query("begin"),
+        parse("", "COMMIT") + bind("") + execute() + parse("", "insert") + bind("") + execute() + SYNC,
+        parse("", "COMMIT") + bind("") + execute() + bind("S_2") + execute() + SYNC,
+    ],
+)
+def test_a_request_behind_the_commit_leaves_its_outcome_unknown(requests: bytes) -> None:
     relay = in_transaction()
-    relay.client(query("COMMIT") + query("begin"))
+    relay.client(requests)
     relay.server(TOLD)
     assert relay.tracker.commit_in_doubt() == ""
+
+
+def test_the_question_before_a_commit_with_a_name_takes_no_statement_from_the_client() -> None:
+    relay = in_transaction(names_commit=True)
+    unnamed = parse("", "select 7")
+    relay.client(unnamed + SYNC)
+    relay.server(PARSED + ready("T"))
+    assert relay.client(AGAIN) == ASKED + AGAIN
+    relay.server(TOLD + BOUND + done("COMMIT") + ready())
+    assert relay.client(bind("") + execute() + SYNC) == unnamed + bind("") + execute() + SYNC
+
+
+def test_a_statement_of_a_commit_that_took_place_is_there_afterwards() -> None:
+    relay = in_transaction()
+    relay.client(NAMED)
+    relay.server(TOLD)
+    assert relay.tracker.committed_answer() == PARSED + BOUND + done("COMMIT") + ready()
+    relay.tracker.unlink()
+    assert list(relay.ledger.statements) == [b"S_1"]
+
+
+def lost_while_idle(relay: Relay) -> None:
+    """The client awaits nothing; the next server stands where it thinks that it is."""
+    assert relay.tracker.lose(ABORTED, UNKNOWN) == b""
+    relay.link()
+
+
+@pytest.mark.parametrize(
+    ("batch", "answer"),
+    [
+        (parse("", "COMMIT") + bind("") + execute(), PARSED + BOUND),
+        (bind("S_1") + execute(), BOUND),
+    ],
+    ids=["unnamed", "named"],
+)
+@pytest.mark.parametrize("behind", [SYNC, FLUSH, parse("", "insert") + bind("") + execute()])
+def test_a_commit_anywhere_in_a_batch_of_what_was_lost_is_an_error_and_nothing_behind_it_is_run(
+    batch: bytes, answer: bytes, behind: bytes
+) -> None:
+    relay = in_transaction(resolves=False, names_commit=True)
+    lost_while_idle(relay)
+    assert relay.client(batch + behind) == batch + STOP + behind
+    told = relay.server(answer + done("ROLLBACK") + failed())
+    assert told.startswith(answer)
+    assert tags(told[len(answer) :]) == "E"
+    assert b"40001" in told
+    # The server skips what follows, and so does the client.
+    if behind != SYNC:
+        assert relay.client(bind("") + execute() + SYNC) == bind("") + execute() + SYNC
+    assert relay.server(ready()) == ready()
+    assert relay.tracker.at_boundary()
+
+
+def test_a_rollback_in_a_batch_of_what_was_lost_is_none() -> None:
+    relay = in_transaction(resolves=False, names_commit=True)
+    lost_while_idle(relay)
+    rollback = parse("", "rollback") + bind("") + execute() + SYNC
+    assert relay.client(rollback) == rollback
+    answer = PARSED + BOUND + done("ROLLBACK") + ready()
+    assert relay.server(answer) == answer
+
+
+def test_a_commit_that_was_answered_before_its_batch_ended_is_not_said_to_be_rolled_back() -> None:
+    relay = in_transaction(resolves=False)
+    relay.client(parse("", "COMMIT") + bind("") + execute() + FLUSH)
+    relay.server(PARSED + BOUND + done("COMMIT"))
+    lost_while_idle(relay)
+    relay.client(SYNC)
+    relay.server(ready("E"))
+    relay.client(query("select 1"))
+    assert b"08007" in relay.server(failed("25P02") + ready("E"))
+
+
+def test_a_batch_that_lost_what_it_had_run_does_not_end_without_a_word() -> None:
+    """Outside of a transaction a batch is one."""
+    relay = Relay()
+    relay.client(parse("", "insert") + bind("") + execute() + FLUSH)
+    relay.server(PARSED + BOUND + done("INSERT 0 1"))
+    lost_while_idle(relay)
+    relay.client(SYNC)
+    told = relay.server(ready())
+    assert tags(told) == "EZ"
+    assert b"08007" in told
+    assert relay.tracker.at_boundary()
+
+
+def test_a_batch_that_had_run_nothing_goes_on_after_the_loss() -> None:
+    relay = Relay()
+    relay.client(parse("S_2") + FLUSH)
+    relay.server(PARSED)
+    lost_while_idle(relay)
+    relay.client(SYNC)
+    assert relay.server(ready()) == ready()
 
 
 def test_a_client_whose_commit_was_lost_is_outside_of_a_transaction() -> None:

@@ -93,6 +93,7 @@ class ScriptedSupervisor:
         self.is_listening = True
         self.active = dict.fromkeys(self.config.service, "blue")
         self.records: dict[str, SwitchRecord] = {}
+        self.active_answers = True
         self.runs_by_itself = True
         self.cancelled_by = ""
         self.breaks = False
@@ -259,6 +260,14 @@ class ScriptedSupervisor:
     def switch_automation(self, service: str, is_on: bool, by: str = "") -> FailoverView:
         self.failover = FailoverView(is_automatic=is_on, why_not="" if is_on else f"switched off by {by}")
         return self.failover
+
+    async def start_failover(
+        self, service: str, target: str | None, *, force: bool = False, by: str = "", reason: str = ""
+    ) -> SwitchRecord:
+        if self.active_answers:
+            raise Conflict(f"the active engine {self.active[service]!r} answers", hint="nothing has failed")
+        plan = SwitchPlan(service=service, target=target or "green", requested_by=by, reason=reason, force=force)
+        return await self.start_switch(plan)
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         self.subscribers.append(callback)

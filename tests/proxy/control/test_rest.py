@@ -365,7 +365,8 @@ def test_every_path_is_described(client: TestClient[Litestar]) -> None:
     for path in (
         "/v1/services/{service}/switch", "/v1/services/{service}/ready/{target}", "/v1/status", "/v1/engines",
         "/v1/sessions", "/v1/switches", "/v1/switches/{switch_id}", "/v1/switches/{switch_id}/report",
-        "/v1/switches/{switch_id}/cancel", "/v1/services/{service}/failover", "/v1/config", "/healthz", "/readyz", "/metrics",
+        "/v1/switches/{switch_id}/cancel", "/v1/services/{service}/failover",
+        "/v1/services/{service}/failover/start", "/v1/config", "/healthz", "/readyz", "/metrics",
     ):  # fmt: skip
         for operation in schema["paths"][path].values():
             assert operation["description"]

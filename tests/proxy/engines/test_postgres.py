@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from protocols.postgres.messages import build_error
 from proxy.embedded import PostgresPair, PostgresServer, free_port
 from proxy.engines import PostgresEngine, Role
 from proxy.errors import AuthRefused, ConnectFailed, EngineError
@@ -59,6 +60,30 @@ async def test_a_probe_of_a_closed_port_says_so_and_does_not_raise() -> None:
     with pytest.raises(ConnectFailed):
         await engine.connections()
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [b"", build_error(severity="FATAL", sqlstate="08006", message="the server is not there")],
+    ids=["nothing", "a connection exception"],
+)
+async def test_what_a_go_between_says_for_a_server_that_is_gone_is_no_answer(words: bytes) -> None:
+    """It takes the connection and ends it: no word of the server's."""
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if words:
+            await reader.read(1_000)
+            writer.write(words)
+        writer.close()
+
+    server = await asyncio.start_server(end, "127.0.0.1", free_port())
+    engine = PostgresEngine("gone", f"127.0.0.1:{server.sockets[0].getsockname()[1]}", user="postgres", password="x")
+    try:
+        state = await engine.probe()
+        assert (state.is_reachable, state.failure) == (False, "silent")
+    finally:
+        await engine.close()
+        server.close()
 
 
 async def test_a_probe_of_a_silent_port_ends_at_its_deadline() -> None:

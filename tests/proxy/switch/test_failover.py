@@ -91,15 +91,18 @@ def test_one_answer_begins_everything_anew(answer: Failure | None) -> None:
     assert _fail(detector, "refused", "refused", begin=10) is Health.SUSPECTED
 
 
-def test_an_engine_that_was_never_seen_is_never_lost() -> None:
-    detector = Detector(1, 0.0)
-    assert _fail(detector, "refused", "refused") is Health.UNSEEN
-
-
 def test_an_engine_that_starts_is_waited_for_so_long() -> None:
     detector = _detector(failures=1, starting_s=3.0)
     assert _fail(detector, "starting", "starting", "starting") is Health.SUSPECTED
     assert _fail(detector, "starting", begin=5) is Health.SILENT
+
+
+def test_an_engine_that_never_answered_has_time_to_start_and_is_lost_by_the_workers_word_only() -> None:
+    """Turnout has begun while it was gone, or on a host that begins with it."""
+    detector = Detector(3, starting_s=10.0)
+    assert _fail(detector, "refused", "refused", "refused", "refused") is Health.UNSEEN
+    assert _fail(detector, "refused", begin=12) is Health.SILENT
+    assert detector.testified(_said(False, False)) is Health.LOST
 
 
 # --- which one takes its place? -------------------------------------------------------------------------------------
@@ -164,6 +167,20 @@ def test_who_cannot_take_over_is_named_with_the_reason(state: EngineState, why: 
     target, said = _choose(_lost("0/50", "0/200", "0/300"), state, lag_tolerance_ms=2_500.0)
     assert target == ""
     assert why in said
+
+
+def test_of_an_engine_that_was_not_seen_to_live_every_standby_has_to_say_that_it_is_gone() -> None:
+    lost, attached = _lost("0/300"), _standby("grey", "0/300", is_replicating=True)
+    assert _choose(lost, _standby("green", "0/300"), attached)[0] == "green"
+    target, why = _choose(lost, _standby("green", "0/300"), attached, has_answered=False)
+    assert target == ""
+    assert "grey still replicates" in why
+
+
+def test_one_of_which_nobody_knows_what_it_lacks_is_taken_by_force_only() -> None:
+    lost = Lost("blue", WALL, EngineState(name="blue", is_reachable=False), [])
+    assert "is not known" in _choose(lost, _standby("green", "0/300"))[1]
+    assert _choose(lost, _standby("green", "0/300"), takes_unknown=True)[0] == "green"
 
 
 def test_who_was_promoted_by_somebody_else_is_taken_as_it_is() -> None:

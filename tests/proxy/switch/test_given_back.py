@@ -119,6 +119,21 @@ async def test_of_a_standby_that_is_stuck(pair: PostgresPair, tmp_path: Path) ->
         await stage.close()
 
 
+async def test_of_a_promotion_that_the_standby_refuses(pair: PostgresPair, tmp_path: Path) -> None:
+    """pg_promote makes a file of that name."""
+    stage = Stage(pair, tmp_path)
+    obstacle = pair.standby.data / "promote"
+    obstacle.mkdir()
+    try:
+        record, after_s = await _aborts(stage)
+        assert "could not be promoted" in record.error
+        assert after_s < 1.0
+        assert await stage.writable() == [stage.source.name]
+    finally:
+        obstacle.rmdir()
+        await stage.close()
+
+
 async def test_of_a_promotion_that_hangs(pair: PostgresPair, tmp_path: Path) -> None:
     """The standby says that it is one still, for as long as it may take: its recovery process stands still."""
     stage = Stage(pair, tmp_path, promote_timeout_s=0.5)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import pytest
 import pytest_asyncio
 
 from proxy import ipc
 from proxy.clock import SystemClock
-from proxy.config import FailoverConfig
+from proxy.config import FailoverConfig, ServiceConfig
 from proxy.embedded import PostgresPair
-from proxy.errors import EngineError
+from proxy.errors import Conflict, EngineError, PlanRefused
 from proxy.switch.failover import Health, WorkersWord
 from proxy.switch.guard import Guard
 from proxy.switch.plan import SwitchRecord
@@ -25,7 +29,7 @@ from tests.proxy.switch.stage import END_S, Stage
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
-LIMITS = FailoverConfig(probe_interval_s=0.05, probe_timeout_s=0.3, failures=2, pause_s=0.0)
+LIMITS = FailoverConfig(probe_interval_s=0.05, probe_timeout_s=0.3, failures=2, pause_s=0.0, starting_s=0.5)
 
 
 class Workers:
@@ -248,3 +252,114 @@ async def test_a_failover_whose_source_is_back_is_undone(stage: Stage) -> None:
     ended = await stage.orchestrator.wait(record.id, END_S)
     assert ended.phase is Phase.ABORTED
     assert await stage.writable() == [stage.source.name]
+
+
+async def _is_standby_again(guarded: Guarded) -> None:
+    """What was fenced follows the primary, and may be seen as a standby again."""
+    pair = guarded.stage.pair
+    await pair.standby.rejoin(pair.primary)
+    await until(lambda: bool(guarded.told("engine.reinstated")), "it is reinstated", END_S)
+
+
+async def test_a_promotion_that_was_given_up_and_comes_late_is_fenced(guarded: Guarded) -> None:
+    stage, standby = guarded.stage, guarded.stage.pair.standby
+    await guarded.answers()
+    stage.orchestrator.reconfigure({"app": _with_switch(stage, promote_timeout_s=0.5)})
+    promote = stage.target.promote
+    (startup,) = [
+        child.pid for child in psutil.Process(standby.pid).children() if "startup" in " ".join(child.cmdline())
+    ]
+
+    async def promote_while_it_hangs(timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
+        os.kill(startup, signal.SIGSTOP)
+        await promote(timeout_s, is_asked=is_asked)
+
+    stage.target.promote = promote_while_it_hangs  # type: ignore[method-assign]
+    try:
+        record = await stage.switch()
+        assert record.phase is Phase.ABORTED, record.error
+        assert await stage.writable() == [stage.source.name]
+        # It wakes, and does what it was asked for.
+        os.kill(startup, signal.SIGCONT)
+        await until(lambda: bool(guarded.told("engine.fenced")), "it is fenced", END_S)
+        assert guarded.told("engine.fenced")[0]["engine"] == standby.name
+        assert await stage.writable() == [stage.source.name]
+    finally:
+        await _is_standby_again(guarded)
+
+
+async def test_a_standby_that_somebody_promoted_while_the_primary_serves_is_told_of_and_fenced(
+    guarded: Guarded,
+) -> None:
+    stage, standby = guarded.stage, guarded.stage.pair.standby
+    await guarded.answers()
+    await standby.execute("select pg_promote()")
+    try:
+        await until(lambda: bool(guarded.told("engine.fenced")), "it is fenced", END_S)
+        [stray] = guarded.told("engine.stray")
+        assert stray == {
+            "engine": standby.name,
+            "why": f"it takes writes, and {stage.source.name} serves; it is fenced",
+        }
+        assert await stage.writable() == [stage.source.name]
+        assert list(stage.journal.deposed("app")) == [standby.name]
+    finally:
+        await _is_standby_again(guarded)
+    assert not stage.journal.deposed("app")
+
+
+async def test_a_turnout_that_begins_while_the_active_engine_is_gone_fails_over(stage: Stage) -> None:
+    """For it is written down where that one was a moment ago, and its standby has lost it too."""
+    pair, before = stage.pair, Guarded(stage)
+    try:
+        await before.answers()
+        await until(lambda: stage.journal.sighting("app") is not None, "it is written down where it is")
+    finally:
+        await before.close()
+    await pair.primary.kill()
+    guarded = Guarded(stage)
+    try:
+        record = await guarded.failover()
+        assert (record.phase, record.target) == (Phase.COMPLETED, pair.standby.name), record.error
+        assert stage.journal.report(record.id)["failure"]["may_lack_ms"] < LIMITS.lag_tolerance_ms
+    finally:
+        await guarded.close()
+
+
+async def test_a_person_may_order_a_failover_once_the_engine_is_gone(pair: PostgresPair, tmp_path: Path) -> None:
+    off = FailoverConfig(automatic=False, probe_timeout_s=0.3)
+    stage = Stage(pair, tmp_path, service={"failover": off})
+    guarded = Guarded(stage)
+
+    async def order(**changes: bool) -> SwitchRecord:
+        options: dict[str, Any] = {"force": False, "by": "ops", "reason": "", **changes}
+        return await guarded.guard.start("app", pair.standby.name, **options)
+
+    try:
+        with pytest.raises(Conflict, match="answers"):
+            await order()
+        await guarded.close()
+        guarded.guard._watches["app"].samples.clear()
+        pair.primary.freeze()
+        with pytest.raises(PlanRefused, match="is not known"):
+            await order()
+        guarded.workers.is_alive = True
+        with pytest.raises(Conflict, match="worker 0: as the test says"):
+            await order(force=True)
+        guarded.workers.is_alive = False
+        begun = await order(force=True)
+        record = await stage.orchestrator.wait(begun.id, END_S)
+        assert (record.phase, record.plan.requested_by) == (Phase.COMPLETED, "ops"), record.error
+        assert stage.journal.report(record.id)["failure"]["may_be_missing"] == "unknown"
+    finally:
+        pair.primary.thaw()
+        await guarded.close()
+        await stage.close()
+        if not await pair.standby.fetchval("select pg_is_in_recovery()"):
+            await pair.swap()
+
+
+def _with_switch(stage: Stage, **limits: Any) -> ServiceConfig:
+    """The service, with other limits of its switches."""
+    replace = msgspec.structs.replace
+    return replace(stage.config, switch=replace(stage.config.switch, **limits))

@@ -136,7 +136,7 @@ cdef class PostgresTracker(Tracker):
         # So may the unnamed statement, and some named one of this session (see _may_commit).
         bint _unnamed_commits
         bint _named_commits
-        # The ring's tail behind the Execute of a COMMIT of what was lost; -1: none. And the error behind it is not to be told.
+        # The ring's tail behind the Execute of a COMMIT of what was lost; -1: none. And its error is not to be told.
         Py_ssize_t _stopped_tail
         bint _skips_error
         # The backend was lost: the next one is brought to where the client thinks it is (wreckage()).

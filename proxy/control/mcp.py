@@ -423,6 +423,10 @@ REPORT_URI: Final = "turnout://reports/"
 _RESOURCES: Final[Mapping[str, tuple[str, str]]] = {
     "turnout://status": ("Status", "Services with active engine and running switch, workers, totals."),
     "turnout://history": ("History", "The newest 50 switches."),
+    "turnout://datachecks": (
+        "Data checks",
+        "Comparisons of the rows of two engines, newest first: what differs, and where.",
+    ),
     "turnout://config": ("Config", "The config in force, each value with its origin; secrets are shown as ***."),
 }
 
@@ -434,6 +438,8 @@ async def _read(door: ControlService, who: Caller, uri: str) -> Any:
             return await door.status(who)
         case "turnout://history":
             return door.switches(who, 50)
+        case "turnout://datachecks":
+            return door.data_checks(who)
         case "turnout://config":
             return door.config(who)
         case _ if uri.startswith(REPORT_URI):

@@ -98,6 +98,10 @@ async def state_of(turnout: Turnout) -> dict[str, Any]:
             "engines": [row["engine"]["name"] for row in (await client.get("/v1/engines")).json()],
             "switches": (await client.get("/v1/switches")).json(),
             "config": (await client.get("/v1/config")).json(),
+            "log": (await client.get("/v1/log")).json(),
+            "policies": [view["policy"] for view in (await client.get("/v1/policies")).json()],
+            "datachecks": (await client.get("/v1/datachecks")).json(),
+            "failover": (await client.get("/v1/services/app")).json()["failover"],
             "sessions": [row["id"] for row in (await client.get("/v1/sessions")).json()],
         }
 

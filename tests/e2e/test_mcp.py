@@ -169,7 +169,10 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
 
         uris = {str(one.uri) for one in (await operator.list_resources()).resources}
         report_uri = f"turnout://reports/{switched['switch']['id']}"
-        assert {"turnout://status", "turnout://history", "turnout://config", report_uri} <= uris
+        assert {"turnout://status", "turnout://history", "turnout://datachecks", "turnout://config", report_uri} <= uris
+        [compared] = (await operator.read_resource("turnout://datachecks")).contents
+        assert isinstance(compared, types.TextResourceContents)
+        assert json.loads(compared.text) == []
         [report] = (await operator.read_resource(report_uri)).contents
         assert isinstance(report, types.TextResourceContents)
         assert json.loads(report.text)["phase"] == "completed"

@@ -174,6 +174,11 @@ class Tracker:
         """The proxy has asked something of its own on the linked backend (PostgreSQL: the unnamed statement is
         gone)."""
 
+    def first_statement(self, work: bytes) -> tuple[bytes, bool] | None:
+        """The text of the first statement that a client's `work`, which began at a moment with nothing in flight, executes or
+        prepares, and whether it is all of it: `work` may be cut anywhere. None: it has none, or it is not known here."""
+        return None
+
     def take_change_user(self) -> bytes:
         """MySQL: a COM_CHANGE_USER that the client has sent, complete, for the session to take; else nothing."""
         return b""

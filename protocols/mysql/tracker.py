@@ -875,6 +875,19 @@ class MysqlTracker(Tracker):
         message, self._change_user = self._change_user, b""
         return message
 
+    def first_statement(self, work: bytes) -> tuple[bytes, bool] | None:
+        if len(work) < 5:
+            return None
+        size, command = int.from_bytes(work[:3], "little"), work[4]
+        body, is_whole = work[5 : 4 + size], 4 + size <= len(work)
+        if command in (COM_STMT_EXECUTE, COM_STMT_BULK_EXECUTE) and len(body) >= 4:
+            statement = self._find(int.from_bytes(body[:4], "little"))
+            return None if statement is None or statement.text is None else (statement.text, True)
+        if command not in (COM_QUERY, COM_STMT_PREPARE):
+            return None
+        begin = self._find_text(body) if command == COM_QUERY and self._has_attributes else 0
+        return None if begin < 0 else (body[begin:], is_whole)
+
     def _find_text(self, body: bytes) -> int:
         """Where the text begins behind the attributes of a COM_QUERY; -1 where that cannot be told."""
         begin = text_of_query(body)

@@ -51,6 +51,7 @@ from typing import Any, Final
 import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.postgres import units
 from protocols.postgres.exchange import Wreckage
 from protocols.postgres.ledger import PostgresLedger
 from protocols.postgres.messages import (
@@ -952,6 +953,17 @@ class PostgresTracker(Tracker):
             return None if self._unnamed is None else self._unnamed[6 : self._unnamed.index(0, 6)]
         statement = self._names.find(name)
         return None if statement is None else statement.body[: statement.body.index(0)]
+
+    def first_statement(self, work: bytes) -> tuple[bytes, bool] | None:
+        return units.first_statement(work, self._text_known)
+
+    def _text_known(self, name: bytes) -> bytes | None:
+        """The text of a prepared statement in either mode."""
+        message = self._ledger.statements.get(name) if name else None
+        if message is None:
+            return self.text_of(name)
+        begin = message.index(b"\0", 5) + 1
+        return message[begin : message.index(b"\0", begin)]
 
     def _take_bind(self, message: bytes) -> bytes:
         asks = self._asks_before_commit()

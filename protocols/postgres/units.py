@@ -46,6 +46,29 @@ def lone_statement(work: bytes, text_of: Callable[[bytes], bytes | None]) -> byt
     return parsed[1] if len(parsed) == 3 and parsed[0] == bound[1] else None
 
 
+def first_statement(work: bytes, text_of: Callable[[bytes], bytes | None]) -> tuple[bytes, bool] | None:
+    """See `Tracker.first_statement`. `text_of` tells the text of a prepared one by its name."""
+    parsed: dict[bytes, tuple[bytes, bool]] = {}
+    at = 0
+    while len(work) - at >= 5:
+        tag, size = work[at], int.from_bytes(work[at + 1 : at + 5], "big")
+        body, is_whole = work[at + 5 : at + 1 + size], at + 1 + size <= len(work)
+        if tag == _QUERY:
+            return body.partition(b"\0")[0], is_whole
+        parts = body.split(b"\0", 2)
+        if tag == _PARSE and len(parts) >= 2:
+            parsed[parts[0]] = (parts[1], is_whole or len(parts) == 3)
+        elif tag == _BIND and len(parts) == 3:
+            if parts[1] in parsed:
+                return parsed[parts[1]]
+            text = text_of(parts[1])
+            return None if text is None else (text, True)
+        elif tag not in _HARMLESS or size < 4:
+            break
+        at += 1 + size
+    return next(iter(parsed.values()), None)
+
+
 def _messages(work: bytes) -> Iterator[tuple[int, bytes]]:
     """Type and body of each; one that is not complete has the type 0."""
     at = 0

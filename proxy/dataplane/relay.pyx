@@ -25,7 +25,7 @@ unless the link is paused.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -149,6 +149,8 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     # Bytes asked of the kernel at once. Larger chunks did not help on loopback; smaller ones cost more calls.
     CHUNK_BYTES = 65536
+    # Of what a client sent, kept for the slow-query log.
+    HEAD_BYTES = 2048
     # Longest incomplete header a tracker leaves (protocols.wire.CARRY_BYTES_MAX).
     CARRY_BYTES = 64
     # Of Link._receive: nothing to read now.
@@ -1211,7 +1213,7 @@ cdef class Relay:
 
     The owner is told: `on_gate()` the client has work and the gate is closed; `on_boundary()` a boundary was reached
     while `notifies` is set; `on_client_end()`; `on_server_end()`; `on_client_left()` it said goodbye;
-    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_violation(error)`; `on_failure(error)`.
+    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_slow(span_ns, head)` of a span of `slow_ns` or longer; `on_violation(error)`; `on_failure(error)`.
     """
 
     # What every chunk touches stands first, as in Link.
@@ -1236,6 +1238,8 @@ cdef class Relay:
         # When the last answer was complete, the same.
         readonly unsigned long long last_answer_ns
         unsigned long long _span_began_ns
+        # A span that takes as long is told to the owner, in nanoseconds; 0: none is.
+        public unsigned long long slow_ns
         # Sizes of the incomplete headers at the end of the last chunk.
         Py_ssize_t _client_carried
         Py_ssize_t _server_carried
@@ -1255,6 +1259,12 @@ cdef class Relay:
         readonly unsigned long long waiting_since_ns
         unsigned char _client_carry[CARRY_BYTES]
         unsigned char _server_carry[CARRY_BYTES]
+        # With `slow_ns`: what the client sent first in this span.
+        unsigned char* _head
+        Py_ssize_t _head_size
+
+    def __dealloc__(self):
+        free(self._head)
 
     def __init__(self, Owner owner not None, Link client, Tracker tracker, Meter meter):
         self.owner = owner
@@ -1529,15 +1539,34 @@ cdef class Relay:
             return 0
         self.meter.bytes_in += size
         self.last_request_ns = client._reactor._now_ns
-        if self._span_began_ns == 0:
-            self._span_began_ns = self.last_request_ns
         if carried:
             memcpy(SCRATCH, self._client_carry, carried)
             self._client_carried = 0
+        if self._span_began_ns == 0:
+            self._span_began_ns = self.last_request_ns
+            if self.slow_ns:
+                self._keep_head(SCRATCH, carried + size)
         self._feed_client(SCRATCH, carried + size)
         if self.tracker.is_idle():
             # Nothing that is answered: the span ends unmeasured.
             self._span_began_ns = 0
+        return 0
+
+    cdef int _keep_head(self, const unsigned char* data, Py_ssize_t size) except -1:
+        """For the slow-query log: a copy of how this span begins."""
+        if self._head == NULL:
+            self._head = <unsigned char*> malloc(HEAD_BYTES)
+            if self._head == NULL:
+                raise MemoryError
+        self._head_size = min(size, <Py_ssize_t> HEAD_BYTES)
+        memcpy(self._head, data, self._head_size)
+        return 0
+
+    cdef int _tell_slow(self, unsigned long long span_ns) except -1:
+        cdef bytes head = PyBytes_FromStringAndSize(<char*> self._head, self._head_size)
+        self._head_size = 0
+        if self.owner is not None:
+            self._told().on_slow(span_ns, head)
         return 0
 
     cdef int _feed_client(self, unsigned char* data, Py_ssize_t size) except -1:
@@ -1685,6 +1714,7 @@ cdef class Relay:
         cdef Link server = self.server
         cdef unsigned long long errors = self.tracker.errors
         cdef unsigned long long faults = self.tracker.faults
+        cdef unsigned long long span_ns
         self._ask_for(self.client)
         size = server._receive(SCRATCH + carried)
         if size <= 0:
@@ -1710,8 +1740,11 @@ cdef class Relay:
             self._told().on_first_answer(now_ns())
         if self._span_began_ns and self.tracker.is_idle():
             self.last_answer_ns = server._reactor._now_ns
-            self.meter.add_span(self.last_answer_ns - self._span_began_ns)
+            span_ns = self.last_answer_ns - self._span_began_ns
+            self.meter.add_span(span_ns)
             self._span_began_ns = 0
+            if self.slow_ns and span_ns >= self.slow_ns:
+                self._tell_slow(span_ns)
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()
         if self.notifies and self.owner is not None and self.at_boundary() and not self._give_back():

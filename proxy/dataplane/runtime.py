@@ -135,6 +135,11 @@ class Runtime:
         """The rules about reads; None: there are none."""
 
     @property
+    def slow_ns(self) -> int:
+        """Requests that take as long are logged, in nanoseconds; 0: none."""
+        return int(self.config.slow_query_ms * 1e6)
+
+    @property
     def shares_backends(self) -> bool:
         """Transaction mode: a backend is lent for a transaction, not for a session."""
         return self.config.pool_mode == "transaction"
@@ -149,6 +154,9 @@ class Runtime:
         self._rules = rules_of(config)
         for pool in self._pools.values():
             pool.rules = self._rules
+        for session in self.registry:
+            if session.relay is not None:
+                session.relay.slow_ns = self.slow_ns
 
     # --- hold ---
 

@@ -551,6 +551,7 @@ class Session(Owner):
         meter = backend.meter or runtime.meter_of(backend.engine, startup.database)
         self.relay = Relay(self, self.link, self.tracker, meter)
         self.relay.notifies = shares
+        self.relay.slow_ns = runtime.slow_ns
         self.relay.is_routed = runtime.router is not None and shares and not startup.is_replication
         if self._keeps_backend:
             self._lend(backend)
@@ -1435,6 +1436,9 @@ class Session(Owner):
             move = self.runtime.move or self.runtime.last_move
             if move is not None:
                 move.first_answer(at_ns)
+
+    def on_slow(self, span_ns: int, head: bytes) -> None:
+        self.worker.slow_log.note(self, span_ns, head)
 
     def on_violation(self, error: ProtocolViolation) -> None:
         _log.warning("protocol violation", session=self.id, peer=error.peer, rule=error.text)

@@ -59,6 +59,7 @@ class Setup:
     control_token: str | None = None
     """What our own requests to the control port show."""
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
 
     def write(self, folder: Path) -> Path:
         """Config, admin password and users file in `folder`; returns the config's path."""
@@ -84,7 +85,7 @@ class Setup:
         }
         tables: list[tuple[str, Mapping[str, object]]] = [
             ("control", {"listen": f"127.0.0.1:{self.control_port}", **self.control}),
-            ("log", {"level": self.log_level}),
+            ("log", {"level": self.log_level, "format": self.log_format}),
             (f"service.{SERVICE}", service),
         ]
         tables += [

@@ -1,23 +1,49 @@
 """Logging: one line per event on stderr, for people or for machines. Every line says who.
 
-Names of fields are the words of the design: `service`, `engine`, `session`, `switch`, `worker`. A field that may hold
-a secret is masked here, whoever logged it; the code that logs does not put one in.
+Names of fields are the words of the design: `service`, `engine`, `session`, `switch`, `worker`. A secret is masked here,
+whoever logged it: fields that are called like one, the words that the config keeps secret (`hide`) wherever they stand,
+tracebacks too, and what looks like a password in the text of somebody else's error. The code that logs does not put one in.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Final
 
 import structlog
 
 from proxy.config import LogConfig
 
-SECRET_FIELDS: Final = frozenset({"password", "secret", "token", "authorization", "credential", "verifier"})
+SECRET_FIELDS: Final = frozenset(
+    {"password", "passphrase", "secret", "token", "authorization", "cookie", "credential", "verifier", "private_key"}
+)
 """Fields that are shown as `***`."""
+
+MASK: Final = "***"
+
+HIDDEN_CHARS_MIN: Final = 8
+"""Shorter secrets are not looked for in texts: they would hide half of every line."""
+
+HIDDEN_CHARS_MAX: Final = 1_000
+"""Longer ones are whole files, of which no line stands for all."""
+
+_LOOKS_SECRET: Final = (
+    (
+        re.compile(r"(?i)\b(password|passwd|pwd|secret|token|api_?key)(\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)"),
+        r"\1\2***",
+    ),
+    (re.compile(r"(?i)\b(password|identified by)(\s+)'[^']*'"), r"\1\2'***'"),
+    (re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1\2***"),
+    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), "***"),
+)
+"""What a password looks like in a connection string, a statement, a header, an address, a file."""
+
+_hidden: tuple[str, ...] = ()
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -36,11 +62,13 @@ def set_up(config: LogConfig, *, who: str = "") -> None:
         structlog.stdlib.add_log_level,
         _Named(who),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # Before the mask, which has to see the text of tracebacks.
+        structlog.processors.format_exc_info,
         _mask,
     ]
     render: list[structlog.typing.Processor]
     if config.format == "json":
-        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        render = [structlog.processors.JSONRenderer()]
     else:
         colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         # Plain tracebacks: the pretty ones show local variables, and those may hold secrets.
@@ -80,11 +108,47 @@ class _Named:
         return event
 
 
+def hide(words: Iterable[str]) -> None:
+    """From now on these are masked in every line of this process, in place of those that were before."""
+    global _hidden
+    fitting = {word for word in words if HIDDEN_CHARS_MIN <= len(word) <= HIDDEN_CHARS_MAX}
+    # The longest first: one may be a part of another.
+    _hidden = tuple(sorted(fitting, key=lambda word: (-len(word), word)))
+
+
+def without_secrets(text: str) -> str:
+    """A text as it may be logged."""
+    for word in _hidden:
+        if word in text:
+            text = text.replace(word, MASK)
+    for pattern, instead in _LOOKS_SECRET:
+        text = pattern.sub(instead, text)
+    return text
+
+
 def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key in event:
-        if key.lower() in SECRET_FIELDS:
-            event[key] = "***"
+    for key, value in event.items():
+        # What begins with an underscore is structlog's own and is not shown.
+        if not key.startswith("_"):
+            event[key] = _masked(key, value)
     return event
+
+
+def _masked(key: object, value: object) -> object:
+    match value:
+        case _ if isinstance(key, str) and key.lower() in SECRET_FIELDS:
+            return MASK
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return without_secrets(value)
+        case dict():
+            return {name: _masked(name, one) for name, one in value.items()}
+        case list() | tuple():
+            return [_masked("", one) for one in value]
+        case _:
+            shown = repr(value)
+            return value if (clean := without_secrets(shown)) == shown else clean
 
 
 def _who_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -40,8 +40,11 @@ from proxy.dataplane.relay import Link, Meter, leave_for
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
+from proxy.dataplane.slow import SlowLog
 from proxy.errors import Aborted, TooManyConnections
+from proxy.hidden import hidden_words
 from proxy.latency import added
+from proxy.log import hide
 from proxy.log import set_up as set_up_log
 from proxy.tasks import in_haste, spawn
 from proxy.tls import ListenerTls, TlsProblem, listener_tls
@@ -99,6 +102,7 @@ class Worker:
         self._cancel_number = 0
         self.kills = Kills(self)
         self.console = ConsoleDesk(self)
+        self.slow_log = SlowLog()
         self._number = index << 24
         """Session numbers are unique over the workers: the index is in the upper bits."""
         self._writer: asyncio.StreamWriter | None = None
@@ -267,6 +271,7 @@ class Worker:
         self.seats.workers = config.workers
         if order.salt_key:
             set_salt_key(order.salt_key)
+        hide(hidden_words(config))
         set_up_log(config.log, who=f"worker {self.index}")
         failed: list[str] = []
         for name, service in config.service.items():

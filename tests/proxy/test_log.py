@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
-from proxy.config import LogConfig
-from proxy.log import set_up
+from proxy.config import LogConfig, load
+from proxy.hidden import hidden_words
+from proxy.log import hide, set_up, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +75,86 @@ def test_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str])
     err = capsys.readouterr().err
     assert "progress" not in err
     assert "supervisor: trouble in paradise" in err
+
+
+SECRET = "canary-7f3a91c2d4"
+
+
+@pytest.fixture
+def hidden() -> Iterator[None]:
+    hide([SECRET, "short"])
+    yield
+    hide([])
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.usefixtures("hidden")
+def test_what_the_config_keeps_secret_is_masked_wherever_it_stands(
+    capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    set_up(LogConfig(format=form), who="supervisor")  # type: ignore[arg-type]
+    log = structlog.get_logger()
+    log.info("%s in the event", SECRET, why=f"at the end {SECRET}", several=[f"a {SECRET}", {"b": SECRET}])
+    log.info("an object", error=ValueError(f"with {SECRET}"), code=5, short="short")
+    try:
+        raise ValueError(f"no reason but {SECRET}")
+    except ValueError:
+        log.exception("failed")
+        logging.getLogger("library").exception("failed with %s", SECRET)
+    err = capsys.readouterr().err
+    assert SECRET not in err.replace('f"no reason but {SECRET}"', "")
+    assert err.count("***") >= 8
+    assert "no reason but ***" in err
+    # Words of less than eight characters would hide half of every line.
+    assert "short" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("host=db password=hunter2 user=app", "host=db password=*** user=app"),
+        ("password = 'hunter 2', x", "password = ***, x"),
+        ("postgresql://app:hunter2@db:5432/app", "postgresql://app:***@db:5432/app"),
+        ("Authorization: Bearer abcdefgh12345678", "Authorization: Bearer ***"),
+        ("alter role x password 'hunter2'", "alter role x password '***'"),
+        ("create user x IDENTIFIED BY 'hunter2'", "create user x IDENTIFIED BY '***'"),
+        ("-----BEGIN PRIVATE KEY-----\nMIG\n-----END PRIVATE KEY----- x", "*** x"),
+        ("password authentication failed for user app", "password authentication failed for user app"),
+        ("http://db:5432/x at 10:30", "http://db:5432/x at 10:30"),
+    ],
+)
+def test_what_looks_like_a_password_in_somebody_elses_text_is_masked(said: str, shown: str) -> None:
+    assert without_secrets(said) == shown
+
+
+def test_a_config_knows_all_that_must_not_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "turnout.toml").write_text(
+        """
+        [[listener]]
+        protocol = "postgresql"
+        listen = "127.0.0.1:6432"
+        [control]
+        token = { env = "TOKEN" }
+        [service.shop]
+        protocol = "postgresql"
+        active = "blue"
+        admin = { user = "a", password = { env = "ADMIN" } }
+        auth = { method = "scram-sha-256", users = { file = "users.txt" } }
+        hook = [{ at = "promote", url = "http://x", token = { env = "HOOK" } }]
+        [service.shop.engine.blue]
+        address = "db:5432"
+        [alerts.receiver.ops]
+        kind = "slack"
+        url = { env = "SLACK" }
+        """
+    )
+    (tmp_path / "users.txt").write_text('"app" "of-the-user"\n')
+    environ = {
+        "TOKEN": "t" * 16,
+        "ADMIN": "of-the-admin",
+        "HOOK": "of-the-hook",
+        "SLACK": "https://chat/services/of-the-chat",
+    }
+    words = hidden_words(load(tmp_path / "turnout.toml", environ=environ))
+    assert words >= {"of-the-user", "of-the-admin", "of-the-hook", "https://chat/services/of-the-chat", "of-the-chat"}
+    assert "t" * 16 not in words, "of a token only its hash is known"

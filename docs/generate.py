@@ -63,6 +63,13 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "service.shop.policy.slow.response_time_threshold_ms": "250.0",
     "service.shop.policy.slow.target_engine": '"green"',
     "service.shop.route.to": '["green"]',
+    "alerts.rule.lag.when": '"replication_lag_ms"',
+    "alerts.rule.lag.above": "5000.0",
+    "alerts.rule.lag.keep_firing_for_s": "60.0",
+    "alerts.receiver.ops.kind": '"slack"',
+    "alerts.receiver.ops.url": '{ env = "OPS_SLACK_URL" }',
+    "alerts.receiver.ops.token": '{ env = "OPS_TOKEN" }',
+    "alerts.receiver.ops.password": '{ env = "SMTP_PASSWORD" }',
 }
 """Values of the sample that are not the default, or show it although it is."""
 
@@ -73,12 +80,19 @@ LIVE: Final = frozenset(
     key
     for key in EXAMPLES
     if key not in ("control.token", "service.shop.auth.hba")
-    and not key.startswith(("console.", "control.caller.", "control.jwt."))
+    and not key.startswith(("alerts.", "console.", "control.caller.", "control.jwt."))
     and not key.startswith(tuple(f"service.shop.{table}" for table in _OPTIONAL))
 )
 """Keys of the sample that are not commented out."""
 
-NAMES: Final = {"service": "shop", "engine": "blue", "policy": "slow", "caller": "alice"}
+NAMES: Final = {
+    "service": "shop",
+    "engine": "blue",
+    "policy": "slow",
+    "caller": "alice",
+    "rule": "lag",
+    "receiver": "ops",
+}
 """Name of the sample's entry in a table of tables."""
 
 INTRO: Final = f"""\
@@ -245,7 +259,12 @@ def _sample_key(
     key, default = ".".join(at), _default(field)
     mark = " (reload)" if is_reloadable else ""
     yield from _comment(docs.of_field[of.cls.__name__, field.name] + mark)
-    value = EXAMPLES.get(key) or ('""' if default is None else _toml(default))
+    if default is None and key not in EXAMPLES:
+        # Not to be set together with the others: prose, which nobody takes the "#" away from.
+        yield f"# {field.name} = …"
+        yield ""
+        return
+    value = EXAMPLES.get(key) or _toml(default)
     yield f"{'' if key in LIVE else '#'}{field.name} = {value}"
     yield ""
 

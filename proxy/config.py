@@ -34,11 +34,13 @@ from protocols.wire import PackingName
 from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
 from proxy.errors import ConfigError
 from proxy.hba import HbaError, expand, parse_hba
-from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, control_tls, engine_tls, listener_tls
+from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, control_tls, engine_tls, listener_tls, receiver_tls
 
 __all__ = [
     "CONSOLE_DATABASE",
     "AdminConfig",
+    "AlertRuleConfig",
+    "AlertsConfig",
     "AuthConfig",
     "CallerConfig",
     "Config",
@@ -55,6 +57,7 @@ __all__ = [
     "LogConfig",
     "LogLevel",
     "PolicyConfig",
+    "ReceiverConfig",
     "RoleName",
     "RouteConfig",
     "Secret",
@@ -666,12 +669,171 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     applied, or refused by name."""
     max_prepared_statements: Annotated[int, Meta(ge=1, le=100_000, extra=RELOADABLE)] = 200
     """PostgreSQL, transaction mode: most prepared statements kept on one backend; the one not used for longest goes."""
+    slow_query_ms: Annotated[float, Meta(ge=0, le=3_600_000, extra=RELOADABLE)] = 0.0
+    """Log a line for each request that takes longer, in milliseconds, with its text without values; 0: none. See
+    docs/operation.md."""
 
     @property
     def asks_engine(self) -> bool:
         """Users that are in no file are looked up on the active engine."""
         is_mysql_without_file = self.protocol == "mysql" and self.auth.users is None and self.auth.method != "trust"
         return bool(self.auth.query) or is_mysql_without_file
+
+
+AlertWhen = Literal[
+    "response_time_ms",
+    "cpu_usage_percent",
+    "memory_usage_percent",
+    "active_connections",
+    "query_rate_per_second",
+    "error_rate_percent",
+    "availability_percent",
+    "replication_lag_ms",
+    "replication_lag_bytes",
+    "sessions",
+    "sessions_held",
+    "clients_waiting",
+    "running_switch_s",
+    "engine_down",
+    "replication_broken",
+    "former_primary_writes",
+    "service_takes_no_writes",
+    "automation_off",
+    "worker_down",
+    "switch_failed",
+    "switch_undone",
+    "failover",
+    "failover_impossible",
+    "policy_refused",
+    "data_differs",
+]
+"""What an alert is about: `proxy.control.alerts.watched` has each."""
+
+ALERT_FIGURES: Final = frozenset(
+    {
+        "response_time_ms",
+        "cpu_usage_percent",
+        "memory_usage_percent",
+        "active_connections",
+        "query_rate_per_second",
+        "error_rate_percent",
+        "availability_percent",
+        "replication_lag_ms",
+        "replication_lag_bytes",
+        "sessions",
+        "sessions_held",
+        "clients_waiting",
+        "running_switch_s",
+    }
+)
+"""Those that are numbers, and need `above` or `below`."""
+
+ALERT_EVENTS: Final = frozenset(
+    {"switch_failed", "switch_undone", "failover", "failover_impossible", "policy_refused", "data_differs"}
+)
+"""Those that happen and are over."""
+
+ALERTS_OF_ENGINES: Final = frozenset(
+    {
+        "response_time_ms",
+        "cpu_usage_percent",
+        "memory_usage_percent",
+        "active_connections",
+        "query_rate_per_second",
+        "error_rate_percent",
+        "availability_percent",
+        "replication_lag_ms",
+        "replication_lag_bytes",
+        "engine_down",
+        "replication_broken",
+        "former_primary_writes",
+    }
+)
+"""Those that there is one of for each engine."""
+
+Severity = Literal["info", "warning", "critical"]
+
+
+class AlertRuleConfig(_Table, frozen=True, kw_only=True):
+    """Something that people are to be told of. Its name is the key; one that is called like a rule of Turnout's own takes
+    its place. See docs/alerts.md."""
+
+    when: AlertWhen
+    """A figure (with `above` or `below`), a state that holds or not, or an event. docs/alerts.md has the table."""
+    above: float | None = None
+    """Of a figure: alert while it is above."""
+    below: float | None = None
+    """Of a figure: alert while it is below."""
+    for_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """How long that must hold before the alert fires, in seconds; until then it is pending. An event fires at once."""
+    keep_firing_for_s: Annotated[float, Meta(ge=0, le=604_800)] | None = None
+    """How long it goes on firing when that does not hold any more, in seconds, so that what comes and goes is one alert.
+    Default: 0, and of an event 3600."""
+    severity: Severity = "warning"
+    """How bad it is."""
+    enabled: bool = True
+    """False: it is never looked at; so is a rule of Turnout's own switched off."""
+    services: list[str] = []
+    """Only of these services; empty: of all."""
+    engines: list[str] = []
+    """Only of these engines; empty: of all."""
+    of: Literal["all", "active", "others"] = "all"
+    """Which engines of a service: all, the one that serves, or the others."""
+    receivers: list[str] = []
+    """Who is told; empty: every receiver."""
+
+
+class ReceiverConfig(_Table, frozen=True, kw_only=True):
+    """Somebody who is told of alerts. Its name is the key."""
+
+    kind: Literal["webhook", "slack", "email", "command"]
+    """`webhook`: an HTTP POST with JSON as Prometheus' Alertmanager sends it. `slack`: one in the form of Slack's incoming
+    webhooks, which Mattermost, Rocket.Chat and Discord (`/slack`) take, too. `email`: by SMTP. `command`: a program that
+    gets the JSON of `webhook` on its stdin."""
+    url: Secret | None = None
+    """Of `webhook` and `slack`: the http:// or https:// address. It is a secret: whoever has it can write there."""
+    token: Secret | None = None
+    """Of `webhook`: sent as `Authorization: Bearer`."""
+    server: str = ""
+    """Of `email`: host:port of the mail server."""
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    """Of `email`: `starttls` (port 587 mostly, or 25), `tls` from the first byte on (465), or none at all."""
+    ca_file: str = ""
+    """CA certificates that vouch for the receiver's server, in PEM form; relative to the config file. Empty: those that
+    are known to everybody."""
+    user: str = ""
+    """Of `email`: account at the mail server; empty: no login."""
+    password: Secret | None = None
+    """Of `email`: its password."""
+    sender: str = ""
+    """Of `email`: address that the mail comes from."""
+    to: list[str] = []
+    """Of `email`: addresses that it goes to."""
+    command: list[str] = []
+    """Of `command`: program and arguments, without a shell."""
+    severities: list[Severity] = []
+    """Only these; empty: all."""
+    send_resolved: bool = True
+    """Tell when an alert is over, too."""
+    timeout_s: Annotated[float, Meta(gt=0, le=120)] = 10.0
+    """How long one try may take, in seconds."""
+    retry_for_s: Annotated[float, Meta(ge=0, le=86_400)] = 900.0
+    """A message that cannot be delivered is tried again after a second, then after twice as long each time up to a minute,
+    for so long, in seconds; then it has failed, which is shown. 0: one try."""
+
+
+class AlertsConfig(_Table, frozen=True, kw_only=True):
+    """Of what, and how, people are told; a reload applies all of it. See docs/alerts.md."""
+
+    defaults: Annotated[bool, Meta(extra=RELOADABLE)] = True
+    """Watch for what goes wrong by Turnout's own rules, too; docs/alerts.md lists them. They are shown whether there is a
+    receiver or not."""
+    repeat_interval_s: Annotated[float, Meta(ge=60, le=604_800, extra=RELOADABLE)] = 14_400.0
+    """An alert that goes on firing is told again after so long, in seconds."""
+    rule: Annotated[dict[str, AlertRuleConfig], Meta(extra=RELOADABLE)] = {}
+    """Rules of your own."""
+    receiver: Annotated[dict[str, ReceiverConfig], Meta(extra=RELOADABLE)] = {}
+    """Who is told, by name."""
 
 
 class Config(_Table, frozen=True, kw_only=True):
@@ -687,6 +849,8 @@ class Config(_Table, frozen=True, kw_only=True):
     """Services by name."""
     log: LogConfig = LogConfig()
     """The log."""
+    alerts: AlertsConfig = AlertsConfig()
+    """Of what, and how, people are told."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Worker processes; each takes its share of the clients."""
     state_file: str = "turnout.sqlite"
@@ -1065,6 +1229,7 @@ def _said(raw: Any) -> str:
 
 def _check_meaning(config: Config, problems: _Problems) -> None:
     _check_ports(config, problems)
+    _check_alerts(config, problems)
     _check_balancers(config, problems)
     _check_console(config.console, problems)
     if not config.listener:
@@ -1147,6 +1312,53 @@ def _check_routes(service: ServiceConfig, at: KeyPath, problems: _Problems) -> N
             re.compile(rule.pattern)
         except re.error as error:
             problems.add((*here, "pattern"), f"is no regular expression: {error}")
+
+
+def _check_alerts(config: Config, problems: _Problems) -> None:
+    engines = {name for service in config.service.values() for name in service.engine}
+    named = {"services": set(config.service), "engines": engines, "receivers": set(config.alerts.receiver)}
+    for name, rule in config.alerts.rule.items():
+        at: KeyPath = ("alerts", "rule", name)
+        said = [key for key in ("above", "below") if getattr(rule, key) is not None]
+        if rule.when in ALERT_FIGURES and len(said) != 1:
+            problems.add(at, f'"{rule.when}" is a figure: expected exactly one of "above" and "below"')
+        elif rule.when not in ALERT_FIGURES and said:
+            problems.add((*at, said[0]), f'"{rule.when}" is no figure: nothing is above or below')
+        if rule.when in ALERT_EVENTS and rule.for_s:
+            problems.add((*at, "for_s"), f'"{rule.when}" is an event: it fires at once')
+        if rule.when not in ALERTS_OF_ENGINES and (rule.engines or rule.of != "all"):
+            key = "engines" if rule.engines else "of"
+            problems.add((*at, key), f'"{rule.when}" is not about engines')
+        for key, known in named.items():
+            for index, one in enumerate(getattr(rule, key)):
+                if one not in known:
+                    there = f"there are: {', '.join(sorted(known))}" if known else "there are none"
+                    problems.add((*at, key, index), f'"{one}" is unknown; {there}')
+    for name, receiver in config.alerts.receiver.items():
+        for key, text in _receiver_faults(receiver):
+            problems.add(("alerts", "receiver", name, *([key] if key else [])), text)
+
+
+def _receiver_faults(receiver: ReceiverConfig) -> Iterator[tuple[str, str]]:
+    needs = {"webhook": ("url",), "slack": ("url",), "email": ("server", "sender", "to"), "command": ("command",)}
+    for key in needs[receiver.kind]:
+        if not getattr(receiver, key):
+            yield "", f'"{key}" is missing; kind "{receiver.kind}" needs it'
+    if receiver.kind != "email":
+        return
+    if receiver.server:
+        try:
+            parse_address(receiver.server)
+        except ValueError as error:
+            yield "server", f'"{receiver.server}": {error}'
+    if bool(receiver.user) != bool(receiver.password):
+        yield "", '"user" and "password" go together'
+    if receiver.password is not None and receiver.tls == "none":
+        yield "tls", '"none" with a password: everybody on the way could read it; set "starttls" or "tls"'
+    for key, texts in (("sender", [receiver.sender]), ("to", receiver.to)):
+        for text in texts:
+            if text and not re.fullmatch(r"[!-~]+@[!-~]+", text):
+                yield key, f'"{text}" is no address of the form name@host'
 
 
 def _check_load(load: LoadConfig, at: KeyPath, problems: _Problems) -> None:
@@ -1326,6 +1538,11 @@ def _check_tls(config: Config, problems: _Problems) -> None:
         control_tls(config.control)
     except TlsProblem as problem:
         problems.add(("control", f"tls_{problem.key}"), problem.text)
+    for receiver_name, receiver in config.alerts.receiver.items():
+        try:
+            receiver_tls(receiver.ca_file)
+        except TlsProblem as problem:
+            problems.add(("alerts", "receiver", receiver_name, problem.key), problem.text)
     for index, listener in enumerate(config.listener):
         at: KeyPath = ("listener", index)
         if listener.protocol != "mysql" and listener.client_tls_sslmode in MYSQL_NAMES:
@@ -1431,7 +1648,23 @@ class _Resolver:
         }
         self._check_different(token, callers)
         control = replace(control, token=token, caller=callers)
-        return replace(config, control=control, console=console, service=services)
+        alerts = self._alerts(config.alerts)
+        return replace(config, control=control, console=console, service=services, alerts=alerts)
+
+    def _alerts(self, alerts: AlertsConfig) -> AlertsConfig:
+        replace = msgspec.structs.replace
+        receivers = {}
+        for name, receiver in alerts.receiver.items():
+            at: KeyPath = ("alerts", "receiver", name)
+            secrets = {key: self._password(getattr(receiver, key), (*at, key)) for key in ("url", "token", "password")}
+            url = secrets["url"]
+            if url is not None and url.value and not url.value.strip().startswith(("http://", "https://")):
+                text = f"{_origin(url)} does not hold an address that begins with http:// or https://"
+                self._problems.add((*at, "url"), text)
+            if url is not None and url.value:
+                secrets["url"] = replace(url, value=url.value.strip())
+            receivers[name] = replace(receiver, **secrets)
+        return replace(alerts, receiver=receivers)
 
     def _token(self, secret: Secret | None, at: KeyPath) -> Secret | None:
         """A bearer token as its hash."""
@@ -1586,6 +1819,13 @@ def _with_paths(config: Config, path: Path) -> Config:
         state_file=str(state_file),
         runtime_dir=str(runtime),
         control=_with_control_paths(config.control, folder),
+        alerts=replace(
+            config.alerts,
+            receiver={
+                name: replace(one, ca_file=str(folder / one.ca_file)) if one.ca_file else one
+                for name, one in config.alerts.receiver.items()
+            },
+        ),
         listener=[_with_tls_paths(one, folder) for one in config.listener],
         service={
             name: replace(

@@ -26,7 +26,7 @@ import structlog
 from protocols.postgres.console import refusal
 from proxy import ipc
 from proxy.clock import SystemClock
-from proxy.config import Config, EngineConfig, LogLevel, Secret, encode_effective, reload_diff
+from proxy.config import AlertsConfig, Config, EngineConfig, LogLevel, Secret, encode_effective, reload_diff
 from proxy.control.standstill import Standstills
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, EngineState
@@ -34,6 +34,8 @@ from proxy.engines.figures import Stream
 from proxy.engines.freshness import Freshness
 from proxy.engines.measuring import Measurer
 from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyError
+from proxy.hidden import hidden_words
+from proxy.log import hide
 from proxy.log import set_up as set_up_log
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
@@ -123,6 +125,7 @@ class Supervisor:
         self._salt_key = self._journal.key("salts")
         self._roster = Roster(self._journal.database)
         self.config = self._roster.apply(self.config)
+        hide(hidden_words(self.config))
         self._engines.update(
             (name, {engine: engine_for(service, engine) for engine in service.engine})
             for name, service in self.config.service.items()
@@ -134,10 +137,10 @@ class Supervisor:
             withheld=frozenset(_secret_variables(self.config)),
         )
         self._orchestrator = Orchestrator(
-            self.config.service, self._engines, self._journal, workers, self._clock, self._publish, self.config.workers
+            self.config.service, self._engines, self._journal, workers, self._clock, self.publish, self.config.workers
         )
         self._guard = Guard(
-            self.config.service, self._engines, self._orchestrator, self._journal, workers, self._clock, self._publish
+            self.config.service, self._engines, self._orchestrator, self._journal, workers, self._clock, self.publish
         )
         self._guard.preferred = self.preferred_after_failure
         await workers.listen()
@@ -152,7 +155,7 @@ class Supervisor:
             self._stream,
             self._orchestrator,
             self._clock,
-            self._publish,
+            self.publish,
         )
         self.subscribe(keeper.hear)
         self._data_checks = DataChecks(
@@ -160,7 +163,7 @@ class Supervisor:
             self._engines,
             DataCheckStore(self._journal.database),
             self._clock,
-            self._publish,
+            self.publish,
             active=lambda service: self._switches.standing(service).active,
             is_switching=lambda service: self._switches.running(service) is not None,
         )
@@ -382,7 +385,7 @@ class Supervisor:
         self._put_engines(service, {**self.config.service[service].engine, name: engine})
         added = self._engines[service][name] = engine_for(self.config.service[service], name)
         self._watch(service, added)
-        self._publish(Event(kind="engine.added", at=self._clock.wall(), service=service, data={"engine": name}))
+        self.publish(Event(kind="engine.added", at=self._clock.wall(), service=service, data={"engine": name}))
 
     async def remove_engine(self, service: str, name: str) -> None:
         """Forget an engine that does not serve; kept over restarts. Raises NotFound; Conflict: it serves, it takes part in
@@ -412,7 +415,7 @@ class Supervisor:
         await cancel_and_wait(probe)
         self._probed.pop((service, name), None)
         await engine.close()
-        self._publish(Event(kind="engine.removed", at=self._clock.wall(), service=service, data={"engine": name}))
+        self.publish(Event(kind="engine.removed", at=self._clock.wall(), service=service, data={"engine": name}))
 
     def _change_roster(self, change: Callable[[Roster], None]) -> None:
         assert self._roster is not None, "started"
@@ -474,13 +477,14 @@ class Supervisor:
         applied, needs_restart = reload_diff(self.config, new)
         merged = _reloadable(self.config, new)
         self.config = merged
+        hide(hidden_words(merged))
         set_up_log(merged.log, who="supervisor")
         self._switches.reconfigure(merged.service)
         self.policies.reconfigure(merged.service)
         self._guards.reconfigure(merged.service)
         self._crew.tell_all(self._configuration())
         _log.info("config reloaded", applied=applied, needs_restart=needs_restart)
-        self._publish(
+        self.publish(
             Event(
                 kind="config.reloaded",
                 at=self._clock.wall(),
@@ -498,6 +502,11 @@ class Supervisor:
                 self._subscribers.remove(callback)
 
         return take_back
+
+    def publish(self, event: Event) -> None:
+        """Tell every subscriber."""
+        for callback in list(self._subscribers):
+            callback(event)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -527,17 +536,15 @@ class Supervisor:
 
     def _configuration(self) -> ipc.Configure:
         standings = {name: self._switches.standing(name) for name in self.config.service}
+        # Workers tell nobody of alerts: they need not know the receivers' secrets.
+        theirs = msgspec.structs.replace(self.config, alerts=AlertsConfig())
         return ipc.Configure(
-            config=encode_effective(self.config),
+            config=encode_effective(theirs),
             active={name: standing.active for name, standing in standings.items()},
             epochs={name: standing.epoch for name, standing in standings.items()},
             salt_key=self._salt_key,
             standstills=self.standstills.all(),
         )
-
-    def _publish(self, event: Event) -> None:
-        for callback in list(self._subscribers):
-            callback(event)
 
     def _watch(self, service: str, engine: Engine) -> None:
         task = spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
@@ -585,7 +592,7 @@ class Supervisor:
             before = self._probed.get((service, engine.name))
             self._probed[(service, engine.name)] = (state, self._clock.wall())
             if before is None or _essence(before[0]) != _essence(state):
-                self._publish(
+                self.publish(
                     Event(
                         kind="engine.changed",
                         at=self._clock.wall(),
@@ -666,7 +673,7 @@ class _Ears:
         )
 
     def _tell(self, kind: str, data: dict[str, Any], service: str = "") -> None:
-        self._supervisor._publish(Event(kind=kind, at=time.time(), service=service, data=data))
+        self._supervisor.publish(Event(kind=kind, at=time.time(), service=service, data=data))
 
 
 def _essence(state: EngineState) -> tuple[object, ...]:
@@ -751,13 +758,14 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
         await cancel_and_wait(ended)
         raise refused
     loop.add_signal_handler(signal.SIGHUP, read_again)
-    control = None
+    control = door = None
     console: AdminConsole | None = None
     try:
         door = ControlService(supervisor)
         supervisor.end = end
         console = supervisor.console = AdminConsole(door, supervisor.tell_worker)
         supervisor.policies.start_with(door.switch_of_policy)
+        door.alerts.start()
         control = await serve_control(door, config)
         await ending.wait()
         _log.info("stopping")
@@ -766,6 +774,8 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
             await control.close()
         if console is not None:
             await console.close()
+        if door is not None:
+            await door.alerts.stop()
         await supervisor.stop(drain_s=DRAIN_S if control is not None else 0.0)
         await cancel_and_wait(ended)
     return 0

@@ -207,6 +207,17 @@ def load_control_files(context: ssl.SSLContext, config: ControlConfig) -> None:
             raise TlsProblem("ca_file", f"{config.tls_ca_file} has no certificates in PEM form") from error
 
 
+def receiver_tls(ca_file: str) -> ssl.SSLContext | None:
+    """Of those who are told of alerts; None: the certificates that everybody knows. Raises TlsProblem."""
+    if not ca_file:
+        return None
+    _readable("ca_file", ca_file)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        raise TlsProblem("ca_file", f"{ca_file} has no certificates in PEM form") from error
+
+
 def engine_tls(config: EngineConfig, protocol: str) -> EngineTls:
     """Raises TlsProblem."""
     wanted = _wanted_of(config, protocol)

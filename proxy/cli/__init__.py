@@ -585,7 +585,8 @@ def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, a
 
 
 # The commands that change settings, engines and sessions and those for policies stand in modules of their own, and use what stands above.
-from proxy.cli import admin, policy  # noqa: E402
+from proxy.cli import admin, alert, policy  # noqa: E402
 
 admin.register(app)
 policy.register(app)
+alert.register(app)

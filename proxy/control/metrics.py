@@ -7,6 +7,7 @@ series of its own does Prometheus see that; `sum by (service)` adds them up. Onl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -21,6 +22,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from proxy import VERSION, ipc
+from proxy.control.alerts.keeper import Alerts
+from proxy.control.alerts.model import State
 from proxy.control.service import Supervisor
 from proxy.switch.state import Phase
 from proxy.switch.views import Event, ServiceView, WorkerView
@@ -44,8 +47,9 @@ _ENGINE_FIGURES: Final = (
 class Metrics:
     """One for the life of a supervisor; it subscribes to the ends of switches."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, alerts: Alerts | None = None) -> None:
         self._supervisor = supervisor
+        self._alerts = alerts
         self._ended: dict[tuple[str, str], int] = {}
         self._last: dict[str, dict[str, float]] = {}
         supervisor.subscribe(self._on_event)
@@ -75,6 +79,7 @@ class Metrics:
                 last=self._last,
             )
         )
+        registry.register(_ScrapeOfAlerts(self._alerts))
         return encode(registry), content_type
 
 
@@ -267,6 +272,38 @@ class _Scrape:
                 if figure in figures:
                     gauge.add_metric([name], figures[figure])
             yield gauge
+
+
+class _ScrapeOfAlerts:
+    """What alerts there are, and what becomes of the messages about them."""
+
+    def __init__(self, alerts: Alerts | None) -> None:
+        self._alerts = alerts
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        firing = GaugeMetricFamily("turnout_alerts", "Alerts, by state.", labels=["alert", "severity", "state"])
+        waiting = GaugeMetricFamily(
+            "turnout_alert_messages_waiting", "Messages that are still to be delivered.", labels=["receiver"]
+        )
+        messages = CounterMetricFamily(
+            "turnout_alert_messages", "Messages since the supervisor started.", labels=["receiver", "outcome"]
+        )
+        if self._alerts is not None:
+            counts = Counter(
+                (one.name, one.severity, one.state.value)
+                for one in self._alerts.views()
+                if one.state in (State.PENDING, State.FIRING)
+            )
+            for labels, count in sorted(counts.items()):
+                firing.add_metric(labels, count)
+            for receiver in self._alerts.receivers():
+                waiting.add_metric([receiver.name], receiver.waiting)
+                for outcome in ("delivered", "failed", "dropped"):
+                    messages.add_metric([receiver.name, outcome], getattr(receiver, outcome))
+        yield from (firing, waiting, messages)
 
 
 def _buckets(counts: list[int]) -> list[tuple[str, float]]:

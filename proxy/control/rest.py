@@ -30,6 +30,7 @@ from proxy import VERSION, ipc
 from proxy.config import Config, LogLevel, PolicyConfig
 from proxy.control import pages
 from proxy.control.access import Access
+from proxy.control.alerts.model import AlertView, Delivery, ReceiverView, RuleView, Silence
 from proxy.control.answers import KEY_LENGTH_MAX, Answers
 from proxy.control.api_page import ApiPage
 from proxy.control.audit import AuditEntry
@@ -40,6 +41,8 @@ from proxy.control.roles import Caller
 from proxy.control.service import (
     AUDIT_MAX,
     DECISIONS_MAX,
+    DELIVERIES_MAX,
+    SILENCE_S_MAX,
     SWITCHES_MAX,
     ControlService,
     EngineRow,
@@ -171,6 +174,16 @@ class PolicyRequest(PolicyConfig, frozen=True, kw_only=True):
     service: Annotated[str, Meta(min_length=1, max_length=63, description="Name of a service in the config.")]
 
 
+class SilenceRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which alerts nobody shall be told of for a time. Empty: any."""
+
+    duration_s: Annotated[float, Meta(ge=1, le=SILENCE_S_MAX, description="For how long, in seconds.")]
+    alert: Annotated[str, Meta(max_length=63, description="Name of a rule.")] = ""
+    service: Annotated[str, Meta(max_length=63, description="Name of a service.")] = ""
+    engine: Annotated[str, Meta(max_length=63, description="Name of an engine.")] = ""
+    reason: Annotated[str, Meta(max_length=500, description="Kept with it.")] = ""
+
+
 class DataCheckRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is to be compared."""
 
@@ -259,6 +272,8 @@ ServiceName = Annotated[str, PathParameter(description="Name of a service in the
 EngineName = Annotated[str, PathParameter(description="Name of an engine of the service.")]
 SwitchId = Annotated[str, PathParameter(description="Id of a switch, as its start answered it.")]
 PolicyName = Annotated[str, PathParameter(description="Name of a policy, of whatever service.")]
+ReceiverName = Annotated[str, PathParameter(description="Name of a receiver in the config.")]
+SilenceNumber = Annotated[int, PathParameter(description="Number of a silence, as the list has it.", ge=0, le=2**53)]
 DecisionLimit = Annotated[int, QueryParameter(ge=1, le=DECISIONS_MAX, description="Most decisions of the answer.")]
 SessionId = Annotated[int, PathParameter(description="Number of a session, as the list has it.", ge=0, le=2**48)]
 CheckId = Annotated[str, PathParameter(description="Id of a data check, as its start answered it.")]
@@ -402,7 +417,7 @@ async def events(
         HeaderParameter(name="Last-Event-ID", max_length=100, description="Id of the last event that was seen."),
     ] = None,
 ) -> Stream:
-    """What happens, as it happens: phases of switches, states of engines, decisions of policies. With
+    """What happens, as it happens: phases of switches, states of engines, decisions of policies, alerts. With
     `Last-Event-ID` from the one after that; if it is not known any more, the stream begins with `events.missed`."""
     stream = _door(state).follow(_caller(request), last_event_id, one_service)
     return Stream(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -740,6 +755,67 @@ async def policy_history(request: Request[Any, Any, Any], state: State, limit: D
     return _door(state).policy_history(_caller(request), limit)
 
 
+# --- alerts -------------------------------------------------------------------------------------------------------
+
+
+@get("/v1/alerts", tags=["alerts"], responses=_PROBLEMS)
+async def alerts(request: Request[Any, Any, Any], state: State) -> list[AlertView]:
+    """Alerts that are pending, fire, or were over within a day; the worst first."""
+    return _door(state).alerts_now(_caller(request))
+
+
+@get("/v1/alerts/rules", tags=["alerts"], responses=_PROBLEMS)
+async def alert_rules(request: Request[Any, Any, Any], state: State) -> list[RuleView]:
+    """Every rule that alerts come from, Turnout's own and those of the config."""
+    return _door(state).alert_rules(_caller(request))
+
+
+@get("/v1/alerts/receivers", tags=["alerts"], responses=_PROBLEMS)
+async def receivers(request: Request[Any, Any, Any], state: State) -> list[ReceiverView]:
+    """Who is told of alerts, and what became of that."""
+    return _door(state).receivers(_caller(request))
+
+
+@post(
+    "/v1/alerts/receivers/{receiver:str}/test",
+    tags=["alerts"],
+    status_code=200,
+    responses=_CHANGE,
+    operation_class=Change,
+)
+async def test_receiver(request: Request[Any, Any, Any], state: State, receiver: ReceiverName) -> Delivery:
+    """Send a test message, once. The answer says what became of it: `delivered` or `failed`. Needs the role operator."""
+    return await _door(state).test_receiver(_caller(request), receiver)
+
+
+@get("/v1/alerts/deliveries", tags=["alerts"], responses=_PROBLEMS)
+async def deliveries(
+    request: Request[Any, Any, Any],
+    state: State,
+    limit: Annotated[int, QueryParameter(ge=1, le=DELIVERIES_MAX, description="Most messages of the answer.")] = 50,
+) -> list[Delivery]:
+    """Messages about alerts, newest first, with what became of each."""
+    return _door(state).deliveries(_caller(request), limit)
+
+
+@get("/v1/alerts/silences", tags=["alerts"], responses=_PROBLEMS)
+async def silences(request: Request[Any, Any, Any], state: State) -> list[Silence]:
+    """What keeps messages back now."""
+    return _door(state).silences(_caller(request))
+
+
+@post("/v1/alerts/silences", tags=["alerts"], status_code=201, responses=_CHANGE, operation_class=Change)
+async def silence(request: Request[Any, Any, Any], state: State, data: JSONBody[SilenceRequest]) -> Silence:
+    """Keep messages about these alerts back for a time; what still fires then is told. Needs the role operator."""
+    return _door(state).silence(_caller(request), **msgspec.structs.asdict(data))
+
+
+@delete("/v1/alerts/silences/{number:int}", tags=["alerts"], status_code=200, responses=_CHANGE, operation_class=Change)
+async def unsilence(request: Request[Any, Any, Any], state: State, number: SilenceNumber) -> Silence:
+    """End a silence before its time. Needs the role operator."""
+    return _door(state).unsilence(_caller(request), number)
+
+
 # --- for machines -------------------------------------------------------------------------------------------------
 
 
@@ -891,6 +967,7 @@ HANDLERS: Final = [
     datachecks, datacheck, start_datacheck, resume_datacheck, cancel_datacheck,
     engine_metrics, policies, policy_detail, set_policy, remove_policy, enable_policy, disable_policy, run_policy,
     history_of_policy, policy_history,
+    alerts, alert_rules, receivers, test_receiver, deliveries, silences, silence, unsilence,
     healthz, readyz, metrics,
     pages.index, pages.file,
 ]  # fmt: skip
@@ -911,7 +988,7 @@ def build_app(door: ControlService, config_in_force: Config) -> Litestar:
         route_handlers=[*HANDLERS, asgi("/mcp", is_mount=True, copy_scope=True, opt={"has_own_body": True})(mount)],
         on_shutdown=[mount.close],
         middleware=[gate.wrap],
-        state=State({"door": door, "metrics": Metrics(door.supervisor)}),
+        state=State({"door": door, "metrics": Metrics(door.supervisor, door.alerts)}),
         exception_handlers={
             ProxyError: _on_proxy_error,
             HTTPException: _on_http_error,

@@ -19,6 +19,8 @@ import structlog
 from proxy import VERSION, ipc
 from proxy.clock import Clock, SystemClock
 from proxy.config import NAME, Config, EngineConfig, LogLevel, PolicyConfig, masked, parse_address
+from proxy.control.alerts.keeper import Alerts
+from proxy.control.alerts.model import AlertView, Delivery, ReceiverView, RuleView, Silence
 from proxy.control.audit import AuditEntry, AuditLog
 from proxy.control.events import EventLog
 from proxy.control.roles import Caller, Role, require
@@ -50,6 +52,12 @@ DECISIONS_MAX: Final = 1_000
 
 AUDIT_MAX: Final = 1_000
 """Most entries of one listing."""
+
+DELIVERIES_MAX: Final = 1_000
+"""Most messages of one listing."""
+
+SILENCE_S_MAX: Final = 30 * 86_400.0
+"""Longest silence; nobody remembers one for longer."""
 
 
 class Supervisor(Protocol):
@@ -91,6 +99,7 @@ class Supervisor(Protocol):
     async def start_failover(
         self, service: str, target: str | None, *, force: bool = False, by: str = "", reason: str = ""
     ) -> SwitchRecord: ...
+    def publish(self, event: Event) -> None: ...
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]: ...
 
 
@@ -222,6 +231,8 @@ class ControlService:
         self.audit = AuditLog(supervisor.database)
         self.events = EventLog(f"{int(supervisor.started_at * 1000):x}")
         supervisor.subscribe(self.events.add)
+        self.alerts = Alerts(supervisor, self._clock)
+        """Looked at from their `start` on."""
 
     # --- looking --------------------------------------------------------------------------------------------------
 
@@ -745,6 +756,64 @@ class ControlService:
     async def switch_of_policy(self, plan: SwitchPlan) -> SwitchRecord:
         """`switch`, asked for by a policy: `plan.requested_by` names it."""
         return await self.switch(Caller(name=plan.requested_by, role=Role.OPERATOR), plan)
+
+    # --- alerts ---------------------------------------------------------------------------------------------------
+
+    def alerts_now(self, who: Caller) -> list[AlertView]:
+        """Alerts that are pending, fire, or were over within a day; the worst first."""
+        require(who, Role.VIEWER)
+        return self.alerts.views()
+
+    def alert_rules(self, who: Caller) -> list[RuleView]:
+        """Every rule that alerts come from, by name."""
+        require(who, Role.VIEWER)
+        return self.alerts.rules()
+
+    def receivers(self, who: Caller) -> list[ReceiverView]:
+        """Who is told of alerts, and what became of it; no secret is shown."""
+        require(who, Role.VIEWER)
+        return self.alerts.receivers()
+
+    def deliveries(self, who: Caller, limit: int = 50) -> list[Delivery]:
+        """Messages about alerts, newest first, with what became of each."""
+        require(who, Role.VIEWER)
+        return self.alerts.deliveries(min(max(limit, 1), DELIVERIES_MAX))
+
+    async def test_receiver(self, who: Caller, receiver: str) -> Delivery:
+        """Send a receiver a test message, once, and return what became of it; it may have failed. Raises NotFound."""
+        with self._recorded(who, "test_receiver", receiver) as detail:
+            require(who, Role.OPERATOR, "send a test message")
+            delivery = await self.alerts.test(receiver, who.name)
+            detail |= {"state": delivery.state, "outcome": delivery.outcome}
+        return delivery
+
+    def silences(self, who: Caller) -> list[Silence]:
+        """What keeps messages back now."""
+        require(who, Role.VIEWER)
+        return self.alerts.silences()
+
+    def silence(
+        self, who: Caller, *, duration_s: float, alert: str = "", service: str = "", engine: str = "", reason: str = ""
+    ) -> Silence:
+        """Keep messages about these alerts back for a time; what still fires then is told. The alerts are shown all the same.
+        Raises NotFound, Conflict."""
+        asked = {"alert": alert, "service": service, "engine": engine, "duration_s": duration_s, "reason": reason}
+        what = alert or "all alerts"
+        with self._recorded(who, "silence", what, {name: value for name, value in asked.items() if value}) as detail:
+            require(who, Role.OPERATOR, "silence alerts")
+            until = self._clock.wall() + min(duration_s, SILENCE_S_MAX)
+            silence = Silence(
+                number=0, alert=alert, service=service, engine=engine, until=until, by=who.name, reason=reason
+            )
+            kept = self.alerts.silence(silence)
+            detail["number"] = kept.number
+        return kept
+
+    def unsilence(self, who: Caller, number: int) -> Silence:
+        """End a silence before its time. Raises NotFound."""
+        with self._recorded(who, "unsilence", str(number)):
+            require(who, Role.OPERATOR, "end a silence")
+            return self.alerts.unsilence(number)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

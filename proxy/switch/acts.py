@@ -19,6 +19,7 @@ from proxy.clock import Clock
 from proxy.config import ServiceConfig, parse_address
 from proxy.engines.engine import Engine, Leader, Position, Role
 from proxy.errors import EngineError
+from proxy.hidden import secrets_of
 from proxy.switch import hooks
 from proxy.switch import run as core
 from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
@@ -228,7 +229,7 @@ class Acts:
             record.id, record.service,
             (record.source, running.source.address), (record.target, running.target.address),
         )  # fmt: skip
-        secrets = hooks.secrets_of(config)
+        secrets = secrets_of(config)
         for hook in config.hook:
             if hook.at != at:
                 continue

@@ -94,6 +94,15 @@ create table datachecks (id text primary key, began_at real not null, record blo
     """
 create table sightings (service text primary key, sighting blob not null);
 """,
+    # 8: alerts that fire, messages about them, what keeps messages back
+    """
+create table alerts (key blob primary key, alert blob not null);
+create table alert_deliveries (
+    number integer primary key autoincrement, receiver text not null, state text not null, delivery blob not null);
+create index alert_deliveries_by_state on alert_deliveries (state, number);
+create table alert_silences (
+    number integer primary key autoincrement, until real not null, silence blob not null);
+""",
 )
 """What makes each layout out of the one before; the number of the last one stands in the file (`user_version`). A step
 that was released is never changed: a new one is added."""

@@ -401,3 +401,20 @@ def test_a_policy_that_cannot_be_is_refused_with_the_key(
     ran = turnout("policy", "set", *SLOW, *more)
     assert ran.code != 0
     assert says in ran.err
+
+
+def test_alerts_are_shown_silenced_and_their_receivers_tested(served: Served, turnout: Any) -> None:
+    assert turnout("alert", "list").out == "no alert fires, and none did within a day\n"
+    assert "nobody is told of alerts" in turnout("alert", "receivers").out
+    assert turnout("alert", "deliveries").out == "no message was sent yet\n"
+    shown = turnout("alert", "rules").out
+    assert "active_engine_down" in shown
+    assert "30000" in shown
+    kept = turnout("alert", "silence", "--for", "60", "--alert", "engine_down", "--engine", "green", "--json").json
+    assert (kept["alert"], kept["engine"]) == ("engine_down", "green")
+    assert "engine_down of green" in turnout("alert", "silences").out
+    assert turnout("alert", "unsilence", str(kept["number"])).out == f"silence {kept['number']} is over\n"
+    assert turnout("alert", "silences").out == "nothing is silenced\n"
+    nobody = turnout("alert", "test", "ops")
+    assert nobody.code == 1
+    assert "there is no receiver 'ops'" in nobody.err

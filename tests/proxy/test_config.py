@@ -151,8 +151,8 @@ REFUSED = {
     "an unknown key that is like no other": (
         change("workers = 2", "zzz = 2"),
         [
-            ("turnout.toml:1: zzz: unknown key; here may stand: control, console, listener, service, log, workers, state_file, "
-            "runtime_dir, max_client_conn, client_login_timeout_s")
+            ("turnout.toml:1: zzz: unknown key; here may stand: control, console, listener, service, log, alerts, workers, "
+            "state_file, runtime_dir, max_client_conn, client_login_timeout_s")
         ],
     ),
     "a wrong type": (change("workers = 2", 'workers = "2"'), [
@@ -356,6 +356,39 @@ to = []
     "a hook that calls nowhere": (
         change('active = "blue"', 'active = "blue"\nhook = [{ at = "after_release", url = "10.0.0.1/x" }]'),
         ["turnout.toml:15: service.shop.hook[0].url: expected an address that begins with http:// or https://"],
+    ),
+    "rules of alerts that cannot be": (
+        change("workers = 2", """workers = 2
+[alerts.rule]
+a = { when = "replication_lag_ms" }
+b = { when = "engine_down", above = 1 }
+c = { when = "switch_failed", for_s = 3, of = "active" }
+d = { when = "engine_down", services = ["shp"], receivers = ["ops"] }
+"""),
+        [
+            'turnout.toml:3: alerts.rule.a: "replication_lag_ms" is a figure: expected exactly one of "above" and "below"',
+            'turnout.toml:4: alerts.rule.b.above: "engine_down" is no figure: nothing is above or below',
+            'turnout.toml:5: alerts.rule.c.for_s: "switch_failed" is an event: it fires at once',
+            'turnout.toml:5: alerts.rule.c.of: "switch_failed" is not about engines',
+            'turnout.toml:6: alerts.rule.d.services[0]: "shp" is unknown; there are: shop',
+            'turnout.toml:6: alerts.rule.d.receivers[0]: "ops" is unknown; there are none',
+        ],
+    ),
+    "receivers that cannot be": (
+        change("workers = 2", """workers = 2
+[alerts.receiver]
+a = { kind = "slack" }
+b = { kind = "email", server = "mail", sender = "me", to = ["a@b"], user = "u" }
+c = { kind = "email", server = "mail:25", sender = "a@b", to = ["a@b"], tls = "none", user = "u", password = { env = "P" } }
+"""),
+        [
+            'turnout.toml:3: alerts.receiver.a: "url" is missing; kind "slack" needs it',
+            'turnout.toml:4: alerts.receiver.b.server: "mail": expected host:port, and the port is missing',
+            'turnout.toml:4: alerts.receiver.b: "user" and "password" go together',
+            'turnout.toml:4: alerts.receiver.b.sender: "me" is no address of the form name@host',
+            ('turnout.toml:5: alerts.receiver.c.tls: "none" with a password: everybody on the way could read it; set '
+             '"starttls" or "tls"'),
+        ],
     ),
     "TOML that ends too early": ("workers =", ["turnout.toml:1: not TOML: Invalid value"]),
 }  # fmt: skip

@@ -19,7 +19,11 @@ def test_what_is_made_from_the_code_is_up_to_date(path: Path) -> None:
     assert path.read_text() == produced()[path], "run `make docs`"
 
 
-SECRETS = dict.fromkeys(("TURNOUT_ADMIN_PASSWORD", "TURNOUT_TOKEN", "REPLICATION_PASSWORD", "HOOK_TOKEN"), "x" * 16)
+SECRETS = dict.fromkeys(("TURNOUT_ADMIN_PASSWORD", "TURNOUT_TOKEN", "REPLICATION_PASSWORD", "HOOK_TOKEN"), "x" * 16) | {
+    "OPS_SLACK_URL": "https://chat.example/services/x",
+    "OPS_TOKEN": "x",
+    "SMTP_PASSWORD": "x",
+}
 """Variables that the sample names when all of it is set."""
 
 

@@ -1,5 +1,6 @@
 // Which page is shown, and what all of them share: figures of the last minutes, and what is heard from the stream of events.
 
+import { alerts } from "./alerts.js";
 import { get, listen, Refused } from "./api.js";
 import { h } from "./dom.js";
 import { history, overview, policies, pools, sessions } from "./pages.js";
@@ -12,6 +13,7 @@ export const state = { status: null, engines: [], traffic: new Map(), marks: [],
 
 const PAGES = [
   [/^\/$/, overview], [/^\/sessions$/, sessions], [/^\/pools$/, pools], [/^\/policies$/, policies], [/^\/history$/, history],
+  [/^\/alerts$/, alerts],
   [/^\/switch\/([^/]+)\/([^/]+)$/, switching], [/^\/watch\/([^/]+)$/, watching], [/^\/report\/([^/]+)$/, report],
 ];
 

@@ -253,6 +253,9 @@ class ScriptedSupervisor:
         log = msgspec.structs.replace(self.config.log, level=level)
         self.config = msgspec.structs.replace(self.config, log=log)
 
+    def publish(self, event: Event) -> None:
+        self.tell(event)
+
     def tell(self, event: Event) -> None:
         for callback in list(self.subscribers):
             callback(event)

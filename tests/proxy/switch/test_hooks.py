@@ -11,7 +11,9 @@ import pytest
 import pytest_asyncio
 
 from proxy.config import HookConfig, Secret
-from proxy.switch.hooks import OUTPUT_CHARS_MAX, HookResult, facts, run_hook, secrets_of
+from proxy.hidden import secrets_of
+from proxy.outside import OUTPUT_CHARS_MAX
+from proxy.switch.hooks import HookResult, facts, run_hook
 from tests.kit.waiting import until
 
 TOLD = facts("s1", "shop", ("blue", "10.0.0.11:5432"), ("green", "10.0.0.12:5432"))

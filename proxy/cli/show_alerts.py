@@ -1,0 +1,100 @@
+"""Alerts and their receivers, as a terminal shows them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from proxy.cli.show import Json, _table, moment
+
+_STYLE: Final = {
+    "firing": "bold red",
+    "pending": "yellow",
+    "resolved": "green",
+    "delivered": "green",
+    "failed": "bold red",
+    "dropped": "bold red",
+    "waiting": "yellow",
+}
+
+
+def show_alerts(out: Console, alerts: list[Json]) -> None:
+    """One line for each alert, the worst first."""
+    if not alerts:
+        out.print("no alert fires, and none did within a day")
+        return
+    table = _table("", "severity", "alert", "since", "what")
+    for one in alerts:
+        state = one["state"] + (" (silenced)" if one["silenced_by"] is not None else "")
+        since = one["resolved_at"] if one["state"] == "resolved" else one["fired_at"] or one["since"]
+        table.add_row(Text(state, _STYLE[one["state"]]), one["severity"], one["name"], moment(since), Text(one["text"]))
+    out.print(table)
+
+
+def show_rules(out: Console, rules: list[Json]) -> None:
+    """One line for each rule."""
+    table = _table("rule", "when", "for", "severity", "", "receivers")
+    for rule in rules:
+        limit = next((f" {word} {rule[word]:g}" for word in ("above", "below") if rule[word] is not None), "")
+        of = "" if rule["of"] == "all" else f" ({rule['of']})"
+        origin = " (config)" if rule["origin"] == "config" else ""
+        state = Text("off", "dim") if not rule["enabled"] else Text(rule["state"], _STYLE.get(rule["state"], "dim"))
+        table.add_row(
+            rule["name"] + origin,
+            f"{rule['when']}{of}{limit}",
+            f"{rule['for_s']:g} s",
+            rule["severity"],
+            state,
+            ", ".join(rule["receivers"]) or "all",
+        )
+    out.print(table)
+
+
+def show_receivers(out: Console, receivers: list[Json]) -> None:
+    """One line for each receiver."""
+    if not receivers:
+        out.print("nobody is told of alerts: the config has no [alerts.receiver.NAME]")
+        return
+    table = _table("receiver", "kind", "where", "waiting", "delivered", "failed", "last", right=("waiting",))
+    for one in receivers:
+        last = one["last"]
+        said = f"{last['state']}: {last['outcome']}" if last is not None else ""
+        failed = str(one["failed"] + one["dropped"])
+        table.add_row(
+            one["name"], one["kind"], Text(one["where"]), str(one["waiting"]), str(one["delivered"]), failed, Text(said)
+        )
+    out.print(table)
+
+
+def show_deliveries(out: Console, deliveries: list[Json]) -> None:
+    """One line for each message."""
+    if not deliveries:
+        out.print("no message was sent yet")
+        return
+    table = _table("at", "receiver", "alert", "", "tries", "outcome", right=("tries",))
+    for one in deliveries:
+        table.add_row(
+            moment(one["at"]),
+            one["receiver"],
+            f"{one['alert']['name']} {one['what']}",
+            Text(one["state"], _STYLE[one["state"]]),
+            str(one["tries"]),
+            Text(one["outcome"]),
+        )
+    out.print(table)
+
+
+def show_silences(out: Console, silences: list[Json]) -> None:
+    """One line for each silence."""
+    if not silences:
+        out.print("nothing is silenced")
+        return
+    table = _table("number", "alerts", "until", "by", "reason", right=("number",))
+    for one in silences:
+        what = one["alert"] or "all"
+        where = "/".join(filter(None, (one["service"], one["engine"])))
+        about = f"{what} of {where}" if where else what
+        table.add_row(str(one["number"]), about, moment(one["until"]), Text(one["by"]), Text(one["reason"]))
+    out.print(table)

@@ -1213,8 +1213,8 @@ cdef class Relay:
 
     The owner is told: `on_gate()` the client has work and the gate is closed; `on_boundary()` a boundary was reached
     while `notifies` is set; `on_client_end()`; `on_server_end()`; `on_client_left()` it said goodbye;
-    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_slow(span_ns, head)` of a span of `slow_ns` or longer;
-    `on_violation(error)`; `on_failure(error)`.
+    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_slow(span_ns, head)` of a span of `slow_ns` or
+    longer; `on_violation(error)`; `on_failure(error)`.
     """
 
     # What every chunk touches stands first, as in Link.

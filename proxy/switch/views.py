@@ -19,8 +19,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     """switch.phase, switch.progress, switch.ended, engine.changed, engine.health, engine.lost, engine.stray,
     engine.fenced, engine.unfenced, engine.reinstated, engine.added, engine.removed, failover.impossible,
-    failover.automation, worker.joined, worker.lost, config.reloaded, policy.decided, datacheck.ended, alert.firing, alert.resolved,
-    alert.delivery_failed"""
+    failover.automation, worker.joined, worker.lost, config.reloaded, policy.decided, datacheck.ended,
+    alert.firing, alert.resolved, alert.delivery_failed"""
     at: float
     """Seconds since 1970."""
     service: str = ""

@@ -597,6 +597,7 @@ class ControlService:
         already, or a switch is under way."""
         with self._recorded(who, "pause", database or "all databases"):
             require(who, Role.OPERATOR, "pause")
+            self.supervisor.standstills.check_goes_on()
             places = self.supervisor.standstills.places(database, "pause")
             self._not_switching(places, "PAUSE")
             self.supervisor.standstills.pause(database)
@@ -641,6 +642,7 @@ class ControlService:
         Raises NotFound, Conflict, as `pause` does."""
         with self._recorded(who, "kill", database or "all databases"):
             require(who, Role.ADMIN, "kill")
+            self.supervisor.standstills.check_goes_on()
             places = self.supervisor.standstills.places(database, "kill")
             self._not_switching(places, "KILL")
             if not self.supervisor.standstills.is_still(places):

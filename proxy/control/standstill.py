@@ -88,11 +88,15 @@ class Standstills:
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    def pause(self, database: str) -> None:
-        """Raises NotFound, Conflict."""
-        places = self.places(database, "pause")
+    def check_goes_on(self) -> None:
+        """Raises Conflict: all is paused already. Asked first, whatever is meant, as in PgBouncer."""
         if self.is_paused:
             raise Conflict("already suspended/paused")
+
+    def pause(self, database: str) -> None:
+        """Raises NotFound, Conflict."""
+        self.check_goes_on()
+        places = self.places(database, "pause")
         if not database:
             self.is_paused = True
         for place in places:

@@ -166,11 +166,12 @@ async def test_each_show_has_pgbouncers_columns_in_its_order_and_of_its_types(st
 async def test_the_lists_have_pgbouncers_names(stage: Stage) -> None:
     theirs, ours = stage.places
     async with await theirs.console() as a, await ours.console("stats") as b:
-        for show, column in (("lists", "list"), ("state", "key"), ("totals", "name")):
+        for show, column in (("lists", "list"), ("totals", "name")):
             wanted = [one[column] for one in await rows(a, f"show {show}")]
             found = [one[column] for one in await rows(b, f"show {show}")]
             assert is_part(wanted, found) or is_part(found, wanted), show
-        assert await rows(a, "show state") == await rows(b, "show state")
+        if stage.bouncer.version >= (1, 24):
+            assert await rows(a, "show state") == await rows(b, "show state")
         assert await rows(a, "show client_encoding") in ([{"client_encoding": "UTF8"}], [{"client_encoding": "UTF-8"}])
         assert await rows(b, "show client_encoding") == [{"client_encoding": "UTF8"}]
 
@@ -271,9 +272,10 @@ async def play_pause(place: Place, mode: Mode, name: str) -> list[Any]:
         pausing = asyncio.ensure_future(tag(console, f"pause {name}"))
 
         async def is_paused() -> bool:
-            state = {one["key"]: one["value"] for one in await rows(other, "show state")}
+            if not name:
+                return await error_of(tag(other, "kill nosuch")) == "already suspended/paused"
             databases = {one["name"]: one["paused"] for one in await rows(other, "show databases")}
-            return bool(databases["app"] == 1 if name else state["paused"] == "yes")
+            return bool(databases["app"] == 1)
 
         await until(is_paused, "the pause began")
         held = [asyncio.ensure_future(newcomer(place))]

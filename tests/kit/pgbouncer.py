@@ -39,6 +39,7 @@ admin_users = admin
 stats_users = stats
 ignore_startup_parameters = extra_float_digits
 server_login_retry = 0.1
+query_wait_timeout = 20
 logfile = {folder}/pgbouncer-{port}.out
 """
 

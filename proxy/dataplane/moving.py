@@ -528,7 +528,8 @@ class Move:
                 ledger.is_dirty = True
                 await self._inspect(session)
                 await self._read_tables(session)
-            if not ledger.pins and (notes.backend is not None or not self._fence_binds_newcomers):
+            has_backend = notes.backend is not None and not notes.backend.is_lost
+            if not ledger.pins and (has_backend or not self._fence_binds_newcomers):
                 await self._replay(session, notes)
         except EngineError as error:
             # Tried again at the cutover; only then it is the session's fate.
@@ -743,6 +744,8 @@ class Move:
         assert ledger is not None
         backend = notes.backend
         if backend is None or backend.is_lost or ledger.has_tables:
+            return False
+        if session.must_restore and session.tracker is not None and session.tracker.wreckage() is not None:
             return False
         if notes.has_late_part:
             return True

@@ -346,6 +346,45 @@ async def test_a_session_that_lets_go_of_its_pin_during_the_drain_is_moved(postg
     await connection.close()
 
 
+async def test_a_session_is_not_read_only_because_its_prepared_backend_was_lost(
+    postgres_pair_session: Postgres,
+) -> None:
+    """Another one would log in while the source's fence, which replication brings to the target, binds newcomers."""
+    postgres = postgres_pair_session
+    standby = postgres.pair.standby
+    moves, waits = await postgres.connect(), await postgres.connect()
+    await moves.execute("create table if not exists written (i int)")
+    await waits.execute("begin")
+    started = asyncio.create_task(postgres.switch())
+
+    async def prepared() -> int:
+        return int(await standby.fetchval("select count(*) from pg_stat_activity where usename = 'app'"))
+
+    async def is_prepared() -> bool:
+        return await prepared() == 1
+
+    await until(is_prepared, "the one that is at a boundary has a backend on the target")
+    # While the other one is still waited for.
+    await moves.execute("begin")
+    await until(lambda: _is_waiting_for_drain(postgres.turnout), "the switch waits for both")
+
+    async def is_fenced() -> bool:
+        return bool(await standby.fetchval("select exists (select from pg_db_role_setting)"))
+
+    async def is_lost() -> bool:
+        return await prepared() == 0
+
+    await until(is_fenced, "the fence has come to the target")
+    await standby.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
+    await until(is_lost, "the prepared backend is gone")
+    for connection in (moves, waits):
+        await connection.execute("commit")
+    await started
+    for connection in (moves, waits):
+        await connection.execute("insert into written values (1)")
+        await connection.close()
+
+
 @both_pool_modes
 async def test_a_pinned_session_may_be_ended_by_the_plan(postgres: Postgres) -> None:
     pinned = await postgres.connect()

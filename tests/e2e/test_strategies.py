@@ -514,12 +514,12 @@ async def test_a_supervisor_killed_on_the_way_back_says_that_it_did_not_go_back(
     async with slow.listening():
         monkeypatch.setenv("TURNOUT_TEST_STOP_AT", "rolling_back")
         engines = {"one": postgres_pair.primary.address, "two": slow.address}
-        turnout = await start_turnout(_setup(engines, pool_mode="transaction", verify_window_s=20.0))
+        turnout = await start_turnout(_setup(engines, pool_mode="transaction", verify_window_s=10.0))
         monkeypatch.delenv("TURNOUT_TEST_STOP_AT")
         async with _clients(turnout, 4) as clients, _load(clients):
 
             async def was_seen() -> bool:
-                return bool((await turnout.get("/v1/status"))["services"][0]["requests_total"] > 800)
+                return bool((await turnout.get("/v1/status"))["services"][0]["requests_total"] > 300)
 
             await until(was_seen, "there is something to compare with", 30)
             switch_id = await _begin(turnout, "two")

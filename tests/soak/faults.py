@@ -42,12 +42,12 @@ async def _switch_at_once(world: World, rng: random.Random) -> str:
 
 
 async def _rolling_switch(world: World, rng: random.Random) -> str:
-    return await _switched(world, strategy="rolling", batch_size=rng.randint(1, 5), interval_s=0.1)
+    return await _switched(world, strategy="rolling", batch_size=rng.randint(1, 5), interval_seconds=0.1)
 
 
 async def _switched(world: World, **body: object) -> str:
     switch = await world.begin_switch(world.target, **body)
-    assert switch, "the switch was refused"
+    assert switch, world.refusal
     ended = await world.ended(switch)
     assert ended["phase"] == "completed", ended["error"]
     assert not ended["figures"]["acked_lost"], ended["report"]["audit"]
@@ -56,9 +56,9 @@ async def _switched(world: World, **body: object) -> str:
 
 async def _canary_switch(world: World, rng: random.Random) -> str:
     """Both addresses are of one server; a finding to the contrary is chance, and everybody is brought back."""
-    share = {"traffic_percentage": rng.choice((10, 30, 60)), "validation_duration_s": 2}
+    share = {"traffic_percentage": rng.choice((10, 30, 60)), "validation_duration_seconds": 2}
     switch = await world.begin_switch(world.target, strategy="canary", **share)
-    assert switch, "the switch was refused"
+    assert switch, world.refusal
     ended = await world.ended(switch)
     assert ended["phase"] in ("completed", "aborted"), ended
     return " ".join(filter(None, (ended["phase"], ended["error"])))
@@ -107,6 +107,25 @@ async def _refused_promotion(world: World, rng: random.Random) -> str:
         return str(ended["error"])
     finally:
         obstacle.rmdir()
+
+
+async def _hung_promotion(world: World, rng: random.Random) -> str:
+    """The standby takes longer for its promotion than anybody waits, and ends it when the source serves again. It is fenced
+    then."""
+    standby = world.pair.standby
+    await standby.execute(f"alter system set recovery_end_command = 'sleep {world.promote_timeout_s + 2:g}'")
+    await standby.execute("select pg_reload_conf()")
+    world.stale = standby.name
+    switch = await world.begin_switch(world.target)
+    assert switch, world.refusal
+    ended = await world.ended(switch)
+    assert ended["phase"] == "aborted", ended
+
+    async def is_promoted() -> bool:
+        return not await standby.fetchval("select pg_is_in_recovery()")
+
+    await until(is_promoted, "its promotion ends after all", timeout_s=30.0)
+    return f"{ended['error']}, and {await _fenced(world, standby)}"
 
 
 async def _full_disk(world: World, rng: random.Random) -> str:
@@ -208,7 +227,7 @@ async def _killed_supervisor(world: World, rng: random.Random) -> str:
     is_in_switch = rng.random() < 0.7
     body: dict[str, object] = {}
     if world.is_one_server and rng.random() < 0.5:
-        body = {"strategy": "rolling", "batch_size": 1, "interval_s": 0.1}
+        body = {"strategy": "rolling", "batch_size": 1, "interval_seconds": 0.1}
     switch = await world.begin_switch(world.target, **body) if is_in_switch else ""
     await asyncio.sleep(rng.uniform(0.0, 0.4) if is_in_switch else 0.0)
     supervisor = psutil.Process(world.turnout.pid)
@@ -324,6 +343,7 @@ FAULTS: Final = {
         Fault("two switches", _two_switches, is_unseen=True),
         Fault("stuck standby", _stuck_standby, is_unseen=True, needs=_PAIR),
         Fault("refused promotion", _refused_promotion, is_unseen=True, needs=_PROMOTED),
+        Fault("hung promotion", _hung_promotion, is_unseen=True, needs=_PROMOTED),
         Fault("full disk", _full_disk, is_unseen=True, needs=frozenset({"small disk"})),
         Fault("frozen target", _frozen_target, is_unseen=False, needs=_PAIR),
         Fault("frozen source", _frozen_source, is_unseen=True),

@@ -54,6 +54,8 @@ def abilities(server: str, *, is_one_server: bool, fails_over: bool, mounts: boo
 class World:
     """See the module. `pair` has the roles that the servers had when it was last settled."""
 
+    promote_timeout_s = 5.0
+
     def __init__(
         self,
         server: Server,
@@ -82,6 +84,8 @@ class World:
         self.stale = ""
         """Name of a server that may take writes besides the right one until Turnout has seen it: an old primary that comes
         back as it was, a standby whose promotion was given up."""
+        self.refusal = ""
+        """Why the last switch that was asked for did not begin."""
         self.two_writers: list[str] = []
         """What the look from outside found that must not be."""
         self.is_postgres = is_postgres = server == "postgresql"
@@ -102,7 +106,12 @@ class World:
                 pool_mode=pool_mode,
                 workers=workers,
                 service=service,
-                switch={"catchup_timeout_s": 2.0, "promote_timeout_s": 5.0, "hold_ms_max": 10_000},
+                switch={
+                    "catchup_timeout_s": 2.0,
+                    "promote_timeout_s": self.promote_timeout_s,
+                    "hold_ms_max": 10_000,
+                    "requests_min": 100,
+                },
                 top={"state_file": str(self.disk / "turnout.sqlite")},
             ),
             folder,
@@ -256,6 +265,7 @@ class World:
                 )
             except httpx.TransportError:
                 return ""
+            self.refusal = "" if answer.is_success else f"the switch was refused: {answer.text}"
             return str(answer.json()["id"]) if answer.is_success else ""
 
     async def ended(self, switch: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ test: .venv/.test .venv/.built ## all tests; the wire code compiled and as plain
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: soak
-soak: .venv/.test .venv/.built ## long tests, then faults thrown at a Turnout under load; ARGS="--server mariadb --minutes 60"
+soak: .venv/.test .venv/.built ## long tests, then faults thrown at a Turnout under load; ARGS="--minutes 60"
 	$(BIN)/python -m pytest -q -m soak --timeout 600
 	$(BIN)/python -m tests.soak $(ARGS)
 

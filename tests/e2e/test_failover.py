@@ -271,13 +271,14 @@ async def test_an_interrupted_commit_is_resolved_on_the_server_that_has_taken_ov
     old, new = pair.primary, pair.standby
     failover = {**FAST, "commit_outcome": "resolve"}
     turnout = await _turnout(pair, tmp_path, failover, pool_mode=pool_mode)
-    simple, pipelined, slow = [await _connect(turnout) for _ in range(3)]
-    rows = {name: Writer.draw() for name in ("simple", "pipelined", "slow")}
+    simple, pipelined, named, slow = [await _connect(turnout) for _ in range(4)]
+    rows = {name: Writer.draw() for name in ("simple", "pipelined", "named", "slow")}
     try:
         await is_watched(turnout)
         await _commits_in_doubt(pair)
         await simple.execute("insert into written values (%s, 1)", (rows["simple"],))
         await pipelined.execute("insert into written values (%s, 1)", (rows["pipelined"],))
+        await named.execute("insert into written values (%s, 1)", (rows["named"],))
         await slow.execute("insert into slow values (%s)", (rows["slow"],))
 
         async def in_a_pipeline() -> None:
@@ -285,25 +286,30 @@ async def test_an_interrupted_commit_is_resolved_on_the_server_that_has_taken_ov
             async with pipelined.pipeline():
                 await pipelined.commit()
 
-        commits = [asyncio.create_task(one) for one in (simple.commit(), in_a_pipeline(), slow.commit())]
-        waiting = "select count(*) = 2 from pg_stat_activity where wait_event = 'SyncRep'"
-        await until(partial(old.fetchval, waiting), "two COMMITs wait for a standby that is not there")
+        async def by_name() -> None:
+            # A prepared statement, as JDBC does it.
+            await named.execute("commit", prepare=True)
+
+        acts = (simple.commit(), in_a_pipeline(), by_name(), slow.commit())
+        commits = [asyncio.create_task(one) for one in acts]
+        waiting = "select count(*) = 3 from pg_stat_activity where wait_event = 'SyncRep'"
+        await until(partial(old.fetchval, waiting), "three COMMITs wait for a standby that is not there")
         await until(partial(old.fetchval, "select 1 from pg_stat_activity where wait_event = 'PgSleep'"), "one is slow")
-        arrived = "select count(*) = 2 from written where id = any($1)"
+        arrived = "select count(*) = 3 from written where id = any($1)"
         await until(partial(new.fetchval, arrived, list(rows.values()), database="app"), "they were replicated")
         await old.kill()
         record = await ended_failover(turnout)
         outcomes = await asyncio.wait_for(asyncio.gather(*commits, return_exceptions=True), 10)
-        assert record["report"]["commits_in_doubt"] == {"committed": 2, "aborted": 1}
-        assert outcomes[:2] == [None, None]
-        assert isinstance(outcomes[2], psycopg.errors.SerializationFailure)
-        for one in (simple, pipelined, slow):
+        assert record["report"]["commits_in_doubt"] == {"committed": 3, "aborted": 1}
+        assert outcomes[:3] == [None, None, None]
+        assert isinstance(outcomes[3], psycopg.errors.SerializationFailure)
+        for one in (simple, pipelined, named, slow):
             assert one.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
             cursor = await one.execute("select current_setting('cluster_name')")
             assert await cursor.fetchone() == (new.name,)
             await one.rollback()
     finally:
-        for one in (simple, pipelined, slow):
+        for one in (simple, pipelined, named, slow):
             await one.close()
         await turnout.stop()
         if not await new.fetchval("select pg_is_in_recovery()"):

@@ -144,6 +144,20 @@ async def test_a_commit_of_what_was_lost_meanwhile_is_an_error(
                 await connection.execute("select 1 / 0")
 
 
+async def test_what_follows_such_a_commit_in_its_batch_is_not_run(server: PostgresServer, door: Door) -> None:
+    await server.execute("create table if not exists seen (i int); truncate seen")
+    async with await _connect(door, autocommit=True) as connection:
+        await connection.execute("begin")
+        await _value(connection, "select 1")
+        await _crash(server)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            async with connection.pipeline():
+                await connection.execute("commit")
+                await connection.execute("insert into seen values (1)")
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert await _value(connection, "select count(*) from seen") == 0
+
+
 async def test_a_request_in_flight_is_not_sent_again_and_its_client_is_told(server: PostgresServer, door: Door) -> None:
     await server.execute("create table if not exists seen (i int); truncate seen")
     async with await _connect(door, autocommit=True) as connection:

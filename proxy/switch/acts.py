@@ -18,7 +18,7 @@ from proxy import ipc
 from proxy.clock import Clock
 from proxy.config import ServiceConfig, parse_address
 from proxy.engines.engine import Engine, Leader, Position, Role
-from proxy.errors import EngineError
+from proxy.errors import EngineError, EngineLost
 from proxy.hidden import secrets_of
 from proxy.switch import hooks
 from proxy.switch import run as core
@@ -209,7 +209,12 @@ class Acts:
         by_hook = any(hook.at == "promote" for hook in running.config.hook)
         if by_hook and (failed := await self._run_hooks(running, "promote")):
             raise EngineError(f"a hook failed: {failed}")
-        await running.target.promote(timeout_s, is_asked=by_hook)
+        try:
+            await running.target.promote(timeout_s, is_asked=by_hook)
+        except EngineLost:
+            # A failover has prepared nothing: a connection from before a restart says nothing about the server as it is now. And
+            # what was done before this one ended is not done twice.
+            await running.target.promote(timeout_s, is_asked=by_hook)
         running.evidence.promotion.ended_ns = self._clock.now_ns()
         if not in_doubt:
             return core.Promoted()

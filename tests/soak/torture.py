@@ -50,7 +50,7 @@ async def torture(
     faults = faults or [name for name, fault in FAULTS.items() if fault.needs <= world.abilities]
     rng, verdict = random.Random(seed), Verdict(seed)
     load = Writers(world.client, writers, seed)
-    began = time.monotonic()
+    began, name = time.monotonic(), "at the beginning"
     load.begin()
     try:
         await load.are_served()
@@ -58,6 +58,7 @@ async def torture(
         while time.monotonic() - began < seconds and not verdict.complaints:
             due = due or schedule(faults, rng)
             fault = FAULTS[due.pop(0)]
+            name = fault.name
             before = load.errors.copy()
             what = await fault.act(world, rng)
             verdict.thrown[fault.name] += 1
@@ -69,7 +70,7 @@ async def torture(
                 verdict.complaints.append(f"{fault.name} was seen by clients: {dict(new)}")
             verdict.complaints += world.two_writers
     except (AssertionError, ServerFailed) as error:
-        verdict.complaints.append(str(error))
+        verdict.complaints.append(f"{name}: {error}")
     finally:
         verdict.complaints += await load.end()
     verdict.complaints += load.history.judge(await world.found(), schema.MONEY)

@@ -18,7 +18,7 @@ from proxy import ipc
 from proxy.clock import SystemClock
 from proxy.config import FailoverConfig, ServiceConfig
 from proxy.embedded import PostgresPair
-from proxy.errors import Conflict, EngineError, PlanRefused
+from proxy.errors import Conflict, EngineError, EngineLost, PlanRefused
 from proxy.switch.failover import Health, WorkersWord
 from proxy.switch.guard import Guard
 from proxy.switch.plan import SwitchRecord
@@ -174,6 +174,25 @@ async def test_a_failover_that_fails_gives_the_sessions_back_and_is_the_last_one
     await until(lambda: len(stage.journal.switches(9)) == 2, "the next one begins")
     record = await guarded.failover()
     assert record.phase is Phase.COMPLETED, record.error
+
+
+async def test_a_connection_from_before_a_restart_of_the_standby_does_not_make_its_promotion_fail(
+    guarded: Guarded,
+) -> None:
+    """A client library that only looks when it is used finds that out in the promotion."""
+    stage = guarded.stage
+    promote = stage.target.promote
+
+    async def is_stale_at_first(timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
+        stage.target.promote = promote  # type: ignore[method-assign]
+        raise EngineLost("the connection ended")
+
+    stage.target.promote = is_stale_at_first  # type: ignore[method-assign]
+    await guarded.answers()
+    stage.pair.primary.freeze()
+    record = await guarded.failover()
+    assert record.phase is Phase.COMPLETED, record.error
+    assert not guarded.told("failover.automation")
 
 
 async def test_a_switch_under_way_gives_way_to_the_failover_of_its_source(guarded: Guarded) -> None:

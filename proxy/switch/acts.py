@@ -24,7 +24,7 @@ from proxy.switch import hooks
 from proxy.switch import run as core
 from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
 from proxy.switch.failover_run import FAILOVER
-from proxy.switch.findings import Comparison
+from proxy.switch.findings import Comparison, RowsCompared
 from proxy.switch.inquiry import inquire
 from proxy.switch.plan import SHARING_STRATEGIES, SwitchPlan, SwitchRecord, limits_of
 from proxy.switch.readiness import Check, judge
@@ -67,6 +67,8 @@ class Acts:
         self._workers_wanted = workers_wanted
         self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in engines}
         self._compared: dict[tuple[str, str, str], Comparison] = {}
+        self.rows_compared: Callable[[str, str, str], RowsCompared | None] = lambda _service, _source, _target: None
+        """What data checks of two engines of a service have found."""
 
     def work_of(self, running: Running, order: core.Order) -> tuple[Act | None, Work]:
         """The call that an order wants, and as what it is known to the run."""
@@ -130,6 +132,7 @@ class Acts:
             )  # fmt: skip
             if findings.comparison is not None:
                 self._compared[pair] = findings.comparison
+        findings.rows_compared = self.rows_compared(service, source.name, target.name)
         return judge(findings, limits)
 
     async def _examined(self, running: Running) -> core.Fact:

@@ -33,6 +33,7 @@ from proxy.config import ServiceConfig
 from proxy.engines.engine import Engine
 from proxy.engines.rows import Key, RowReader, Table
 from proxy.errors import Conflict, EngineError, NotFound, ProxyError
+from proxy.switch.findings import RowsCompared
 from proxy.switch.journal import transaction
 from proxy.switch.plan import new_id
 from proxy.switch.views import Event
@@ -55,6 +56,9 @@ NAMED_ROWS_MAX: Final = 200_000
 of the source there is no bound."""
 
 CHECKS_KEPT: Final = 100
+
+CHECKS_TOLD_MAX: Final = 10
+"""So many of the newest of a pair are looked at for a readiness report."""
 
 REST_S_MAX: Final = 60.0
 SWITCH_PAUSE_S: Final = 0.5
@@ -221,6 +225,29 @@ class DataChecks:
     def all(self) -> list[DataCheck]:
         """Newest first."""
         return [self.get(check.id) for check in self._store.all()]
+
+    def found(self, service: str, source: str, target: str) -> RowsCompared | None:
+        """Of each table that is done the newest result; None: nothing was compared, or no check has ended."""
+        pair = (service, source, target)
+        ended = [
+            check
+            for check in self._store.all()
+            if (check.service, check.source, check.target) == pair and check.ended_at is not None
+        ][:CHECKS_TOLD_MAX]
+        tables: dict[str, TableCheck] = {}
+        for check in ended:
+            for table in check.tables:
+                if table.is_done:
+                    tables.setdefault(f"{table.database}.{table.name}", table)
+        if not tables:
+            return None
+        return RowsCompared(
+            tables=len(tables),
+            rows=sum(table.rows for table in tables.values()),
+            different=sorted(name for name, table in tables.items() if table.different),
+            unsettled=sorted(name for name, table in tables.items() if table.unsettled),
+            age_s=max(0.0, self._clock.wall() - max(check.ended_at or 0.0 for check in ended)),
+        )
 
     async def stop(self) -> None:
         """What runs is left to the next supervisor."""

@@ -66,6 +66,19 @@ class Comparison(msgspec.Struct, kw_only=True):
     asked_ns: int = 0
 
 
+class RowsCompared(msgspec.Struct, frozen=True, kw_only=True):
+    """What the data checks of two engines have found, of each table the newest."""
+
+    tables: int
+    rows: int
+    different: list[str] = []
+    """Tables with rows that are not alike."""
+    unsettled: list[str] = []
+    """Tables with rows that changed all the time."""
+    age_s: float
+    """Of the newest, in seconds."""
+
+
 class Findings(msgspec.Struct, kw_only=True):
     """What was asked of both engines and of the workers. Lists are empty where an engine is not reachable."""
 
@@ -101,6 +114,8 @@ class Findings(msgspec.Struct, kw_only=True):
     """None: it could not be made; `not_compared` says why."""
     not_compared: str = ""
     comparison_age_s: float = 0.0
+    rows_compared: RowsCompared | None = None
+    """None: these two were not compared by rows."""
     unanswered: str = ""
     """Why a question could not be asked, in one line; empty: all were answered."""
 

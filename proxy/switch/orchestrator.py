@@ -40,6 +40,7 @@ from proxy.switch.acts import LOOK_TIMEOUT_S, Acts, Work, of_service
 from proxy.switch.agenda import judge_time
 from proxy.switch.evidence import Span
 from proxy.switch.failover_run import FAILOVER, FailoverRun
+from proxy.switch.findings import RowsCompared
 from proxy.switch.journal import SWITCHES_KEPT, Deposed, Journal, Standing, Tally
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
 from proxy.switch.readiness import Check
@@ -125,6 +126,10 @@ class Orchestrator:
     def tally(self, service: str) -> Tally:
         """How the switches of a service ended."""
         return self._journal.tally(service)
+
+    def tell_rows_by(self, found: Callable[[str, str, str], RowsCompared | None]) -> None:
+        """Readiness reports say from now on what data checks of service, source and target have found."""
+        self._acts.rows_compared = found
 
     def reconfigure(self, services: Mapping[str, ServiceConfig]) -> None:
         """Limits of a reloaded config; running switches keep theirs."""

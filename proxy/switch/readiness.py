@@ -403,6 +403,32 @@ def _pins(findings: Findings, limits: SwitchConfig) -> Check:
     )
 
 
+def _rows(findings: Findings, _: SwitchConfig) -> Check | None:
+    """What data checks have found; nobody has to make one."""
+    compared, target = findings.rows_compared, findings.target.name
+    if compared is None:
+        return None
+    if compared.different:
+        return Check(
+            name="rows",
+            verdict="fail",
+            found=f"rows of {some(compared.different)} are not alike",
+            remedy=f"mend them on {target} and compare again: turnout datacheck {target}",
+            is_overridable=True,
+            age_s=compared.age_s,
+        )
+    if compared.unsettled:
+        return Check(
+            name="rows",
+            verdict="warn",
+            found=f"rows of {some(compared.unsettled)} changed all the time while they were compared",
+            remedy=f"compare again when less is written: turnout datacheck {target}",
+            age_s=compared.age_s,
+        )
+    found = f"{compared.rows:,} rows of {compared.tables:,} table{'s' if compared.tables != 1 else ''} were alike"
+    return Check(name="rows", verdict="pass", found=found, age_s=compared.age_s)
+
+
 def _workers(findings: Findings, _: SwitchConfig) -> Check:
     found = f"{findings.workers} of {findings.workers_wanted} workers answer"
     if findings.workers < findings.workers_wanted:
@@ -457,6 +483,7 @@ CHECKS: Final = (
     _Row(about(parity.followers), _MOVES),
     _Row(about(parity.slots), _MOVES),
     _Row(parity.not_compared, _MOVES),
+    _Row(_rows, _MOVES),
     _Row(_in_doubt, _MOVES),
     _Row(_outside, _MOVES),
     _Row(_pending, _ALWAYS),

@@ -84,6 +84,9 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     assert (code, err) == (0, "")
     assert "equal: 100 rows of 1 table compared" in out
     assert "compared as a whole" in out
+    code, out, err = await run("ready", "green", "--json", url=url)
+    [rows] = [check for check in json.loads(out)["checks"] if check["name"] == "rows"]
+    assert (rows["verdict"], rows["found"]) == ("pass", "100 rows of 1 table were alike")
     other = await log_in(turnout)
     await other.execute("begin")
     code, out, err = await run("switch", "green", "--max-pending-transactions", "1", "--dry-run", url=url)

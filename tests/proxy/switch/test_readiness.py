@@ -20,7 +20,7 @@ from proxy.engines.engine import (
     Slot,
 )
 from proxy.switch import parity
-from proxy.switch.findings import Comparison, Difference
+from proxy.switch.findings import Comparison, Difference, RowsCompared
 from proxy.switch.readiness import CHECKS, Check, Findings, failures, judge
 
 SOURCE = EngineState(
@@ -181,6 +181,19 @@ MYSQL = {"flavour": "mysql", "version": "MySQL 9.7.1", "version_num": 90701, "la
             ),
             "pass",
             False,
+        ),
+        ("rows", _found(rows_compared=RowsCompared(tables=2, rows=300, age_s=9.0)), "pass", False),
+        (
+            "rows",
+            _found(rows_compared=RowsCompared(tables=2, rows=300, unsettled=["app.public.hot"], age_s=9.0)),
+            "warn",
+            False,
+        ),
+        (
+            "rows",
+            _found(rows_compared=RowsCompared(tables=2, rows=300, different=["app.public.orders"], age_s=9.0)),
+            "fail",
+            True,
         ),
         ("drain", _found(transactions=[OLD]), "warn", False),
         ("drain", _found(transactions=[msgspec.structs.replace(OLD, age_s=1.0)]), "pass", False),

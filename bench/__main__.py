@@ -10,13 +10,14 @@ import subprocess
 import sys
 from typing import Final
 
-ALL: Final = ("relay", "mysql", "idle", "tail", "cutover")
+ALL: Final = ("relay", "mysql", "idle", "tail", "control", "cutover")
 
 QUICK: Final = {
     "relay": ("--quick",),
     "mysql": ("--rounds", "2", "--seconds", "1"),
     "idle": ("--clients", "1000", "--rounds", "2"),
     "tail": ("--rounds", "1", "--seconds", "2"),
+    "control": ("--rounds", "2", "--seconds", "2"),
     "cutover": ("--switches", "2", "--pgbouncer-switches", "1", "--minutes", "0"),
 }
 

@@ -41,6 +41,8 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "console.auth.method": '"scram-sha-256"',
     "console.auth.users": '{ file = "users.txt" }',
     "console.auth.hba": '{ file = "hba.conf" }',
+    "telemetry.endpoint": '"https://collector:4318/v1/traces"',
+    "telemetry.headers": '{ file = "headers.txt" }',
     "service.shop.protocol": '"postgresql"',
     "service.shop.databases": '["shop"]',
     "service.shop.pool_mode": '"session"',
@@ -80,7 +82,7 @@ LIVE: Final = frozenset(
     key
     for key in EXAMPLES
     if key not in ("control.token", "service.shop.auth.hba")
-    and not key.startswith(("alerts.", "console.", "control.caller.", "control.jwt."))
+    and not key.startswith(("alerts.", "console.", "control.caller.", "control.jwt.", "telemetry."))
     and not key.startswith(tuple(f"service.shop.{table}" for table in _OPTIONAL))
 )
 """Keys of the sample that are not commented out."""

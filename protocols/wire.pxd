@@ -61,6 +61,8 @@ cdef class Tracker:
         public dict shown_ids
         # MySQL: the client's leg is compressed. Its sequence ids begin right and then are what they like.
         public bint is_client_packed
+        # Errors by class of SQLSTATE, counted by `note_error`.
+        public dict error_classes
 
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
     cpdef int scan_server(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1

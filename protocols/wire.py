@@ -62,6 +62,9 @@ CLIENTS_OWN: Final = frozenset({b"22", b"23", b"42", b"P0", b"45"})
 application itself raises (PL/pgSQL's RAISE, MySQL's SIGNAL). PostgreSQL's 25P02, which repeats that an earlier error
 failed the transaction, counts with them."""
 
+OTHER_CLASS: Final = "other"
+"""Of an error whose SQLSTATE is none, or stands where nobody looks."""
+
 CARRY_BYTES_MAX: Final = 64
 """The longest incomplete header a tracker may leave at the end of a chunk."""
 
@@ -98,6 +101,17 @@ class Tracker:
         self.shown_ids: dict[int, int] = {}
         """PostgreSQL: process ids of backends, and what the clients that have them were told at their logins, where the
         two differ. Shared by the sessions of a service, and kept by the shell."""
+        self.error_classes: dict[str, int] = {}
+        """Errors by class: the first two characters of the SQLSTATE, or `OTHER_CLASS`. Shared by the sessions of a service,
+        and kept by the shell."""
+
+    def note_error(self, sqlstate: bytes, count: int = 1) -> None:
+        """Count errors that the client is sent, by their class. Goes with each step of `errors`."""
+        first, second = sqlstate[:1], sqlstate[1:2]
+        # There are 1,296 of them: a server can invent no more.
+        is_one = (first.isdigit() or first.isupper()) and (second.isdigit() or second.isupper())
+        name = sqlstate[:2].decode("ascii") if is_one else OTHER_CLASS
+        self.error_classes[name] = self.error_classes.get(name, 0) + count
 
     def scan_client(self, data: bytes, start: int, end: int) -> int:
         """Judge `data[start:end]` from the client. Raises ProtocolViolation."""

@@ -63,6 +63,7 @@ __all__ = [
     "Secret",
     "ServiceConfig",
     "SwitchConfig",
+    "TelemetryConfig",
     "decode_effective",
     "encode_effective",
     "hash_token",
@@ -275,6 +276,22 @@ class LogConfig(_Table, frozen=True, kw_only=True):
     """Lowest level that is logged."""
     format: Literal["text", "json"] = "text"
     """One line per event, for people or for machines."""
+
+
+class TelemetryConfig(_Table, frozen=True, kw_only=True):
+    """Where traces go, by OpenTelemetry's protocol (OTLP) over HTTP. See docs/tracing.md."""
+
+    endpoint: str = ""
+    """URL that takes spans, as a collector has it: `http://collector:4318/v1/traces`. Empty: there are no traces."""
+    headers: Secret | None = None
+    """Headers of each request, `name=value` with commas between them, as OTEL_EXPORTER_OTLP_HEADERS has them."""
+    ca_file: str = ""
+    """CA certificates that vouch for an https:// endpoint, relative to the config file; empty: those that Python's certifi
+    has."""
+    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 10.0
+    """Longest time for a request, in seconds, repeated tries included."""
+    service_name: str = "turnout"
+    """What traces call this Turnout: `service.name`."""
 
 
 class AdminConfig(_Table, frozen=True, kw_only=True):
@@ -672,6 +689,9 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
     slow_query_ms: Annotated[float, Meta(ge=0, le=3_600_000, extra=RELOADABLE)] = 0.0
     """Log a line for each request that takes longer, in milliseconds, with its text without values; 0: none. See
     docs/operation.md."""
+    trace_ratio: Annotated[float, Meta(ge=0, le=1, extra=RELOADABLE)] = 0.0
+    """Share of the traces, among those that their callers sample, that the service's queries are shown in, 0 to 1; 0: in none.
+    Which ones, their ids say. It needs `[telemetry]`, and clients whose statements have a comment with a `traceparent`."""
 
     @property
     def asks_engine(self) -> bool:
@@ -851,6 +871,8 @@ class Config(_Table, frozen=True, kw_only=True):
     """The log."""
     alerts: AlertsConfig = AlertsConfig()
     """Of what, and how, people are told."""
+    telemetry: TelemetryConfig = TelemetryConfig()
+    """Traces."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Worker processes; each takes its share of the clients."""
     state_file: str = "turnout.sqlite"
@@ -1230,6 +1252,7 @@ def _said(raw: Any) -> str:
 def _check_meaning(config: Config, problems: _Problems) -> None:
     _check_ports(config, problems)
     _check_alerts(config, problems)
+    _check_telemetry(config, problems)
     _check_balancers(config, problems)
     _check_console(config.console, problems)
     if not config.listener:
@@ -1522,6 +1545,29 @@ def _check_control(control: ControlConfig, host: str, problems: _Problems) -> No
         problems.add((*at, "jwt", "algorithms"), "is empty: no token would be good")
 
 
+def _check_telemetry(config: Config, problems: _Problems) -> None:
+    telemetry = config.telemetry
+    at: KeyPath = ("telemetry", "endpoint")
+    if not telemetry.endpoint:
+        for name, service in config.service.items():
+            if service.trace_ratio:
+                problems.add(("service", name, "trace_ratio"), 'needs [telemetry] with an "endpoint" to send spans to')
+        return
+    try:
+        parts = urlsplit(telemetry.endpoint)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        problems.add(at, "expected an address like http://collector:4318/v1/traces")
+    elif telemetry.headers is not None and not _is_safe_url(telemetry.endpoint):
+        problems.add(at, "expected an address that begins with https://: whoever is on the way could read the headers")
+
+
+def _pairs(headers: str) -> list[tuple[str, str, str]]:
+    return [part.partition("=") for part in headers.split(",")]
+
+
 def _is_safe_url(url: str) -> bool:
     """Whoever changes what comes from there on the way could make keys of his own."""
     try:
@@ -1648,8 +1694,16 @@ class _Resolver:
         }
         self._check_different(token, callers)
         control = replace(control, token=token, caller=callers)
-        alerts = self._alerts(config.alerts)
-        return replace(config, control=control, console=console, service=services, alerts=alerts)
+        alerts, telemetry = self._alerts(config.alerts), self._telemetry(config.telemetry)
+        return replace(config, control=control, console=console, service=services, alerts=alerts, telemetry=telemetry)
+
+    def _telemetry(self, telemetry: TelemetryConfig) -> TelemetryConfig:
+        at = ("telemetry", "headers")
+        headers = self._password(telemetry.headers, at)
+        if headers is not None and headers.value:
+            if not all(name.strip() and equals for name, equals, _ in _pairs(headers.value)):
+                self._problems.add(at, f"{_origin(headers)} is not of the form name=value,name=value")
+        return msgspec.structs.replace(telemetry, headers=headers)
 
     def _alerts(self, alerts: AlertsConfig) -> AlertsConfig:
         replace = msgspec.structs.replace
@@ -1826,6 +1880,9 @@ def _with_paths(config: Config, path: Path) -> Config:
                 for name, one in config.alerts.receiver.items()
             },
         ),
+        telemetry=replace(config.telemetry, ca_file=str(folder / config.telemetry.ca_file))
+        if config.telemetry.ca_file
+        else config.telemetry,
         listener=[_with_tls_paths(one, folder) for one in config.listener],
         service={
             name: replace(

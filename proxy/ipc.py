@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 11
+PROTOCOL_VERSION: Final = 12
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -543,6 +543,7 @@ class DatabaseFigures(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in_total: int
     bytes_out_total: int
     request_us_total: int
+    transaction_us_total: int
     assignments_total: int
     """Times a session was given a backend."""
     wait_us_total: int
@@ -563,6 +564,15 @@ class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Length of these spans, summed."""
     latency: list[int]
     """Spans by length, in the buckets of `proxy.latency`."""
+    transactions_total: int = 0
+    transaction_us_total: int = 0
+    """Length of the transactions that ended, summed: from the request that began one to the end of the answer that ended it."""
+    transaction_latency: list[int] = []
+    """Transactions by length, in the same buckets."""
+    wait_us_total: int = 0
+    """Waits of clients for a backend, where they were not given one at once; summed."""
+    waits: list[int] = []
+    """These waits by length, in the same buckets."""
 
 
 class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -579,14 +589,18 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out_total: int
     request_us_total: int
     """Time with a request in flight, summed; divided by requests: the mean response time."""
-    latency_buckets: list[int]
-    """Requests by response time: bucket i counts those under 2**i µs (the last one: all longer)."""
     held: int
     engines: list[EngineFigures] = []
     """Those that served something."""
     pools: list[PoolFigures]
     pinned: dict[str, int]
-    """Sessions by pin."""
+    """Sessions by pin; this, `grades` and `prepared_statements` of many sessions as they were a moment ago."""
+    grades: dict[str, int] = {}
+    """Sessions by portability, A to D."""
+    prepared_statements: int = 0
+    """That sessions have."""
+    errors_by_class: dict[str, int] = {}
+    """`errors_total` by class of SQLSTATE."""
     databases: list[DatabaseFigures] = []
     """Those that a backend was opened in."""
 
@@ -595,6 +609,10 @@ class WorkerFigures(Message, tag=True, frozen=True, kw_only=True):
     request: int
     worker: int = 0
     """Its index; counters of a worker that was replaced begin anew."""
+    pid: int = 0
+    loop_lag: list[int] = []
+    """How much later than asked for its timer came, by length in the buckets of `proxy.latency`; ten times a second."""
+    loop_lag_us_total: int = 0
     cpu_s: float
     rss_bytes: int
     services: list[ServiceFigures]
@@ -674,6 +692,33 @@ class Witnessed(Message, tag=True, frozen=True, kw_only=True):
     """One line."""
 
 
+class QuerySpan(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is part of a trace, and has been answered."""
+
+    service: str
+    engine: str
+    database: str
+    session: int
+    parent: str
+    """The caller's `traceparent`, well-formed and sampled."""
+    text: bytes
+    """What the client asked for, with its values: for the supervisor, which tells nobody but its fingerprint."""
+    is_whole: bool
+    """It is not cut."""
+    began_ns: int
+    ended_ns: int
+    errors: int
+    """Errors in its answer."""
+
+
+class QuerySpans(Message, tag=True, frozen=True, kw_only=True):
+    """Requests of the last tick that are part of traces."""
+
+    spans: list[QuerySpan]
+    dropped: int
+    """How many there were besides."""
+
+
 class EngineLost(Message, tag=True, frozen=True, kw_only=True):
     """The data plane saw an engine fail: connections refused or ended."""
 
@@ -707,6 +752,7 @@ Fact = (
     | ConsoleStopped
     | SessionEnded
     | Witnessed
+    | QuerySpans
     | EngineLost
 )
 

@@ -12,6 +12,23 @@ from typing import Final
 
 BUCKETS: Final = 192
 
+OCTAVES: Final = 26
+"""Of the coarse buckets, as Prometheus is shown them: the longest bound is 16.8 seconds."""
+
+
+class Lengths:
+    """Counts of spans by length, for what is counted in Python."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * BUCKETS
+        self.us_total = 0
+
+    def note(self, span_ns: int) -> None:
+        """One more span, in nanoseconds."""
+        us = max(0, span_ns) // 1_000
+        self.counts[bucket_of(us)] += 1
+        self.us_total += us
+
 
 def bucket_of(us: int) -> int:
     """The bucket of a length in microseconds, 0 or more."""
@@ -44,6 +61,16 @@ def percentile_us(counts: Sequence[int], share: float) -> float:
         if seen >= wanted:
             return middle_us(bucket)
     raise AssertionError("the counts add up to their total")
+
+
+def by_octave(counts: Sequence[int]) -> list[int]:
+    """The same in `OCTAVES` buckets: item i counts spans below 2**i microseconds that no item before it counts, the last one
+    all longer ones."""
+    found = [0] * OCTAVES
+    for bucket, count in enumerate(counts):
+        if count:
+            found[min(lower_us(bucket).bit_length(), OCTAVES - 1)] += count
+    return found
 
 
 def added(many: Iterable[Sequence[int]]) -> list[int]:

@@ -72,6 +72,16 @@ class Console(Protocol):
     def stopped(self, worker: int, stopped: ipc.ConsoleStopped) -> None: ...
 
 
+class SpanEar(Protocol):
+    """Who makes traces of what workers tell; see `proxy.control.tracing`."""
+
+    def hear(self, told: ipc.QuerySpans) -> None:
+        """Requests that are part of traces."""
+
+    def counts(self) -> dict[str, int]:
+        """Spans by what became of them."""
+
+
 class StartFailed(ProxyError):
     """Turnout cannot run here; the text is one line for the operator."""
 
@@ -108,6 +118,8 @@ class Supervisor:
         """Stop, as SIGTERM does."""
         self.console: Console | None = None
         """Answers the clients of the console; set by whoever has the door."""
+        self.tracing: SpanEar | None = None
+        """Told of queries that are part of traces; None: there are no traces."""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -298,6 +310,10 @@ class Supervisor:
     async def figures(self) -> list[ipc.WorkerFigures]:
         """What each worker counts; one that does not answer within a second is left out."""
         return await self._crew.figures()
+
+    def span_counts(self) -> dict[str, int]:
+        """Spans by what became of them; empty without traces."""
+        return self.tracing.counts() if self.tracing is not None else {}
 
     async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
         """Every client connection, or those of one service."""
@@ -639,6 +655,9 @@ class _Ears:
             case ipc.ConsoleStopped():
                 if self._supervisor.console is not None:
                     self._supervisor.console.stopped(worker, fact)
+            case ipc.QuerySpans():
+                if self._supervisor.tracing is not None:
+                    self._supervisor.tracing.hear(fact)
             case ipc.EngineLost():
                 _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
                 self._supervisor._guards.engine_lost(fact.service, fact.engine, fact.at_ns)
@@ -759,12 +778,17 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
         await cancel_and_wait(ended)
         raise refused
     loop.add_signal_handler(signal.SIGHUP, read_again)
-    control = door = None
+    control = tracing = door = None
     console: AdminConsole | None = None
     try:
         door = ControlService(supervisor)
         supervisor.end = end
         console = supervisor.console = AdminConsole(door, supervisor.tell_worker)
+        if config.telemetry.endpoint:
+            # A third of a second and some 15 MB, for those who want traces only.
+            from proxy.control.tracing import Tracing
+
+            tracing = supervisor.tracing = Tracing(supervisor, config)
         supervisor.policies.start_with(door.switch_of_policy)
         door.alerts.start()
         control = await serve_control(door, config)
@@ -778,5 +802,7 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
         if door is not None:
             await door.alerts.stop()
         await supervisor.stop(drain_s=DRAIN_S if control is not None else 0.0)
+        if tracing is not None:
+            await tracing.close()
         await cancel_and_wait(ended)
     return 0

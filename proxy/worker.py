@@ -43,7 +43,7 @@ from proxy.dataplane.session import Session
 from proxy.dataplane.slow import SlowLog
 from proxy.errors import Aborted, TooManyConnections
 from proxy.hidden import hidden_words
-from proxy.latency import added
+from proxy.latency import Lengths, added
 from proxy.log import hide
 from proxy.log import set_up as set_up_log
 from proxy.tasks import in_haste, spawn
@@ -55,6 +55,8 @@ WIRES: Final[dict[ProtocolName, Wire]] = {"postgresql": postgres.WIRE, "mysql": 
 
 TICK_S: Final = 0.1
 """How often deadlines that are not on the critical path are looked at."""
+
+TICK_NS: Final = int(TICK_S * 1e9)
 
 RECONNECT_S: Final = 0.1
 """Pause between tries to reach the supervisor."""
@@ -108,6 +110,8 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
         self._ended = asyncio.Event()
         self._quitting = False
+        self._lags = Lengths()
+        """How much later than asked for the tick came."""
 
     # --- the supervisor's side ---
 
@@ -573,6 +577,9 @@ class Worker:
         return ipc.WorkerFigures(
             request=request,
             worker=self.index,
+            pid=os.getpid(),
+            loop_lag=self._lags.counts,
+            loop_lag_us_total=self._lags.us_total,
             cpu_s=usage.ru_utime + usage.ru_stime,
             rss_bytes=pages * resource.getpagesize(),
             services=[self._service_figures(runtime) for runtime in self.runtimes.values()],
@@ -580,16 +587,7 @@ class Worker:
 
     @staticmethod
     def _service_figures(runtime: Runtime) -> ipc.ServiceFigures:
-        requests, transactions, errors = runtime.requests_ended, runtime.transactions_ended, runtime.errors_ended
-        pinned: dict[str, int] = {}
-        for session in runtime.registry:
-            tracker = session.tracker
-            if tracker is not None:
-                requests += tracker.requests
-                transactions += tracker.transactions
-                errors += tracker.errors
-            for pin in session.portability()[1]:
-                pinned[pin] = pinned.get(pin, 0) + 1
+        counted = runtime.census.look()
         served = {engine for engine, _ in runtime.meters}
         engines = [_engine_figures(runtime, name) for name in runtime.config.engine if name in served]
         meters = runtime.meters.values()
@@ -597,14 +595,14 @@ class Worker:
             service=runtime.name,
             sessions=len(runtime.registry),
             sessions_total=runtime.registry.total,
-            requests_total=requests,
-            transactions_total=transactions,
-            errors_total=errors,
+            requests_total=sum(one.requests for one in meters),
+            transactions_total=sum(one.transactions for one in meters),
+            errors_total=sum(runtime.error_classes.values()),
+            errors_by_class=dict(runtime.error_classes),
             login_failures_total=runtime.login_failures,
             bytes_in_total=sum(one.bytes_in for one in meters),
             bytes_out_total=sum(one.bytes_out for one in meters),
             request_us_total=sum(one.request_ns for one in meters) // 1000,
-            latency_buckets=[sum(counts) for counts in zip(*(one.buckets for one in meters or [Meter()]), strict=True)],
             engines=engines,
             held=runtime.registry.count(Standing.HELD),
             pools=[
@@ -622,7 +620,9 @@ class Worker:
                 )
                 for pool in runtime.pools()
             ],
-            pinned=pinned,
+            pinned=counted.pinned,
+            grades=counted.grades,
+            prepared_statements=counted.prepared,
             databases=_database_figures(runtime),
         )
 
@@ -640,15 +640,29 @@ class Worker:
     async def _tick(self) -> None:
         kept = time.monotonic_ns()
         while True:
+            began = time.monotonic_ns()
             await asyncio.sleep(TICK_S)
             now = time.monotonic_ns()
+            self._lags.note(now - began - TICK_NS)
             self._end_strangers(now)
             for runtime in self.runtimes.values():
                 runtime.tick(now)
+            self._tell_traced()
             if now - kept > KEEP_S * 1e9:
                 kept = now
                 for runtime in self.runtimes.values():
                     runtime.keep(now)
+
+    def _tell_traced(self) -> None:
+        """What is part of traces. Without a supervisor it is dropped, and not counted."""
+        spans: list[ipc.QuerySpan] = []
+        dropped = 0
+        for runtime in self.runtimes.values():
+            spans += runtime.traced
+            dropped += runtime.untold
+            runtime.traced, runtime.untold = [], 0
+        if spans:
+            self.emit(ipc.QuerySpans(spans=spans, dropped=dropped))
 
     def _on_quit(self, drain_s: float) -> None:
         if self._quitting:
@@ -678,7 +692,7 @@ class Worker:
 
 
 def _engine_figures(runtime: Runtime, engine: str) -> ipc.EngineFigures:
-    meters = runtime.meters_of(engine)
+    meters, waits = runtime.meters_of(engine), runtime.waits.get(engine)
     return ipc.EngineFigures(
         engine=engine,
         requests_total=sum(one.spans for one in meters),
@@ -686,28 +700,28 @@ def _engine_figures(runtime: Runtime, engine: str) -> ipc.EngineFigures:
         faults_total=sum(one.faults for one in meters),
         request_us_total=sum(one.request_ns for one in meters) // 1000,
         latency=added(one.fine_buckets for one in meters),
+        transactions_total=sum(one.transactions for one in meters),
+        transaction_us_total=sum(one.transaction_ns for one in meters) // 1000,
+        transaction_latency=added(one.transaction_buckets for one in meters),
+        wait_us_total=waits.us_total if waits is not None else 0,
+        waits=waits.counts if waits is not None else [],
     )
 
 
 def _database_figures(runtime: Runtime) -> list[ipc.DatabaseFigures]:
     """Of those that somebody has or had a backend in."""
-    counts = {database: list(ended) for database, ended in runtime.ended_in.items()}
-    for session in runtime.registry:
-        if session.tracker is not None and session.startup is not None:
-            found = counts.setdefault(session.startup.database, [0, 0])
-            found[0] += session.tracker.requests
-            found[1] += session.tracker.transactions
     meters: dict[str, list[Meter]] = {}
     for (_, database), meter in runtime.meters.items():
         meters.setdefault(database, []).append(meter)
     return [
         ipc.DatabaseFigures(
             database=database,
-            requests_total=counts.get(database, (0, 0))[0],
-            transactions_total=counts.get(database, (0, 0))[1],
+            requests_total=sum(one.requests for one in its_own),
+            transactions_total=sum(one.transactions for one in its_own),
             bytes_in_total=sum(one.bytes_in for one in its_own),
             bytes_out_total=sum(one.bytes_out for one in its_own),
             request_us_total=sum(one.request_ns for one in its_own) // 1000,
+            transaction_us_total=sum(one.transaction_ns for one in its_own) // 1000,
             assignments_total=sum(one.assignments for one in its_own),
             wait_us_total=sum(one.wait_ns for one in its_own) // 1000,
         )

@@ -6,7 +6,7 @@
 #   tools/setup.sh lint        the same as demo and what checks the code
 #   tools/setup.sh test        the same as lint and the servers and clients the tests talk to; Chromium where it can be had
 #   tools/setup.sh docs        the same as demo and what makes a site of the documentation
-#   tools/setup.sh bench       the same as demo and the proxies Turnout is measured against: HAProxy and PgBouncer, the
+#   tools/setup.sh bench       the same as lint and the proxies Turnout is measured against: HAProxy and PgBouncer, the
 #                              latter built from Debian's newest sources where apt has them, or else the system's
 #
 # System packages come from apt where we are root or sudo lets us; otherwise one line says which ones are missing.
@@ -199,8 +199,8 @@ make_venv() {
 
 what=${1:-}
 case $what in
-demo | demo-mysql | bench) extras=demo ;;
-lint | test) extras=demo,dev ;;
+demo | demo-mysql) extras=demo ;;
+lint | test | bench) extras=demo,dev ;;
 docs) extras=demo,docs ;;
 *) fail "usage: tools/setup.sh demo|demo-mysql|lint|test|bench|docs" ;;
 esac

@@ -1566,12 +1566,10 @@ class MysqlTracker(Tracker):
             self._server_continued = size == PAYLOAD_BYTES_MAX
             if first == ERR:
                 if not (self._has_progress and size > 2 and data[position + 5] == 0xFF and data[position + 6] == 0xFF):
-                    if not (
-                        size > 5
-                        and data[position + 7] == 0x23
-                        and _is_clients_own(data[position + 8], data[position + 9])
-                    ):
+                    has_state = size > 5 and data[position + 7] == 0x23
+                    if not (has_state and _is_clients_own(data[position + 8], data[position + 9])):
                         self.faults += 1
+                    self.note_error(data[position + 8 : position + 10] if has_state else b"")
                     self._fail()
                 # Else it is a report of progress (constants.PROGRESS_REPORT), and the answer goes on.
             elif phase == P_ROWS:
@@ -1924,20 +1922,19 @@ class MysqlTracker(Tracker):
         while self._count and self._ring[8 * self._head] == COM_INVENTED:
             sequence = self._ring[8 * self._head + 1]
             flags = self._ring[8 * self._head + 2]
-            is_error = True
             if flags & ENTRY_ANSWER:
-                payload = self._own_answers.popleft()
-                answers += packet(payload, sequence)
-                is_error = payload[0] == ERR
+                answer = packet(self._own_answers.popleft(), sequence)
             elif flags & ENTRY_UNTOLD and self._untold is not None:
-                answers += error_packet(self._untold, sequence)
+                answer = error_packet(self._untold, sequence)
                 self._untold = None
             elif flags & ENTRY_REPREPARE:
-                answers += too_large_execute_packet(sequence)
+                answer = too_large_execute_packet(sequence)
             else:
-                answers += unknown_command_packet(sequence)
-            if is_error:
+                answer = unknown_command_packet(sequence)
+            answers += answer
+            if answer[4] == ERR:
                 self.errors += 1
+                self.note_error(answer[8:10] if answer[7:8] == b"#" else b"")
             self.requests += 1
             self._pop()
         self.has_invented = False
@@ -2049,6 +2046,8 @@ class MysqlTracker(Tracker):
             self._has_untold = True
         self.errors += self._count
         self.faults += self._count
+        if self._count:
+            self.note_error(error.mysql_sqlstate.encode(), self._count)
         self.requests += self._count
         self.message_size = self._client_left
         self._client_left = 0

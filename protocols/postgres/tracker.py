@@ -512,6 +512,7 @@ class PostgresTracker(Tracker):
                     return self._fetch_server(position, size + 1)
                 # Too long to be looked at; such texts are an application's.
                 self.errors += 1
+                self.note_error(b"")
                 self._fail()
             elif move == MOVE_NOTE:
                 if tag == 0x53 or self._has_shown_ids():  # S
@@ -1235,6 +1236,7 @@ class PostgresTracker(Tracker):
         assert told is not None, "it is not fetched without"
         self.errors += 1
         self.faults += 1
+        self.note_error(_sqlstate(told[5:].split(b"\0")))
         self._settle_ready(message[5])
         return told + message
 
@@ -1265,8 +1267,10 @@ class PostgresTracker(Tracker):
             # The one that `_take_execute` has made.
             self._skips_error = False
             return b""
+        sqlstate = _sqlstate(fields)
         self.errors += 1
-        if _is_fault(fields):
+        self.note_error(sqlstate)
+        if _is_fault(sqlstate):
             self.faults += 1
         if self._shares and b"RRevalidateCachedQuery" in fields:
             # "cached plan must not change result type", in whatever language. The client has to hear it, because what it
@@ -1294,6 +1298,7 @@ class PostgresTracker(Tracker):
                 self.faults += 1
                 self._skips_error = self._ring[self._head & self._mask] & KIND == EXECUTE
                 self._stopped_tail = -1
+                self.note_error(_sqlstate(told[5:].split(b"\0")))
                 self._fail()
                 return told
         if command == b"COMMIT":
@@ -1425,6 +1430,7 @@ class PostgresTracker(Tracker):
                     answer.append(told)
                     self.errors += 1
                     self.faults += 1
+                    self.note_error(error.sqlstate.encode())
                 answer.append(build_ready(status))
                 is_told = has_open_batch = False
         if has_open_batch:
@@ -1432,6 +1438,7 @@ class PostgresTracker(Tracker):
                 answer.append(told)
                 self.errors += 1
                 self.faults += 1
+                self.note_error(error.sqlstate.encode())
             self._skipping = True
         elif (
             self._head == self._tail
@@ -1504,12 +1511,17 @@ class PostgresTracker(Tracker):
         self._decide_fetching()
 
 
-def _is_fault(fields: list[bytes]) -> bool:
-    """An ErrorResponse, as its fields, tells of something that is not the client's own doing."""
+def _sqlstate(fields: list[bytes]) -> bytes:
+    """Of an ErrorResponse, as its fields; empty if it has none."""
     for field in fields:
         if field[:1] == b"C":
-            return field[1:3] not in CLIENTS_OWN and field != b"C25P02"
-    return True
+            return field[1:]
+    return b""
+
+
+def _is_fault(sqlstate: bytes) -> bool:
+    """It tells of something that is not the client's own doing."""
+    return sqlstate[:2] not in CLIENTS_OWN and sqlstate != b"25P02"
 
 
 def _text_at(message: bytes, begin: int, kind: str) -> bytes:

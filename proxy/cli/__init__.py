@@ -37,7 +37,6 @@ app = typer.Typer(
     name="turnout",
     help="A database proxy that moves running sessions from one server to another.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from proxy.cli import (
+    WRONG_USE,
     AsJson,
     Service,
     TokenFile,
     Url,
     _client,
+    _fail,
     _print_json,
     _segment,
     _service,
@@ -30,7 +32,7 @@ Engine = Annotated[str, typer.Argument(help="Name of the engine.", metavar="ENGI
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this module under `turnout`."""
-    for command in (token, mcp, pools, audit, events, end, reload):
+    for command in (token, mcp, top, pools, audit, events, end, reload):
         app.command()(command)
     app.command(name="log-level")(log_level)
     engine = typer.Typer(help="Add and remove engines of a running Turnout.", no_args_is_help=True)
@@ -59,6 +61,20 @@ def mcp(url: Url = None, token_file: TokenFile = None) -> None:
 
     address, shown = _where(url, token_file)
     asyncio.run(serve_stdio(address, shown, _tls()))
+
+
+def top(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Engines, pools, sessions and the running switch, live. With --json one look. Keys: q, s (sort), p (pause), arrows, tab."""
+    if not as_json and not sys.stdout.isatty():
+        _fail("`turnout top` needs a terminal", "--json prints one look", code=WRONG_USE)
+    client = _client(url, token_file)
+    client.get("/v1/status")  # says in one line what is wrong, if nobody answers or the token is bad
+    from proxy.cli.top import Top, take
+
+    if as_json:
+        _print_json(take(client))
+    else:
+        Top(lambda: take(client)).run()
 
 
 def pools(service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:

@@ -444,6 +444,7 @@ def counts_of(sight: Sight) -> dict[str, Counts]:
                     queries=one.requests_total,
                     received=one.bytes_in_total,
                     sent=one.bytes_out_total,
+                    transaction_us=one.transaction_us_total,
                     query_us=one.request_us_total,
                     wait_us=one.wait_us_total,
                 )

@@ -25,6 +25,7 @@ from proxy.control.audit import AuditEntry, AuditLog
 from proxy.control.events import EventLog
 from proxy.control.roles import Caller, Role, require
 from proxy.control.standstill import Place, Standstills
+from proxy.control.sums import added
 from proxy.engines.figures import EngineFigures
 from proxy.errors import Conflict, ControlError, NotFound, ProxyError
 from proxy.policy.keeper import PolicyKeeper
@@ -84,6 +85,7 @@ class Supervisor(Protocol):
     async def backends(self) -> list[ipc.Backend]: ...
     async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None: ...
     def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None: ...
+    def span_counts(self) -> dict[str, int]: ...
     async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]: ...
     async def start_switch(self, plan: SwitchPlan) -> SwitchRecord: ...
     def switches(self, limit: int = 50) -> list[SwitchRecord]: ...
@@ -126,6 +128,10 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since the workers began; so are the other totals."""
     transactions_total: int
     errors_total: int
+    grades: dict[str, int] = {}
+    """Sessions by portability, A to D; of many sessions, as of some seconds ago."""
+    pinned: dict[str, int] = {}
+    """Sessions by what they cannot be carried for; the same."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,7 +246,6 @@ class ControlService:
         """Services with active engine and running switch, workers, and sums of what they count. Changes nothing."""
         require(who, Role.VIEWER)
         sums = sum_figures(await self.supervisor.figures())
-        empty = ServiceSums()
         return Status(
             version=VERSION,
             started_at=self.supervisor.started_at,
@@ -248,11 +253,7 @@ class ControlService:
             services=[
                 ServiceStatus(
                     view=view,
-                    sessions=(found := sums.get(view.name, empty)).sessions,
-                    held=found.held,
-                    requests_total=found.requests_total,
-                    transactions_total=found.transactions_total,
-                    errors_total=found.errors_total,
+                    **{name: getattr(sums.get(view.name, _NOTHING), name) for name in _SUMMED},
                 )
                 for view in self.supervisor.services()
             ],
@@ -888,23 +889,21 @@ def _engine_config(name: str, spec: EngineSpec, protocol: str) -> EngineConfig:
 
 # --- sums over the workers ----------------------------------------------------------------------------------------
 
+_SUMMED: Final = (
+    "sessions", "held", "requests_total", "transactions_total", "errors_total", "grades", "pinned",
+)  # fmt: skip
+"""Fields of `ServiceStatus` that are sums."""
 
-class ServiceSums(msgspec.Struct, kw_only=True):
-    """What all workers count of one service, as far as `Status` shows it."""
-
-    sessions: int = 0
-    held: int = 0
-    requests_total: int = 0
-    transactions_total: int = 0
-    errors_total: int = 0
+_NOTHING: Final = ipc.ServiceFigures(
+    service="", sessions=0, sessions_total=0, requests_total=0, transactions_total=0, errors_total=0,
+    login_failures_total=0, bytes_in_total=0, bytes_out_total=0, request_us_total=0, held=0, pools=[], pinned={},
+)  # fmt: skip
 
 
-def sum_figures(workers: list[ipc.WorkerFigures]) -> dict[str, ServiceSums]:
+def sum_figures(workers: list[ipc.WorkerFigures]) -> dict[str, ipc.ServiceFigures]:
     """What all workers count, by service."""
-    sums: dict[str, ServiceSums] = {}
+    sums: dict[str, ipc.ServiceFigures] = {}
     for worker in workers:
         for figures in worker.services:
-            found = sums.setdefault(figures.service, ServiceSums())
-            for name in ServiceSums.__struct_fields__:
-                setattr(found, name, getattr(found, name) + getattr(figures, name))
+            sums[figures.service] = added(sums.get(figures.service), figures)
     return sums

@@ -30,6 +30,7 @@ from proxy.errors import (
     ProxyError,
     TooManyConnections,
 )
+from proxy.latency import Lengths
 from proxy.tasks import spawn
 
 STARTING_UP: Final = "57P03"
@@ -105,9 +106,11 @@ class Pool:
         redress: Callable[[Backend, Startup], Awaitable[None]] | None = None,
         check: Callable[[Backend], Exchange | None] | None = None,
         reset_timeout_s: float = 10.0,
+        waits: Lengths | None = None,
     ) -> None:
         """`redress` makes an idle backend of one Startup like a fresh one of another (raises EngineError); None where
-        the protocol cannot. `check` gives what to ask an idle backend to see that it answers."""
+        the protocol cannot. `check` gives what to ask an idle backend to see that it answers. `waits` counts how long clients
+        waited that were not served at once."""
         self.name = name
         self.rules = rules
         self._seats = seats
@@ -115,6 +118,7 @@ class Pool:
         self._redress = redress
         self._check = check
         self._reset_timeout_s = reset_timeout_s
+        self._waits = waits if waits is not None else Lengths()
         engine, database, user = name
         self.key: Key = ("pool", service, *name)
         self._keys: tuple[Key, Key] = (("database", service, engine, database), ("user", service, engine, user))
@@ -299,6 +303,11 @@ class Pool:
         self._waiting.append(waiter)
         self._open_for_waiters()
 
+    def _ends(self, waiter: Waiter) -> None:
+        """A wait in the queue is over, one way or the other."""
+        waiter.is_over = True
+        self._waits.note(time.monotonic_ns() - waiter.since_ns)
+
     def _open_for_waiters(self) -> bool:
         """Open as many backends as there are waiters nobody opens one for, within the bounds. True if all are seen
         to."""
@@ -419,7 +428,7 @@ class Pool:
         for waiter in self._waiting:
             if not waiter.is_over and waiter.startup == startup:
                 self._waiting.remove(waiter)
-                waiter.is_over = True
+                self._ends(waiter)
                 waiter.refused(error)
                 return
 
@@ -429,7 +438,7 @@ class Pool:
         while self._waiting and (self._waiting[0].is_over or now_ns >= self._waiting[0].deadline_ns):
             waiter = self._waiting.popleft()
             if not waiter.is_over:
-                waiter.is_over = True
+                self._ends(waiter)
                 waiter.refused(self._starting or self._full())
         if self._waiting:
             self._open_for_waiters()
@@ -593,7 +602,7 @@ class Pool:
                 continue
             if waiter.startup == backend.startup:
                 self._lent.add(backend)
-                waiter.is_over = True
+                self._ends(waiter)
                 waiter.granted(backend)
                 return
             # Of another Startup: it cannot serve this waiter as it is, but it, or its room, can.

@@ -25,7 +25,7 @@ unless the link is paused.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -57,6 +57,9 @@ from proxy.tasks import in_haste
 
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
+
+cdef extern from "string.h" nogil:
+    void* memmem(const void* haystack, size_t haystack_size, const void* needle, size_t needle_size)
 
 cdef extern from *:
     """
@@ -103,6 +106,18 @@ cdef extern from *:
     #endif
     }
 
+    static inline int bits_of(unsigned long long number)
+    {
+    #if defined(__GNUC__)
+        return number ? 64 - __builtin_clzll(number) : 0;
+    #else
+        int bits = 0;
+        while (number >> bits)
+            bits++;
+        return bits;
+    #endif
+    }
+
     static inline int events_wait(int epfd, struct epoll_event *events, int count, int timeout_ms)
     {
         return (int) syscall(SYS_epoll_pwait, epfd, events, count, timeout_ms, NULL, 8);
@@ -111,6 +126,7 @@ cdef extern from *:
     ssize_t chunk_recv(int fd, void* buffer, size_t size) noexcept nogil
     ssize_t chunk_send(int fd, const void* buffer, size_t size) noexcept nogil
     void ask_for(const void* object, int size) noexcept nogil
+    int bits_of(unsigned long long number) noexcept nogil
     int events_wait(int epfd, epoll_event* events, int count, int timeout_ms) noexcept nogil
     int timer_set(int fd, long span_ns) noexcept nogil
     int timerfd_create(int clock, int flags) noexcept nogil
@@ -149,16 +165,19 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     # Bytes asked of the kernel at once. Larger chunks did not help on loopback; smaller ones cost more calls.
     CHUNK_BYTES = 65536
-    # Of what a client sent, kept for the slow-query log.
-    HEAD_BYTES = 2048
     # Longest incomplete header a tracker leaves (protocols.wire.CARRY_BYTES_MAX).
     CARRY_BYTES = 64
     # Of Link._receive: nothing to read now.
     NOTHING = -1
-    # Latency buckets: bucket i counts requests under 2**i microseconds, the last one all longer ones.
-    BUCKETS = 26
-    # The same in eighths of these; proxy/latency.py has the bounds.
+    # Latency buckets; proxy/latency.py has the bounds.
     FINE_BUCKETS = 192
+    # Most bytes of a request that are kept for who wants to be told of it, and that are searched for a trace.
+    MEMO_BYTES = 4096
+    MEMO_SEARCHED_BYTES = 262144
+    # `00-TRACE-PARENT-FLAGS`, as W3C's trace context has it.
+    TRACEPARENT_BYTES = 55
+    # One less than it has with what stands before it: so much of it may be cut off.
+    SEAM_BYTES = 67
     # Longest content of a TLS record (RFC 8446 section 5.1), and the longest record as it is on the wire (5.2; TLS 1.2
     # allows 2048 more than the content, and a header).
     RECORD_BYTES = 16384
@@ -178,7 +197,7 @@ cdef enum:
     LINK_BYTES = 128
     RELAY_BYTES = 192
     TRACKER_BYTES = 320
-    METER_BYTES = 64
+    METER_BYTES = 128
 
 cdef enum:
     # Reasons why a link is not read.
@@ -187,7 +206,6 @@ cdef enum:
     PAUSED_BY_HOLD = 4   # held for a switch, and work has already come in
     PAUSED_BY_OWNER = 8  # the session asks for it
 
-BUCKET_COUNT = BUCKETS
 FINE_BUCKET_COUNT = FINE_BUCKETS
 
 cdef set _in_haste = in_haste
@@ -209,6 +227,17 @@ cdef inline unsigned long long now_ns() noexcept nogil:
     return <unsigned long long> t.tv_sec * 1000000000ULL + <unsigned long long> t.tv_nsec
 
 
+cdef inline int bucket_of(unsigned long long span_ns) noexcept nogil:
+    """Sixteen single microseconds, then eight buckets for each power of two."""
+    cdef unsigned long long us = span_ns // 1000
+    cdef int octave = bits_of(us) - 4
+    if octave <= 0:
+        return <int> us
+    if octave > FINE_BUCKETS // 8 - 2:
+        return FINE_BUCKETS - 1
+    return octave * 8 + <int> (us >> octave)
+
+
 cdef class Meter:
     """Counters of one engine of a service in this worker. Plain integers; whoever wants figures reads them."""
 
@@ -223,26 +252,31 @@ cdef class Meter:
         # Errors that clients were sent, and those that are not the clients' own (CLIENTS_OWN in protocols.wire).
         readonly unsigned long long errors
         readonly unsigned long long faults
+        # Requests whose answer is complete, and transactions that have ended, one-statement ones among them.
+        readonly unsigned long long requests
+        readonly unsigned long long transactions
+        # Nanoseconds of transactions, summed: from the request that began one to the end of the answer that ended it.
+        readonly unsigned long long transaction_ns
         # Times a session was given a backend, and nanoseconds that requests waited for one.
         public unsigned long long assignments
         public unsigned long long wait_ns
         unsigned long long _buckets[FINE_BUCKETS]
+        unsigned long long _transaction_buckets[FINE_BUCKETS]
 
     def __cinit__(self):
         cdef int i
         for i in range(FINE_BUCKETS):
-            self._buckets[i] = 0
+            self._buckets[i] = self._transaction_buckets[i] = 0
 
     cdef inline void add_span(self, unsigned long long span_ns) noexcept:
-        cdef unsigned long long us = span_ns // 1000
-        cdef int bucket = 0
-        # Sixteen single microseconds, then eight buckets for each power of two.
-        while us >= 16 and bucket < FINE_BUCKETS - 16:
-            us >>= 1
-            bucket += 8
-        self._buckets[bucket + (us if us < 16 else 15)] += 1
+        self._buckets[bucket_of(span_ns)] += 1
         self.request_ns += span_ns
         self.spans += 1
+
+    cdef inline void add_transactions(self, unsigned long long span_ns, unsigned long long count) noexcept:
+        self._transaction_buckets[bucket_of(span_ns)] += count
+        self.transaction_ns += span_ns * count
+        self.transactions += count
 
     def note(self, unsigned long long span_ns):
         """A span that the relay did not see."""
@@ -254,21 +288,124 @@ cdef class Meter:
         return [self._buckets[i] for i in range(FINE_BUCKETS)]
 
     @property
-    def buckets(self):
-        """Spans by length: item i counts those under 2**i microseconds, the last one all longer ones."""
-        cdef int i, us, octave
-        cdef unsigned long long counts[BUCKETS]
-        for i in range(BUCKETS):
-            counts[i] = 0
-        for i in range(FINE_BUCKETS):
-            # Bits of a bucket's lowest number.
-            octave = 0 if i < 16 else i // 8 - 1
-            us = i - 8 * octave
-            while us > 0:
-                us >>= 1
-                octave += 1
-            counts[min(octave, BUCKETS - 1)] += self._buckets[i]
-        return [counts[i] for i in range(BUCKETS)]
+    def transaction_buckets(self):
+        """Transactions by length, in the same buckets."""
+        return [self._transaction_buckets[i] for i in range(FINE_BUCKETS)]
+
+
+cdef class Memo:
+    """The beginning of what a client has asked and was not answered yet, for an owner who wants to be told of requests
+    that take long or that are part of a trace. A relay that has none keeps nothing.
+
+    A trace is continued where the text of a statement has a comment of sqlcommenter's with a sampled `traceparent`,
+    within the first MEMO_SEARCHED_BYTES of the request.
+    """
+
+    cdef:
+        # Requests that take longer, in nanoseconds, are told of; 0: none for that.
+        public unsigned long long slow_ns
+        # Sampled traces are told of if the lower half of their id is not above that; 0: none.
+        public unsigned long long traced_up_to
+        unsigned char* _kept
+        Py_ssize_t _size
+        Py_ssize_t _capacity
+        # Bytes of the request so far, and the last ones of them.
+        Py_ssize_t _heard
+        unsigned char _tail[SEAM_BYTES]
+        bint _has_parent
+        unsigned char _parent[TRACEPARENT_BYTES]
+        # Errors the tracker had counted when the request came.
+        unsigned long long _errors
+
+    def __dealloc__(self):
+        free(self._kept)
+
+    cdef int hear(self, const unsigned char* data, Py_ssize_t size, bint begins, unsigned long long errors) except -1:
+        """Bytes of the client."""
+        cdef Py_ssize_t take, kept
+        cdef unsigned char* grown
+        cdef unsigned char seam[2 * SEAM_BYTES]
+        if begins:
+            self._size = self._heard = 0
+            self._has_parent = False
+            self._errors = errors
+        take = min(size, MEMO_BYTES - self._size)
+        if take > 0:
+            if self._size + take > self._capacity:
+                grown = <unsigned char*> realloc(self._kept, self._size + take)
+                if grown == NULL:
+                    raise MemoryError()
+                self._kept = grown
+                self._capacity = self._size + take
+            memcpy(self._kept + self._size, data, take)
+            self._size += take
+        if take < size and self._heard < MEMO_SEARCHED_BYTES:
+            # What is not kept is searched now, and the rest when the answer is complete.
+            kept = min(self._heard, SEAM_BYTES)
+            take = min(size, SEAM_BYTES)
+            memcpy(seam, self._tail + SEAM_BYTES - kept, kept)
+            memcpy(seam + kept, data, take)
+            self._search(seam, kept + take)
+            self._search(data, size)
+        self._heard += size
+        take = min(size, SEAM_BYTES)
+        memmove(self._tail, self._tail + take, SEAM_BYTES - take)
+        memcpy(self._tail + SEAM_BYTES - take, data + size - take, take)
+        return 0
+
+    cdef void _search(self, const unsigned char* data, Py_ssize_t size) noexcept:
+        cdef const unsigned char* found
+        if self._has_parent or self.traced_up_to == 0:
+            return
+        found = <const unsigned char*> memmem(data, size, b"traceparent='", 13)
+        if found == NULL or found + 13 + TRACEPARENT_BYTES > data + size:
+            return
+        found += 13
+        if is_sampled(found, self.traced_up_to):
+            memcpy(self._parent, found, TRACEPARENT_BYTES)
+            self._has_parent = True
+
+    cdef bint is_wanted(self, unsigned long long span_ns) noexcept:
+        """The owner is to be told of the request, which took so long."""
+        self._search(self._kept, self._size)
+        return self._has_parent or (self.slow_ns > 0 and span_ns > self.slow_ns)
+
+    cdef bytes asked(self):
+        return PyBytes_FromStringAndSize(<char*> self._kept, self._size)
+
+    cdef bytes parent(self):
+        if not self._has_parent:
+            return b""
+        return PyBytes_FromStringAndSize(<char*> self._parent, TRACEPARENT_BYTES)
+
+
+cdef bint is_sampled(const unsigned char* text, unsigned long long up_to) noexcept nogil:
+    """`text`, TRACEPARENT_BYTES of it, is a traceparent of version 00 that is sampled, and the lower half of its
+    trace's id is not above `up_to`."""
+    cdef unsigned long long half = 0
+    cdef int i, digit
+    if text[0] != c"0" or text[1] != c"0":
+        return False
+    for i in range(2, TRACEPARENT_BYTES):
+        if i == 2 or i == 35 or i == 52:
+            if text[i] != c"-":
+                return False
+            continue
+        digit = digit_of(text[i])
+        if digit < 0:
+            return False
+        if 19 <= i < 35:
+            half = half << 4 | <unsigned long long> digit
+    return (digit_of(text[54]) & 1) == 1 and half <= up_to
+
+
+cdef inline int digit_of(unsigned char c) noexcept nogil:
+    """Of a hexadecimal digit in lower case; -1 if it is none."""
+    if c"0" <= c <= c"9":
+        return c - c"0"
+    if c"a" <= c <= c"f":
+        return c - c"a" + 10
+    return -1
 
 
 cdef class Reactor:
@@ -1213,8 +1350,9 @@ cdef class Relay:
 
     The owner is told: `on_gate()` the client has work and the gate is closed; `on_boundary()` a boundary was reached
     while `notifies` is set; `on_client_end()`; `on_server_end()`; `on_client_left()` it said goodbye;
-    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_slow(span_ns, head)` of a span of `slow_ns` or
-    longer; `on_violation(error)`; `on_failure(error)`.
+    `on_first_answer(now_ns)` once after `stamp_first_answer()`; `on_violation(error)`; `on_failure(error)`; with a
+    `memo` `on_answered(asked, parent, began_ns, ended_ns, errors)`, of a request that its memo wants to be told: its
+    first bytes, the traceparent or b"", when it came and when its answer was complete, and the errors in that.
     """
 
     # What every chunk touches stands first, as in Link.
@@ -1239,8 +1377,13 @@ cdef class Relay:
         # When the last answer was complete, the same.
         readonly unsigned long long last_answer_ns
         unsigned long long _span_began_ns
-        # A span that takes as long is told to the owner, in nanoseconds; 0: none is.
-        public unsigned long long slow_ns
+        # When the request came that began the transaction; 0 between transactions.
+        unsigned long long _unit_began_ns
+        # What the meter knows of the tracker's counts.
+        unsigned long long _requests
+        unsigned long long _transactions
+        # What the owner wants to be told of; None: of nothing.
+        public Memo memo
         # Sizes of the incomplete headers at the end of the last chunk.
         Py_ssize_t _client_carried
         Py_ssize_t _server_carried
@@ -1260,12 +1403,6 @@ cdef class Relay:
         readonly unsigned long long waiting_since_ns
         unsigned char _client_carry[CARRY_BYTES]
         unsigned char _server_carry[CARRY_BYTES]
-        # With `slow_ns`: what the client sent first in this span.
-        unsigned char* _head
-        Py_ssize_t _head_size
-
-    def __dealloc__(self):
-        free(self._head)
 
     def __init__(self, Owner owner not None, Link client, Tracker tracker, Meter meter):
         self.owner = owner
@@ -1304,7 +1441,7 @@ cdef class Relay:
         self._server_carried = 0
         self._server_message = None
         self._server_skip = 0
-        self._span_began_ns = 0
+        self._span_began_ns = self._unit_began_ns = 0
         server._relay = None
         server._resume(PAUSED_BY_PEER)
         self.client._resume(PAUSED_BY_PEER)
@@ -1330,6 +1467,16 @@ cdef class Relay:
             self._client_message = None
             self.client._pause(PAUSED_BY_GATE)
         return told
+
+    def settle(self):
+        """Have the meter know of what was answered without a server as well."""
+        self._count_requests()
+        self.meter.transactions += self.tracker.transactions - self._transactions
+        self._transactions = self.tracker.transactions
+
+    cdef inline void _count_requests(self) noexcept:
+        self.meter.requests += self.tracker.requests - self._requests
+        self._requests = self.tracker.requests
 
     def close(self):
         """Break the circle with the owner. The links are the owner's to close."""
@@ -1543,31 +1690,22 @@ cdef class Relay:
         if carried:
             memcpy(SCRATCH, self._client_carry, carried)
             self._client_carried = 0
+        if self.memo is not None:
+            if self._span_began_ns == 0:
+                # With what was carried of it.
+                self.memo.hear(SCRATCH, carried + size, True, self.tracker.errors)
+            else:
+                self.memo.hear(SCRATCH + carried, size, False, self.tracker.errors)
         if self._span_began_ns == 0:
             self._span_began_ns = self.last_request_ns
-            if self.slow_ns:
-                self._keep_head(SCRATCH, carried + size)
+            if self._unit_began_ns == 0:
+                self._unit_began_ns = self.last_request_ns
         self._feed_client(SCRATCH, carried + size)
         if self.tracker.is_idle():
             # Nothing that is answered: the span ends unmeasured.
             self._span_began_ns = 0
-        return 0
-
-    cdef int _keep_head(self, const unsigned char* data, Py_ssize_t size) except -1:
-        """For the slow-query log: a copy of how this span begins."""
-        if self._head == NULL:
-            self._head = <unsigned char*> malloc(HEAD_BYTES)
-            if self._head == NULL:
-                raise MemoryError
-        self._head_size = min(size, <Py_ssize_t> HEAD_BYTES)
-        memcpy(self._head, data, self._head_size)
-        return 0
-
-    cdef int _tell_slow(self, unsigned long long span_ns) except -1:
-        cdef bytes head = PyBytes_FromStringAndSize(<char*> self._head, self._head_size)
-        self._head_size = 0
-        if self.owner is not None:
-            self._told().on_slow(span_ns, head)
+            if self.tracker.at_boundary():
+                self._unit_began_ns = 0
         return 0
 
     cdef int _feed_client(self, unsigned char* data, Py_ssize_t size) except -1:
@@ -1715,7 +1853,6 @@ cdef class Relay:
         cdef Link server = self.server
         cdef unsigned long long errors = self.tracker.errors
         cdef unsigned long long faults = self.tracker.faults
-        cdef unsigned long long span_ns
         self._ask_for(self.client)
         size = server._receive(SCRATCH + carried)
         if size <= 0:
@@ -1739,17 +1876,34 @@ cdef class Relay:
         if self._stamps_first_answer:
             self._stamps_first_answer = False
             self._told().on_first_answer(now_ns())
+        self._count_requests()
+        if self.tracker.transactions != self._transactions:
+            self._end_transactions(server._reactor._now_ns)
         if self._span_began_ns and self.tracker.is_idle():
             self.last_answer_ns = server._reactor._now_ns
-            span_ns = self.last_answer_ns - self._span_began_ns
-            self.meter.add_span(span_ns)
+            self.meter.add_span(self.last_answer_ns - self._span_began_ns)
+            if self.memo is not None and self.memo.is_wanted(self.last_answer_ns - self._span_began_ns):
+                self._tell_answered(self.memo, self._span_began_ns, self.last_answer_ns)
             self._span_began_ns = 0
-            if self.slow_ns and span_ns >= self.slow_ns:
-                self._tell_slow(span_ns)
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()
         if self.notifies and self.owner is not None and self.at_boundary() and not self._give_back():
             self._told().on_boundary()
+        return 0
+
+    cdef inline void _end_transactions(self, unsigned long long now) noexcept:
+        cdef unsigned long long ended = self.tracker.transactions - self._transactions
+        self._transactions = self.tracker.transactions
+        # A client that pipelines may end several at once: each has taken that long.
+        self.meter.add_transactions(now - self._unit_began_ns if self._unit_began_ns else 0, ended)
+        # What is in flight then is the next one.
+        self._unit_began_ns = 0 if self.tracker.is_idle() else now
+
+    cdef int _tell_answered(self, Memo memo, unsigned long long began_ns, unsigned long long ended_ns) except -1:
+        if self.owner is not None:
+            self._told().on_answered(
+                memo.asked(), memo.parent(), began_ns, ended_ns, self.tracker.errors - memo._errors
+            )
         return 0
 
     cdef int _feed_server(self, unsigned char* data, Py_ssize_t size) except -1:

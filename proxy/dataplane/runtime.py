@@ -17,13 +17,15 @@ from protocols.wire import BackendFacts, Credential, Exchange, Startup, Wire
 from proxy import ipc
 from proxy.config import ServiceConfig
 from proxy.dataplane.backend import Backend, open_backend
+from proxy.dataplane.census import Census
 from proxy.dataplane.lookups import Lookups
 from proxy.dataplane.pool import STARTING_UP, Pool, PoolRules, Shelf, Waiter
 from proxy.dataplane.registry import Registry, Standing
-from proxy.dataplane.relay import Meter
+from proxy.dataplane.relay import Memo, Meter
 from proxy.dataplane.seats import Seats
 from proxy.dataplane.users import Users
 from proxy.errors import ConnectFailed, EngineError, EngineRefused, HoldExpired, PauseExpired, ProxyError
+from proxy.latency import Lengths
 from proxy.tls import engine_tls
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ LOOKS_MAX: Final = 50
 
 
 LOSSES_MAX: Final = 1_000
+
+TRACED_MAX: Final = 500
+"""Requests of a service that are told of as part of traces, from one tick to the next."""
+
+HALF_ID_MAX: Final = 2**64 - 1
 
 LOSSES_KEPT_NS: Final = 120_000_000_000
 """Losses that are older have nothing to do with a failover of now."""
@@ -96,12 +103,15 @@ class Runtime:
         self.last_move: Move | None = None
         """The switch that ended last: the first answers after it are its."""
         self.login_failures = 0
-        self.requests_ended = 0
-        """Requests, transactions and errors of sessions that have ended; living ones count themselves."""
-        self.transactions_ended = 0
-        self.errors_ended = 0
-        self.ended_in: dict[str, list[int]] = {}
-        """The first two of these by database."""
+        self.error_classes: dict[str, int] = {}
+        """Errors that clients were sent, by class of SQLSTATE; all its trackers count here."""
+        self.waits: dict[str, Lengths] = {}
+        """How long clients waited for a backend of each engine, where they were not given one at once."""
+        self.census = Census(self.registry)
+        self.traced: list[ipc.QuerySpan] = []
+        """Requests that are part of traces, since the worker took them last."""
+        self.untold = 0
+        """How many there were besides, more than `TRACED_MAX`."""
         self.answered_ns = 0
         """Bytes of the active engine have come since then; looked for some times a second."""
         self._bytes_out = self._looked_ns = 0
@@ -156,7 +166,45 @@ class Runtime:
             pool.rules = self._rules
         for session in self.registry:
             if session.relay is not None:
-                session.relay.slow_ns = self.slow_ns
+                session.relay.memo = self.memo()
+
+    # --- what the owner of a relay wants to be told of ---
+
+    def memo(self) -> Memo | None:
+        """For a relay of a session; None: nothing is to be told."""
+        if not self.config.trace_ratio and not self.slow_ns:
+            return None
+        memo = Memo()
+        memo.slow_ns = self.slow_ns
+        # A trace is followed or not by its id, so that it is the same for all of its requests, here and elsewhere.
+        memo.traced_up_to = min(int(self.config.trace_ratio * 2**64), HALF_ID_MAX)
+        return memo
+
+    def note_traced(
+        self, session: Session, asked: bytes, parent: bytes, began_ns: int, ended_ns: int, errors: int
+    ) -> None:
+        """A request with a sampled traceparent was answered."""
+        found = session.tracker.first_statement(asked) if session.tracker is not None else None
+        if found is None or (found[1] and parent not in found[0]):
+            # What looked like one stood in a value.
+            return
+        if len(self.traced) >= TRACED_MAX:
+            self.untold += 1
+            return
+        self.traced.append(
+            ipc.QuerySpan(
+                service=self.name,
+                engine=session.backend.engine if session.backend is not None else self.active,
+                database=session.startup.database if session.startup is not None else "",
+                session=session.id,
+                parent=parent.decode("ascii"),
+                text=found[0],
+                is_whole=found[1],
+                began_ns=began_ns,
+                ended_ns=ended_ns,
+                errors=errors,
+            )
+        )
 
     # --- hold ---
 
@@ -465,6 +513,7 @@ class Runtime:
                 seats=self._seats,
                 open_one=open_one,
                 service=self.name,
+                waits=self.waits.setdefault(engine, Lengths()),
                 redress=self.redress if self.redresses else None,
                 check=self._check,
             )
@@ -550,6 +599,7 @@ class Runtime:
             pool.tick(now_ns)
         if self.move is not None:
             self.move.tick(now_ns)
+        self.census.tick()
 
     def keep(self, now_ns: int) -> None:
         """House-keeping that nobody waits for; called once a second. A switch keeps what it has prepared."""

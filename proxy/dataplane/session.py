@@ -536,6 +536,7 @@ class Session(Owner):
             self.ledger, shares_backends=shares, statements_max=runtime.config.max_prepared_statements
         )
         self.tracker.shown_ids = runtime.shown_ids
+        self.tracker.error_classes = runtime.error_classes
         self.tracker.resolves_commits = runtime.config.failover.commit_outcome == "resolve"
         self.cancel_key = self._draw_cancel_key(login.secret_bytes, 0 if shares else backend.facts.process_id)
         self.worker.sessions_by_key[self.cancel_key] = self
@@ -551,7 +552,7 @@ class Session(Owner):
         meter = backend.meter or runtime.meter_of(backend.engine, startup.database)
         self.relay = Relay(self, self.link, self.tracker, meter)
         self.relay.notifies = shares
-        self.relay.slow_ns = runtime.slow_ns
+        self.relay.memo = runtime.memo()
         self.relay.is_routed = runtime.router is not None and shares and not startup.is_replication
         if self._keeps_backend:
             self._lend(backend)
@@ -1138,9 +1139,9 @@ class Session(Owner):
         assert self.relay is not None
         assert startup is not None
         self._let_backend_go()
+        self.relay.settle()
         self.relay.close()
         self.relay = None
-        self._count_requests()
         self.tracker = self.ledger = self.startup = self._pool = None
         if self.cancel_key is not None:
             self.worker.sessions_by_key.pop(self.cancel_key, None)
@@ -1437,9 +1438,6 @@ class Session(Owner):
             if move is not None:
                 move.first_answer(at_ns)
 
-    def on_slow(self, span_ns: int, head: bytes) -> None:
-        self.worker.slow_log.note(self, span_ns, head)
-
     def on_violation(self, error: ProtocolViolation) -> None:
         _log.warning("protocol violation", session=self.id, peer=error.peer, rule=error.text)
         reply = ErrorReply(
@@ -1449,6 +1447,15 @@ class Session(Owner):
             mysql_sqlstate="HY000",
         )
         self._farewell(reply, f"{error.peer} broke the protocol: {error.text}")
+
+    def on_answered(self, asked: bytes, parent: bytes, began_ns: int, ended_ns: int, errors: int) -> None:
+        """A request that the relay's memo wants to be told was answered."""
+        if self.runtime is None:
+            return
+        if self.runtime.slow_ns and ended_ns - began_ns > self.runtime.slow_ns:
+            self.worker.slow_log.note(self, ended_ns - began_ns, asked)
+        if parent:
+            self.runtime.note_traced(self, asked, parent, began_ns, ended_ns, errors)
 
     def on_failure(self, error: Exception) -> None:
         _log.error("session failed", session=self.id, exc_info=error)
@@ -1497,29 +1504,18 @@ class Session(Owner):
         if runtime is not None:
             runtime.doubts.discard(self)
         if runtime is not None and self.standing is not Standing.ENDED:
-            self._count_requests()
             runtime.registry.move(self, Standing.ENDED)
             if runtime.move is not None:
                 runtime.move.ended(self)
         self._let_backend_go()
         if self.relay is not None:
+            self.relay.settle()
             self.relay.close()
         if why:
             # The client may still be sending: the socket is not torn down before it has read why.
             self.worker.see_off(self.link, FAREWELL_TIMEOUT_S)
         else:
             self.link.close()
-
-    def _count_requests(self) -> None:
-        """Keep the counters of a session whose tracker goes."""
-        if self.tracker is not None and self.runtime is not None:
-            self.runtime.requests_ended += self.tracker.requests
-            self.runtime.transactions_ended += self.tracker.transactions
-            self.runtime.errors_ended += self.tracker.errors
-            if self.startup is not None:
-                counts = self.runtime.ended_in.setdefault(self.startup.database, [0, 0])
-                counts[0] += self.tracker.requests
-                counts[1] += self.tracker.transactions
 
     def _let_backend_go(self) -> None:
         """Give the backend to others if it is clean or can be made so; else close it."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.dataplane.fingerprint import fingerprint
+from proxy.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from proxy.dataplane.session import Session

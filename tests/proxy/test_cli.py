@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -15,8 +16,9 @@ from typing import Any, Self
 import msgspec
 import pytest
 import structlog
+import typer
 
-from proxy.cli import main
+from proxy.cli import app, main
 from proxy.config import ControlConfig
 from proxy.control.app import serve_control
 from proxy.control.service import ControlService
@@ -103,6 +105,51 @@ def test_every_command_speaks_json(served: Served, turnout: Any) -> None:
         ran = turnout(*arguments, "--json")
         assert ran.code == 0
         assert ran.json
+
+
+def test_every_command_but_those_that_stay_has_json() -> None:
+    found: dict[str, bool] = {}
+
+    def walk(group: Any, prefix: str) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, f"{prefix}{name} ")
+            else:
+                found[prefix + name] = any("--json" in one.opts for one in command.params)
+
+    walk(typer.main.get_command(app), "")
+    assert len(found) > 30
+    assert {name for name, has_json in found.items() if not has_json} == {"serve", "mcp"}
+
+
+def test_top_is_one_look_with_json_and_wrong_use_without_a_terminal(served: Served, turnout: Any) -> None:
+    found = turnout("top", "--json").json
+    assert found["status"]["services"][0]["grades"] == {"A": 6, "D": 4}
+    assert [pool["engine"] for pool in found["pools"]] == ["blue"]
+    ran = turnout("top")
+    assert (ran.code, ran.err) == (2, "turnout: `turnout top` needs a terminal; --json prints one look\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_and_options(shell: str) -> None:
+    def complete(*words: str) -> str:
+        line = " ".join(("turnout", *words))
+        asked = {
+            "_TURNOUT_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_ARGS": line,
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words)),
+        }
+        ran = subprocess.run(
+            [sys.executable, "-c", "from proxy.cli import app\napp(prog_name='turnout')"],
+            env={**os.environ, **asked}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.stderr == ""
+        return ran.stdout
+
+    assert "switch" in complete("sw")
+    assert "status" not in complete("sw")
+    assert "--drain-timeout" in complete("switch", "--dr")
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,8 @@ REFUSED = {
     "an unknown key that is like no other": (
         change("workers = 2", "zzz = 2"),
         [
-            ("turnout.toml:1: zzz: unknown key; here may stand: control, console, listener, service, log, alerts, workers, "
-            "state_file, runtime_dir, max_client_conn, client_login_timeout_s")
+            ("turnout.toml:1: zzz: unknown key; here may stand: control, console, listener, service, log, alerts, telemetry, "
+            "workers, state_file, runtime_dir, max_client_conn, client_login_timeout_s")
         ],
     ),
     "a wrong type": (change("workers = 2", 'workers = "2"'), [

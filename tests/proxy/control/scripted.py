@@ -26,6 +26,7 @@ from proxy.control.standstill import Standstills
 from proxy.engines.engine import EngineState, Role
 from proxy.engines.figures import Stream
 from proxy.errors import Conflict, NotFound
+from proxy.latency import BUCKETS, bucket_of
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
 from proxy.switch.datacheck import DataChecks, DataCheckStore
@@ -144,8 +145,12 @@ class ScriptedSupervisor:
 
     async def figures(self) -> list[ipc.WorkerFigures]:
         return [
-            ipc.WorkerFigures(request=1, worker=i, cpu_s=1.5, rss_bytes=1_000, services=[figures()]) for i in range(2)
-        ]
+            ipc.WorkerFigures(
+                request=1, worker=i, pid=100 + i, cpu_s=1.5, rss_bytes=1_000, services=[figures()],
+                loop_lag=figures().engines[0].latency, loop_lag_us_total=1_000,
+            )
+            for i in range(2)
+        ]  # fmt: skip
 
     def end(self) -> None:
         self.ends += 1
@@ -171,6 +176,9 @@ class ScriptedSupervisor:
             )
             for i in range(3)
         ]  # fmt: skip
+
+    def span_counts(self) -> dict[str, int]:
+        return {"sent": 7, "failed": 0, "dropped": 0}
 
     async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]:
         return self.checks
@@ -364,8 +372,15 @@ class _Switches:
 def figures() -> ipc.ServiceFigures:
     """What one worker counts of service `shop`."""
     pool = ipc.PoolFigures(service="shop", engine="blue", database="shop", user="app", idle=2, in_use=3, waiting=1)
+    latency = [0] * BUCKETS
+    latency[bucket_of(1)], latency[bucket_of(3)], latency[-1] = 900, 90, 10
+    engine = ipc.EngineFigures(
+        engine="blue", requests_total=1_000, errors_total=3, faults_total=1, request_us_total=2_000_000, latency=latency,
+        transactions_total=400, transaction_us_total=4_000_000, transaction_latency=latency,
+        wait_us_total=500_000, waits=latency,
+    )  # fmt: skip
     return ipc.ServiceFigures(
-        service="shop", sessions=5, sessions_total=50, requests_total=1_000, transactions_total=400, errors_total=3,
+        service="shop", engines=[engine], grades={"A": 3, "D": 2}, prepared_statements=7, errors_by_class={"42": 2, "40": 1}, sessions=5, sessions_total=50, requests_total=1_000, transactions_total=400, errors_total=3,
         login_failures_total=2, bytes_in_total=10_000, bytes_out_total=20_000, request_us_total=2_000_000,
-        latency_buckets=[0, 900, 90, 10], held=1, pools=[pool, pool], pinned={"advisory lock": 1},
+        held=1, pools=[pool, pool], pinned={"advisory lock": 1},
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -119,8 +120,13 @@ async def test_an_operator_looks_switches_and_reads_the_report(
     async with turnout.control() as control:
         text = (await control.get("/metrics")).text
     assert 'turnout_engine_active{engine="green",service="app"} 1.0' in text
-    assert 'turnout_switches_total{outcome="aborted",service="app"} 1.0' in text
-    assert 'turnout_switches_total{outcome="completed",service="app"} 1.0' in text
+    for line in (
+        'turnout_switches_total{outcome="aborted",service="app",strategy="graceful"} 1.0',
+        'turnout_switches_total{outcome="completed",service="app",strategy="graceful"} 1.0',
+        'turnout_switch_cutover_seconds_count{service="app"} 1.0',
+    ):
+        assert line in text.splitlines()
+    assert re.search(r'turnout_transaction_duration_seconds_count{engine="green",service="app"} [1-9]', text)
     code, out, err = await run("switch", "blue", "--in", "3600", "--json", url=url)
     assert (code, json.loads(out)["phase"]) == (0, "pending")
     code, out, err = await run("cancel", json.loads(out)["id"], url=url)

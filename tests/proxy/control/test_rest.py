@@ -329,25 +329,33 @@ def test_no_answer_may_be_kept_framed_or_load_anything(client: TestClient[Litest
 # --- metrics and docs ---------------------------------------------------------------------------------------------
 
 
-def test_metrics_have_a_series_for_each_worker_and_units(client: TestClient[Litestar]) -> None:
+def test_metrics_are_added_up_over_the_workers_and_have_units(client: TestClient[Litestar]) -> None:
     client.post(SWITCH, json={"target_engine": "green"})
     lines = client.get("/metrics").text.splitlines()
     for line in (
-        'turnout_build_info{version="0.1.0"} 1.0',
-        'turnout_sessions{service="shop",worker="0"} 5.0',
-        'turnout_sessions{service="shop",worker="1"} 5.0',
-        'turnout_requests_total{service="shop",worker="1"} 1000.0',
-        'turnout_received_bytes_total{service="shop",worker="0"} 10000.0',
-        'turnout_request_duration_seconds_bucket{le="2e-06",service="shop",worker="0"} 900.0',
-        'turnout_request_duration_seconds_bucket{le="+Inf",service="shop",worker="0"} 1000.0',
-        'turnout_request_duration_seconds_sum{service="shop",worker="0"} 2.0',
-        'turnout_pool_backends{database="shop",engine="blue",service="shop",state="idle",user="app",worker="0"} 4.0',
-        'turnout_sessions_pinned{pin="advisory lock",service="shop",worker="1"} 1.0',
+        'turnout_sessions{service="shop"} 10.0',
+        'turnout_requests_total{service="shop"} 2000.0',
+        'turnout_received_bytes_total{service="shop"} 20000.0',
+        'turnout_request_duration_seconds_bucket{engine="blue",le="2e-06",service="shop"} 1800.0',
+        'turnout_request_duration_seconds_bucket{engine="blue",le="+Inf",service="shop"} 2000.0',
+        'turnout_request_duration_seconds_sum{engine="blue",service="shop"} 4.0',
+        'turnout_transaction_duration_seconds_sum{engine="blue",service="shop"} 8.0',
+        'turnout_pool_wait_duration_seconds_sum{engine="blue",service="shop"} 1.0',
+        'turnout_pool_backends{database="shop",engine="blue",service="shop",state="idle",user="app"} 8.0',
+        'turnout_sessions_pinned{pin="advisory lock",service="shop"} 2.0',
+        'turnout_sessions_graded{grade="D",service="shop"} 4.0',
+        'turnout_sessions_graded{grade="C",service="shop"} 0.0',
+        'turnout_prepared_statements{service="shop"} 14.0',
+        'turnout_errors_total{class="42",service="shop"} 4.0',
+        'turnout_engine_faults_total{engine="blue",service="shop"} 2.0',
+        'turnout_worker_loop_lag_seconds_count{worker="1"} 1000.0',
         'turnout_engine_active{engine="green",service="shop"} 1.0',
         'turnout_engine_up{engine="red",service="shop"} 0.0',
         'turnout_engine_replication_lag_seconds{engine="green",service="shop"} 0.0015',
         'turnout_worker_cpu_seconds_total{worker="1"} 1.5',
-        'turnout_switches_total{outcome="completed",service="shop"} 1.0',
+        'turnout_switches_total{outcome="completed",service="shop",strategy="graceful"} 1.0',
+        'turnout_switch_hold_seconds_count{service="shop"} 40.0',
+        'turnout_switch_cutover_seconds_sum{service="shop"} 0.0125',
         'turnout_last_switch_cutover_seconds{service="shop"} 0.0125',
         'turnout_last_switch_hold_seconds{service="shop"} 0.08',
     ):

@@ -21,10 +21,10 @@ from protocols.errors import ProtocolViolation
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules
-from proxy.dataplane.relay import Link, Meter, Owner, Relay, leave_for
+from proxy.dataplane.relay import Link, Memo, Meter, Owner, Relay, leave_for
 from proxy.dataplane.seats import Seats
 from proxy.embedded.certificate import write_certificate
-from proxy.latency import BUCKETS, bucket_of, lower_us
+from proxy.latency import BUCKETS, OCTAVES, bucket_of, by_octave, lower_us
 from proxy.openssl import Context
 from tests.kit.waiting import until
 
@@ -47,6 +47,7 @@ class Listening(Owner):
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.answered: list[tuple[bytes, bytes, int]] = []
 
     def on_gate(self) -> None:
         self.seen.append("gate")
@@ -73,6 +74,10 @@ class Listening(Owner):
 
     def on_failure(self, error: Exception) -> None:
         raise error
+
+    def on_answered(self, asked: bytes, parent: bytes, began_ns: int, ended_ns: int, errors: int) -> None:
+        assert began_ns < ended_ns
+        self.answered.append((asked, parent, errors))
 
 
 class TlsClient:
@@ -168,7 +173,7 @@ async def test_bytes_pass_both_ways_unchanged(scene: Scene) -> None:
     scene.server.send(ANSWER)
     assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
     assert scene.tracker.requests == 1
-    assert sum(scene.meter.buckets) == 1
+    assert sum(scene.meter.fine_buckets) == 1
     assert scene.relay.at_boundary()
 
 
@@ -580,20 +585,92 @@ async def test_requests_and_errors_are_counted_for_the_engine_that_answered_them
         scene.server.send(error)
         assert await scene.receive(scene.client, len(error)) == error
     assert (scene.meter.spans, scene.meter.errors, scene.meter.faults) == (8, 8, 3)
-    assert sum(scene.meter.fine_buckets) == sum(scene.meter.buckets) == 8
+    assert sum(scene.meter.fine_buckets) == 8
+    assert scene.tracker.error_classes == {"42": 1, "23": 1, "22": 1, "25": 1, "P0": 1, "53": 1, "40": 1, "XX": 1}
+
+
+async def test_a_transaction_takes_from_its_first_request_to_the_answer_that_ends_it(scene: Scene) -> None:
+    async def exchange(status: bytes) -> None:
+        scene.client.send(QUERY)
+        await scene.receive(scene.server, len(QUERY))
+        answer = message(b"C", b"X\0") + message(b"Z", status)
+        scene.server.send(answer)
+        await scene.receive(scene.client, len(answer))
+
+    await exchange(b"I")
+    assert (scene.meter.transactions, scene.meter.requests) == (1, 1)
+    assert scene.meter.transaction_ns == scene.meter.request_ns, "a statement by itself is a transaction"
+    await exchange(b"T")
+    await asyncio.sleep(0.02)
+    await exchange(b"T")
+    assert scene.meter.transactions == 1
+    await exchange(b"I")
+    assert (scene.meter.transactions, scene.meter.requests, sum(scene.meter.transaction_buckets)) == (2, 4, 2)
+    assert scene.meter.transaction_ns - scene.meter.request_ns > 20_000_000, "the client's pause is in it"
+
+
+def traced(flags: bytes = b"01", half: bytes = b"b0d1f8f4bd33716a", extra: bytes = b"") -> bytes:
+    comment = b"/*traceparent='00-5bd66ef5095369c7" + half + b"-c532cb4098ac3dd2-" + flags + b"'*/"
+    return message(b"Q", b"select 1 " + extra + comment + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("query", "up_to", "is_told"),
+    [
+        (traced(), 2**64 - 1, True),
+        (traced(flags=b"00"), 2**64 - 1, False),
+        (traced(half=b"b0d1f8f4bd33716A"), 2**64 - 1, False),
+        (traced(half=b"7fffffffffffffff"), 2**63, True),
+        (traced(half=b"8000000000000001"), 2**63, False),
+        (traced(extra=b"'x' " * 3_000), 2**64 - 1, True),
+        (QUERY, 2**64 - 1, False),
+    ],
+    ids=["sampled", "not sampled", "malformed", "in the share", "out of the share", "long", "no comment"],
+)
+async def test_an_owner_is_told_of_requests_that_are_part_of_a_trace(
+    scene: Scene, query: bytes, up_to: int, is_told: bool
+) -> None:
+    memo = Memo()
+    memo.traced_up_to = up_to
+    scene.relay.memo = memo
+    for _ in range(2):
+        # In two pieces, cut within the comment.
+        for piece in (query[:-30], query[-30:]):
+            scene.client.send(piece)
+            await scene.settle()
+        await scene.receive(scene.server, len(query))
+        scene.server.send(ANSWER)
+        assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
+    assert len(scene.owner.answered) == (2 if is_told else 0)
+    for asked, parent, errors in scene.owner.answered:
+        assert query.startswith(asked)
+        assert parent == query[-59:-4]
+        assert errors == 0
+
+
+async def test_an_owner_is_told_of_slow_requests_alone(scene: Scene) -> None:
+    memo = Memo()
+    scene.relay.memo = memo
+    for slow_ns in (0, 10**12, 1):
+        memo.slow_ns = slow_ns
+        scene.client.send(QUERY)
+        await scene.receive(scene.server, len(QUERY))
+        scene.server.send(ANSWER)
+        await scene.receive(scene.client, len(ANSWER))
+    assert scene.owner.answered == [(QUERY, b"", 0)]
 
 
 def test_a_meter_counts_in_the_buckets_that_have_its_bounds() -> None:
     meter = Meter()
-    lengths = [0, 1, 15, 16, 17, 31, 32, 100, 1_000, 65_535, 65_536, 10**6, 60 * 10**6, 10**9]
+    lengths = [0, 1, 15, 16, 17, 31, 32, 100, 1_000, 65_535, 65_536, 10**6, 60 * 10**6, 10**9, 1 << 40]
     for us in lengths:
         meter.note(us * 1000)
-    fine, coarse = [0] * BUCKETS, [0] * 26
+    fine, coarse = [0] * BUCKETS, [0] * OCTAVES
     for us in lengths:
         bucket = bucket_of(us)
         assert lower_us(bucket) <= us
         assert us < lower_us(bucket + 1) or bucket == BUCKETS - 1
         fine[bucket] += 1
-        coarse[min(us.bit_length(), 25)] += 1
+        coarse[min(us.bit_length(), OCTAVES - 1)] += 1
     assert meter.fine_buckets == fine
-    assert meter.buckets == coarse
+    assert by_octave(meter.fine_buckets) == coarse

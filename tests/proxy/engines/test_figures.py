@@ -24,7 +24,7 @@ def told(worker: int, requests: int, us_each: int = 1_000, faults: int = 0) -> i
     )  # fmt: skip
     service = ipc.ServiceFigures(
         service="shop", sessions=1, sessions_total=1, requests_total=requests, transactions_total=0, errors_total=0,
-        login_failures_total=0, bytes_in_total=0, bytes_out_total=0, request_us_total=0, latency_buckets=[], held=0,
+        login_failures_total=0, bytes_in_total=0, bytes_out_total=0, request_us_total=0, held=0,
         engines=[engine], pools=[], pinned={},
     )  # fmt: skip
     return ipc.WorkerFigures(request=1, worker=worker, cpu_s=0.0, rss_bytes=0, services=[service])

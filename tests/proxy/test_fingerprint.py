@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.dataplane.fingerprint import CUT, TEXT_CHARS_MAX, fingerprint
+from proxy.fingerprint import CUT, TEXT_CHARS_MAX, fingerprint
 
 
 def postgres(text: str, *, is_whole: bool = True) -> str:

@@ -1,0 +1,243 @@
+"""What watching costs the queries: p99 with a scrape each second, ten dashboards open and schemathesis running, and without.
+
+    python -m bench.control [--clients 100] [--rate 3000] [--rounds 12] [--seconds 5] [--json]
+
+One Turnout and one server. In each round the load of `bench.tail` runs twice, once while all watch and once while they are
+stopped (SIGSTOP), in turns; ratios are taken within a round. Who watches runs at nice 19, for it stands for other machines:
+what is measured is Turnout's part. Schemathesis sends what it makes of the API's description, as fast as it is answered, and
+shows a viewer's token: an admin's would switch, and change the log's level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import psutil
+from rich.table import Table
+
+from bench import relays, results
+from bench.programs import compile_c
+from bench.relay import DATABASE, PgBench
+from bench.results import ratio
+from bench.tail import FIGURES
+from proxy.embedded import ServerFailed, Setup, Turnout, Workspace
+from proxy.embedded.postgres import PASSWORD, SUPERUSER
+
+VIEWER: Final = "a-viewers-token-of-the-bench"
+ADMIN: Final = "an-admins-token-of-the-bench"
+
+SCHEMATHESIS: Final = """
+[parameters]
+"path.service" = "app"
+"""
+
+LIMIT: Final = 1.05
+"""What p99 may be, divided by that without anybody who watches."""
+
+
+async def measure(load: Path, port: int, clients: int, rate: int, seconds: float) -> list[int]:
+    """Microseconds of every question, in order of length. Raises ServerFailed."""
+    process = await asyncio.create_subprocess_exec(
+        *(str(load), str(port), str(clients), str(rate), f"{seconds:g}", SUPERUSER, DATABASE),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    if process.returncode != 0 or int(err.split()[-1]):
+        raise ServerFailed(f"the load failed, or was too much: {err.decode()[-500:]}")
+    return sorted(array.array("I", out))
+
+
+def part(took: list[int], share: float) -> float:
+    """The time that so many of the questions did not exceed."""
+    return float(took[min(len(took) - 1, int(len(took) * share))])
+
+
+class Watchers:
+    """Processes that watch, and can be stopped for a while."""
+
+    def __init__(self, processes: list[asyncio.subprocess.Process]) -> None:
+        self._processes = processes
+
+    def tell(self, number: int) -> None:
+        """SIGSTOP or SIGCONT to all of them and what they have started."""
+        for process in self._processes:
+            if process.returncode is not None:
+                raise ServerFailed(f"who watches has ended with code {process.returncode}")
+            found = psutil.Process(process.pid)
+            for one in (found, *found.children(recursive=True)):
+                one.send_signal(number)
+
+
+@asynccontextmanager
+async def watchers(turnout: Turnout, dashboards: int, folder: Path) -> AsyncIterator[Watchers]:
+    """All of them, once they have begun."""
+    (folder / "schemathesis.toml").write_text(SCHEMATHESIS)
+    generator = [
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(folder / "schemathesis.toml"), "run"),
+        *(f"{turnout.control_url}/docs/openapi.json", "--header", f"Authorization: Bearer {VIEWER}"),
+        *("--exclude-path", "/v1/events", "--phases", "fuzzing", "--max-examples", "1000000"),
+        *("--generation-database", "none", "--continue-on-failure", "--suppress-health-check", "all", "--no-color"),
+        *("--checks", "not_a_server_error"),
+    ]
+    watching = [sys.executable, "-m", "bench.watchers", turnout.control_url, str(dashboards), VIEWER]
+    processes: list[asyncio.subprocess.Process] = []
+    try:
+        with (folder / "schemathesis.log").open("wb") as log:
+            processes.append(
+                await asyncio.create_subprocess_exec(*watching, stdout=asyncio.subprocess.PIPE, stderr=log)
+            )
+            processes.append(
+                await asyncio.create_subprocess_exec(
+                    *("nice", "-n", "19", *generator),
+                    cwd=folder,
+                    env={**os.environ, "COLUMNS": "200"},
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        assert processes[0].stdout is not None
+        async with asyncio.timeout(60):
+            if await processes[0].stdout.readline() != b"ready\n":
+                raise ServerFailed(f"nobody watches: {(folder / 'schemathesis.log').read_text()[-500:]}")
+            before = await _asked(turnout)
+            while await _asked(turnout) < before + 100:  # noqa: ASYNC110  it is another process that asks
+                await asyncio.sleep(0.2)
+        yield Watchers(processes)
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                await process.wait()
+
+
+async def _asked(turnout: Turnout) -> int:
+    """Refusals of the viewer so far: what schemathesis has tried to change."""
+    async with turnout.control() as client:
+        found = (await client.get("/v1/audit?outcome=refused&limit=1")).json()
+    return int(found[0]["id"]) if found else 0
+
+
+async def run(args: argparse.Namespace) -> results.Record:
+    """One record."""
+    async with AsyncExitStack() as stack:
+        workspace = stack.enter_context(Workspace("turnout-bench-"))
+        load = compile_c("load", workspace)
+        engine = await stack.enter_async_context(relays.server(workspace, 100 + 3 * args.clients))
+        await engine.execute(f"create database {DATABASE}")
+        await PgBench(engine.bin_dir / "pgbench", workspace.path).initialize(engine.port)
+        callers = {role: {"role": role, "token": {"file": f"{role}.token"}} for role in ("viewer", "admin")}
+        setup = Setup(
+            protocol="postgresql",
+            engines={"only": engine.address},
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={},
+            auth_method="trust",
+            service={"pool_size": 5_000},
+            control={"caller": callers},
+            control_token=ADMIN,
+            log_level="warning",
+        )
+        folder = workspace.path / "turnout"
+        folder.mkdir()
+        (folder / "viewer.token").write_text(VIEWER)
+        (folder / "admin.token").write_text(ADMIN)
+        turnout = Turnout(setup, folder)
+        await turnout.start()
+        stack.push_async_callback(turnout.stop)
+        supervisor = turnout.processes()[0].pid
+        seen: dict[bool, list[list[int]]] = {False: [], True: []}
+        spent_ns = {False: 0, True: 0}
+        all_watch = await stack.enter_async_context(watchers(turnout, args.dashboards, folder))
+        for number in range(args.rounds):
+            for is_watched in (number % 2 == 0, number % 2 == 1):
+                all_watch.tell(signal.SIGCONT if is_watched else signal.SIGSTOP)
+                await asyncio.sleep(0.5)
+                print(f"control: round {number + 1}, {'watched' if is_watched else 'alone'}", file=sys.stderr)
+                before_ns = relays.cpu_ns(supervisor)
+                seen[is_watched].append(await measure(load, turnout.port, args.clients, args.rate, args.seconds))
+                spent_ns[is_watched] += relays.cpu_ns(supervisor) - before_ns
+    record: results.Record = {
+        "clients": args.clients,
+        "rate": args.rate,
+        "dashboards": args.dashboards,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+    }
+    for name, share in FIGURES.items():
+        alone, watched = ([part(one, share) for one in seen[is_watched]] for is_watched in (False, True))
+        ratios = [ratio(mine, theirs) or 0.0 for mine, theirs in zip(watched, alone, strict=True)]
+        record |= {
+            f"{name}_alone": round(statistics.median(alone)),
+            f"{name}_watched": round(statistics.median(watched)),
+            f"{name}_ratio": round(statistics.median(ratios), 3),
+            f"{name}_ratios": ratios,
+        }
+    for name, is_watched in (("alone", False), ("watched", True)):
+        record[f"supervisor_cpu_percent_{name}"] = round(spent_ns[is_watched] / 1e7 / args.rounds / args.seconds, 1)
+    return record
+
+
+def print_table(record: results.Record) -> None:
+    """For people."""
+    table = Table(
+        title=f"{record['clients']} clients, {record['rate']:,} questions a second in all, medians of {record['rounds']} rounds;"
+        f" watched: a scrape each second, {record['dashboards']} dashboards, schemathesis"
+    )
+    for title in ("", "alone µs", "watched µs", "ratio", "lowest and highest"):
+        table.add_column(title, justify="left" if not title else "right")
+    for name in FIGURES:
+        ratios = record[f"{name}_ratios"]
+        table.add_row(
+            name.removesuffix("_us"),
+            f"{record[f'{name}_alone']:,}",
+            f"{record[f'{name}_watched']:,}",
+            f"{record[f'{name}_ratio']:.3f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+        )
+    results.show(table)
+    print(
+        f"processor time of the supervisor: {record['supervisor_cpu_percent_alone']} % alone,"
+        f" {record['supervisor_cpu_percent_watched']} % watched"
+    )
+
+
+def main() -> int:
+    """The program. Exit code 1 if something could not be measured."""
+    parser = argparse.ArgumentParser(prog="bench.control", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--rate", type=int, default=3_000, help="questions a second, of all clients (default 3000)")
+    parser.add_argument("--dashboards", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    args = parser.parse_args()
+    relays.allow_many_descriptors()
+    try:
+        record = asyncio.run(run(args))
+    except ServerFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    results.save("control", [record], keys=("clients", "rate"), versions={})
+    if args.json:
+        print(json.dumps(record, indent=2))
+    else:
+        print_table(record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

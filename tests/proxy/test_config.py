@@ -195,6 +195,21 @@ REFUSED = {
     "an active engine that is none": (change('active = "blue"', 'active = "bleu"'), [
         'turnout.toml:14: service.shop.active: no engine of this service is called "bleu"; did you mean "blue"?'
     ]),
+    "a console whose users cannot log in": (GOOD + '[console]\nstats_users = ["prometheus"]\n', [
+        ('turnout.toml:23: console: "auth" is missing: how do these users log in? '
+        'auth = { method = "scram-sha-256", users = { file = "…" } }')
+    ]),
+    "a console with a method of MySQL": (
+        GOOD + '[console]\nadmin_users = ["ops"]\nauth = { method = "client_ed25519", users = { file = "users.txt" } }\n',
+        [
+            ('turnout.toml:25: console.auth.method: "client_ed25519" is not for postgresql; expected "trust", "password", '
+            '"md5", "scram-sha-256", "cert" or "hba"')
+        ],
+    ),
+    "a console that asks an engine": (
+        GOOD + '[console]\nadmin_users = ["ops"]\nauth = { method = "md5", auth_query = "select $1" }\n',
+        ["turnout.toml:25: console.auth: the console's users are in a file; no engine is asked for them"],
+    ),
     "an address without a port": (change("10.0.0.11:5432", "10.0.0.11"), [
         'turnout.toml:19: service.shop.engine.blue.address: "10.0.0.11": expected host:port, and the port is missing'
     ]),

@@ -112,7 +112,7 @@ class Supervisor:
         self._roster: Roster | None = None
         self._guard: Guard | None = None
         self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self.standstills = Standstills(lambda: self.config.service, self._tell_workers)
+        self.standstills = Standstills(lambda: self.config.service, self._stand)
         """What operators have stopped."""
         self.end: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
         """Stop, as SIGTERM does."""
@@ -291,6 +291,7 @@ class Supervisor:
             waiting=self._switches.waiting(name),
             tally=msgspec.structs.asdict(tally := self._switches.tally(name)),
             success_rate=tally.success_rate,
+            **msgspec.structs.asdict(self.standstills.of(name)),
         )
 
     @property
@@ -541,6 +542,12 @@ class Supervisor:
     def _crew(self) -> Workers:
         assert self._workers is not None, "started"
         return self._workers
+
+    def _stand(self, order: ipc.StandStill) -> None:
+        """What an operator has stopped has changed."""
+        self._tell_workers(order)
+        still = msgspec.to_builtins(order.standstill)
+        self.publish(Event(kind="service.stood", at=self._clock.wall(), service=order.service, data=still))
 
     def _tell_workers(self, order: ipc.Order) -> None:
         self._crew.tell_all(order)

@@ -125,6 +125,10 @@ def show_service(out: Console, service: Json) -> None:
         show_failover(out, failover, indent=2)
     for one in view["waiting"]:
         out.print(Text(f"  switch {one['id']} to {one['target']}: {_when(one)}", "yellow"))
+    stopped = {"paused": ["all databases"] if view["is_paused"] else view["paused"], "disabled": view["disabled"]}
+    for word, databases in stopped.items():
+        if databases:
+            out.print(Text(f"  {word} at the console: {', '.join(databases)}", "yellow"))
     if view["success_rate"] is not None:
         rolled_back = view["tally"]["rolled_back"]
         out.print(f"  {100 * view['success_rate']:g} % of its switches completed, {rolled_back} rolled back")

@@ -35,7 +35,9 @@ class Place(NamedTuple):
 class Standstills:
     """See the module. `services` gives the config in force, `tell` reaches every worker."""
 
-    def __init__(self, services: Callable[[], Mapping[str, ServiceConfig]], tell: Callable[[ipc.Order], None]) -> None:
+    def __init__(
+        self, services: Callable[[], Mapping[str, ServiceConfig]], tell: Callable[[ipc.StandStill], None]
+    ) -> None:
         self._services = services
         self._tell = tell
         self._of: dict[str, ipc.Standstill] = {}

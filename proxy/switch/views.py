@@ -18,7 +18,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str
     """switch.phase, switch.progress, switch.ended, engine.changed, engine.health, engine.lost, engine.stray,
-    engine.fenced, engine.unfenced, engine.reinstated, engine.added, engine.removed, failover.impossible,
+    engine.fenced, engine.unfenced, engine.reinstated, engine.added, engine.removed, service.stood, failover.impossible,
     failover.automation, worker.joined, worker.lost, config.reloaded, policy.decided, datacheck.ended,
     alert.firing, alert.resolved, alert.delivery_failed"""
     at: float
@@ -79,6 +79,12 @@ class ServiceView(msgspec.Struct, frozen=True, kw_only=True):
     """How its switches ended: numbers by `completed`, `aborted`, `rolled_back` and `failed`; see `switch.journal.Tally`."""
     success_rate: float | None = None
     """Share of those that completed, 0 to 1; None: there were none."""
+    is_paused: bool = False
+    """An operator has paused all of its databases; see `ipc.Standstill`."""
+    paused: list[str] = []
+    """Databases that were paused by their names."""
+    disabled: list[str] = []
+    """Databases that let nobody log in."""
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):

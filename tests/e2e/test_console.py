@@ -353,6 +353,8 @@ async def test_a_pause_outlives_the_supervisor_and_its_successor_can_end_it(stag
         await turnout.start()
         [database] = [one for one in await rows(console, "show databases") if one["name"] == "app"]
         assert database["paused"] == 1
+        [service] = await turnout.get("/v1/services")
+        assert (service["is_paused"], service["paused"], service["disabled"]) == (False, ["app"], [])
         assert not held.done()
         assert await tag(console, "resume app") == "RESUME"
         assert await asyncio.wait_for(held, 10) == 3

@@ -101,7 +101,7 @@ class ScriptedSupervisor:
         self.database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         upgrade(self.database)
         self.ended_sessions: list[tuple[int, str]] = []
-        self.told: list[ipc.Order] = []
+        self.told: list[ipc.StandStill] = []
         """What the workers are told about standing still."""
         self.standstills = Standstills(lambda: self.config.service, self.told.append)
         self.retired: list[tuple[str, str | None, bool]] = []

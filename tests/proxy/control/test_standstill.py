@@ -12,7 +12,7 @@ from tests.proxy.control.scripted import make_config
 
 class Scene:
     def __init__(self, *services: str) -> None:
-        self.told: list[ipc.Order] = []
+        self.told: list[ipc.StandStill] = []
         config = make_config(services=services or ("shop", "blog"))
         self.of = Standstills(lambda: config.service, self.told.append)
 

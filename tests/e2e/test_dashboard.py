@@ -72,7 +72,9 @@ async def test_a_person_plans_confirms_and_watches_a_switch_and_reads_its_report
     fresh_postgres_pair: PostgresPair, start_turnout: StartTurnout, browser: Browser, tmp_path: Path
 ) -> None:
     (tmp_path / "tokens").mkdir()
-    turnout = await start_turnout(setup_for(fresh_postgres_pair, tmp_path / "tokens"))
+    setup = setup_for(fresh_postgres_pair, tmp_path / "tokens")
+    setup.top = {**setup.top, "alerts": {"receiver": {"nobody": {"kind": "command", "command": ["false"]}}}}
+    turnout = await start_turnout(setup)
     source, target = fresh_postgres_pair.primary.name, fresh_postgres_pair.standby.name
     pinned, session = await log_in(turnout), await log_in(turnout)
     await pinned.execute("begin; declare c cursor with hold for select 1; commit")
@@ -104,6 +106,10 @@ async def test_a_person_plans_confirms_and_watches_a_switch_and_reads_its_report
         await page.get_by_role("link", name=name).click()
         await expect(page.get_by_role("heading", name=name)).to_be_visible()
         await picture(page, name.lower())
+    await page.get_by_role("link", name="Alerts").click()
+    await page.get_by_role("button", name="Send a test message to nobody").click()
+    await expect(page.get_by_text("nobody: failed, exit code 1")).to_be_visible()
+    await picture(page, "alerts")
 
     await page.get_by_role("link", name="Overview").click()
     await page.get_by_role("link", name=f"Plan a switch of app to {target}").focus()

@@ -33,7 +33,7 @@ export async function alerts(place, here) {
     const [found, receivers, deliveries] = await Promise.all([
       get("/v1/alerts"), get("/v1/alerts/receivers"), get("/v1/alerts/deliveries?limit=20"),
     ]);
-    fill(now, h("h2", {}, "Alerts"), table([
+    fill(now, h("h2", {}, "What is wrong"), table([
       { name: "", of: (one) => h("span", {}, pill(one.state, TONES[one.state]), one.silenced_by === null ? null : " silenced") },
       { name: "severity", of: (one) => one.severity },
       { name: "alert", of: (one) => h("strong", {}, one.name) },

@@ -427,8 +427,9 @@ class SwitchConfig(_Table, frozen=True, kw_only=True):
     drain_timeout_s: Annotated[float, Meta(ge=0, le=3_600, extra=RELOADABLE)] = 30.0
     """How long open transactions may go on before the plan's `on_drain_expired` applies, in seconds."""
     on_drain_expired: Annotated[Literal["abort", "terminate", "leave"], Meta(extra=RELOADABLE)] = "abort"
-    """`abort` gives the source back and nobody notices; `terminate` ends the sessions that are left; `leave` lets them
-    keep the backend they have, which needs `replication` none."""
+    """`abort` gives the source back and nobody notices; `terminate` rolls back the transactions that are left
+    and ends the sessions that hold what cannot be carried; `leave` lets them keep the backend they have, which needs
+    `replication` none."""
     max_pending_transactions: Annotated[int, Meta(ge=0, le=1_000_000, extra=RELOADABLE)] = 0
     """A switch does not begin while more sessions than that are in a transaction; 0: no limit."""
     catchup_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 4.0

@@ -150,7 +150,8 @@ class Abandon(Message, tag=True, frozen=True, kw_only=True):
 
 
 class Terminate(Message, tag=True, frozen=True, kw_only=True):
-    """End the sessions of `service` that are not held yet, with an error of class 57P01 / 1053 that gives `reason`."""
+    """Wait no longer for the sessions of `service` that are not held yet: roll back what they have open, with an error of
+    class 40001 / 1213, or end them, with one of class 57P01 / 1053. It gives `reason`."""
 
     switch: str
     service: str

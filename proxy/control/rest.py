@@ -101,7 +101,7 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Annotated[
             Literal["abort", "terminate", "leave"],
             Meta(
-                description="`abort` undoes the switch, `terminate` ends the sessions that are left, "
+                description="`abort` undoes the switch, `terminate` rolls the transactions that are left back, "
                 "`leave` lets them keep their backends (one server with two addresses only)."
             ),
         ]

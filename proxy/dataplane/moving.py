@@ -94,6 +94,8 @@ class Prepared:
     """Statements are made there when they are used, because their table was not there when they were replayed."""
     catching_up: asyncio.Task[None] | None = None
     """Preparing in the hold."""
+    is_asked: bool = False
+    """The session's own backend was asked what it holds."""
     has_late_part: bool = False
     """Locks and channels are on `backend`."""
     had_grace: bool = False
@@ -263,11 +265,9 @@ class Move:
         if ledger is None or session.has_ended:
             return
         notes = self._notes(session)
-        # Everybody is asked once, because a function may have changed what no statement's text told.
-        ledger.is_dirty = True
         if not await self._pause(session, notes):
             return
-        await self._inspect(session)
+        await self._inspect_once(session, notes)
         if session.is_draining:
             self.reached(session)
             return
@@ -277,6 +277,13 @@ class Move:
             except EngineSilent as error:
                 # A statement that waits for a lock, say. The hold tries again.
                 _log.info("session not prepared", session=session.id, why=error.text)
+
+    async def _inspect_once(self, session: Session, notes: Prepared) -> None:
+        """Everybody is asked once, because a function may have changed what no statement's text told."""
+        assert session.ledger is not None
+        session.ledger.is_dirty = True
+        await self._inspect(session)
+        notes.is_asked = True
 
     async def _inspect(self, session: Session) -> None:
         """Ask the session's own backend. An abort must not cut this short: the answer would stay in the way."""
@@ -464,7 +471,7 @@ class Move:
         notes = self._notes(session)
         if notes.catching_up is not None and not notes.catching_up.done():
             return
-        if ledger.pins and not ledger.is_dirty and not self._is_there(session):
+        if ledger.pins and not ledger.is_dirty and notes.is_asked and not self._is_there(session):
             self._let_work_on(session)
             return
         if not notes.had_grace and (left_s := self._grace_left_s(session)) > 0:
@@ -524,9 +531,9 @@ class Move:
         assert ledger is not None
         try:
             # Tables change without a word.
-            if (ledger.is_dirty or ledger.has_tables) and session.backend is not None and not session.is_asking:
-                ledger.is_dirty = True
-                await self._inspect(session)
+            must_ask = ledger.is_dirty or ledger.has_tables or not notes.is_asked
+            if must_ask and session.backend is not None and not session.is_asking:
+                await self._inspect_once(session, notes)
                 await self._read_tables(session)
             has_backend = notes.backend is not None and not notes.backend.is_lost
             if not ledger.pins and (has_backend or not self._fence_binds_newcomers):
@@ -612,10 +619,15 @@ class Move:
         self._check_all_held()
 
     def terminate(self, reason: str) -> None:
-        """End the sessions that are not held yet."""
+        """Wait no longer for the sessions that are not held yet: their transactions are rolled back. Whoever holds what
+        cannot be carried is ended."""
         for session in self.runtime.registry.members(Standing.DRAINING):
-            error = Aborted(f"the session was ended by a switch: {reason}")
-            self._interrupt(session, error)
+            told = session.abort_transaction(reason)
+            if told is None:
+                self._interrupt(session, Aborted(f"the session was ended by a switch: {reason}"))
+            else:
+                self._note_interrupted(session, told)
+                session.go_on_without(self.runtime.active, reason)
 
     def leave(self) -> None:
         """Let the sessions that are not held yet go on where they are: source and target are one server."""
@@ -637,6 +649,10 @@ class Move:
         self.runtime.registry.move(session, Standing.HELD)
 
     def _interrupt(self, session: Session, error: Aborted | EngineError | HoldExpired) -> None:
+        self._note_interrupted(session, error)
+        session.end_with(error)
+
+    def _note_interrupted(self, session: Session, error: Aborted | EngineError | HoldExpired) -> None:
         self._answer.interrupted.append(
             ipc.Interrupted(
                 session=session.id,
@@ -645,7 +661,6 @@ class Move:
                 code_sent=error.sqlstate if self.runtime.wire.name == "postgresql" else str(error.mysql_code),
             )
         )
-        session.end_with(error)
 
     # --- retarget ---
 

@@ -1288,25 +1288,46 @@ class Session(Owner):
             self._doubt_commit(backend, Doubt(transaction, time.monotonic_ns(), engine, why))
             return
         else:
-            aborted = TransactionLost(f"{text}; the transaction was rolled back", hint="Roll back and try again.")
-            unknown = OutcomeUnknown(
-                f"{text}; whether what it worked on was committed is not known", hint="Look before you try again."
-            )
-            told = relay.lose(aborted.reply(is_fatal=False), unknown.reply(is_fatal=False))
-            if told is None:
+            error = self._lose_work(backend, text)
+            if error is None:
                 gone = EngineLost(text)
                 self._tell_loss(engine, gone)
                 self.end_with(gone)
                 return
-            # What nobody waits for now is told later, and then it is a transaction that is over.
-            self._tell_loss(engine, unknown if unknown.text.encode() in told else aborted)
-            self.backend = None
-            self._forget(backend)
-            self.link.send(told)
-        self._go_on_without(engine, why)
+            self._tell_loss(engine, error)
+        self.go_on_without(engine, why)
 
-    def _go_on_without(self, engine: str, why: str) -> None:
-        """The backend is gone and the client has been told what it had to be told."""
+    def _lose_work(self, backend: Backend, text: str) -> EngineError | None:
+        """Tell the client what became of what is under way on a backend that it has no more. None: in the midst of an
+        answer, or of a message, there is no way to tell."""
+        relay = self.relay
+        assert relay is not None
+        aborted = TransactionLost(f"{text}; the transaction was rolled back", hint="Roll back and try again.")
+        unknown = OutcomeUnknown(
+            f"{text}; whether what it worked on was committed is not known", hint="Look before you try again."
+        )
+        told = relay.lose(aborted.reply(is_fatal=False), unknown.reply(is_fatal=False))
+        self.backend = None
+        self._forget(backend)
+        if told is None:
+            return None
+        self.link.send(told)
+        # What nobody waits for now is told later, and then it is a transaction that is over.
+        return unknown if unknown.text.encode() in told else aborted
+
+    def abort_transaction(self, why: str) -> EngineError | None:
+        """A switch waits no longer for what is open here: it is given up together with its backend, which rolls it
+        back, and the client keeps its connection. Returns what the client was told; the caller goes on with
+        `go_on_without`. None: the session has to end, because another backend cannot be given what it holds, or because
+        the client cannot be told now.
+        """
+        backend, ledger = self.backend, self.ledger
+        if backend is None or ledger is None or self._is_asking or ledger.pins or ledger.bound or ledger.is_dirty:
+            return None
+        return self._lose_work(backend, why)
+
+    def go_on_without(self, engine: str, why: str) -> None:
+        """The backend is gone and the client has been told what it had to be told: the session gets another one."""
         relay, runtime, ledger = self.relay, self.runtime, self.ledger
         assert relay is not None
         assert runtime is not None
@@ -1365,7 +1386,7 @@ class Session(Owner):
             told = relay.lose(error.reply(is_fatal=False), error.reply(is_fatal=False))
         assert told is not None, "half an answer is no doubt"
         self.link.send(told)
-        self._go_on_without(doubt.engine, doubt.why)
+        self.go_on_without(doubt.engine, doubt.why)
 
     def restore(self) -> None:
         """Get another backend and make it like the lost one, while the client waits or does nothing."""

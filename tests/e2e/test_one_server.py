@@ -87,17 +87,19 @@ async def test_sessions_move_and_those_that_cannot_stay(
             await one.close()
 
 
-async def test_an_immediate_switch_ends_open_transactions_with_an_error_that_says_why(
+async def test_an_immediate_switch_rolls_open_transactions_back_and_their_clients_stay(
     start_turnout: StartTurnout, postgres_pair: PostgresPair
 ) -> None:
     turnout = await _start(start_turnout, _two_addresses(postgres_pair))
     dsn = Door(name="session", port=turnout.port).dsn()
     idle = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
     busy = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    silent = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
     try:
         before = await _pid(idle)
+        await silent.execute("begin")
         await busy.execute("begin")
-        with pytest.raises(psycopg.errors.AdminShutdown, match="moving to another server"):
+        with pytest.raises(psycopg.errors.SerializationFailure, match="moving to another server"):
             ended, _ = await asyncio.gather(
                 turnout.switch("two", strategy="immediate"), busy.execute("select pg_sleep(20)")
             )
@@ -110,15 +112,24 @@ async def test_an_immediate_switch_ends_open_transactions_with_an_error_that_say
         await until(is_over, "the switch is complete")
         assert await _pid(idle) != before
         report = await turnout.get(f"/v1/switches/{record['id']}/report")
-        assert [one["code_sent"] for one in report["interrupted"]] == ["57P01"]
+        assert [one["code_sent"] for one in report["interrupted"]] == ["40001", "40001"]
+        # Its transaction has failed, as far as the client knows, and nothing may run outside of it.
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            await busy.execute("select 1")
+        # Who did not ask is told at its next request.
+        with pytest.raises(psycopg.errors.SerializationFailure, match="moving to another server"):
+            await silent.execute("select 1")
+        for one in (busy, silent):
+            await one.execute("rollback")
+            assert await _pid(one) > 0
         # At once or not at all: the one that works on is not touched.
         await idle.execute("begin")
         ended = await turnout.switch("one", strategy="immediate", force_transaction_abort=False)
         assert ended["phase"] == "aborted"
         await idle.execute("commit")
     finally:
-        await idle.close()
-        await busy.close()
+        for one in (idle, busy, silent):
+            await one.close()
 
 
 async def test_a_portal_that_is_not_read_to_its_end_keeps_its_session_where_it_is(

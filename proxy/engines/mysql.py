@@ -56,6 +56,7 @@ T = TypeVar("T")
 _OPTION_PREVENTS: Final = 1290
 """ER_OPTION_PREVENTS_STATEMENT: the server runs with --read-only or --super-read-only."""
 _NO_SUCH_THREAD: Final = 1094
+_KILL_DENIED: Final = 1095
 _DENIED: Final = frozenset({1044, 1045, 1142, 1227, 1401, 3879})
 """Access or privilege denied; 1401: XA RECOVER."""
 _REFUSED_LOGIN: Final = frozenset({1044, 1045, 1130, 1251, 1524, 1698, 1862, 4151})
@@ -696,10 +697,12 @@ class MySqlEngine(Engine):
             link.ask("set global read_only = 0")
 
     def _end_others(self, link: _Link, own: set[int]) -> int:
-        """End every client session but Turnout's, and wait until they are gone."""
+        """End every client session but Turnout's, and wait until they are gone. MySQL keeps sessions of accounts with
+        SYSTEM_USER from one without it; `super_read_only` binds them all the same, and who writes is waited for."""
         ended: set[int] = set()
+        kept: set[int] = set()
         while True:
-            others = [row["Id"] for row in _outsiders(link, own)]
+            others = [row["Id"] for row in _outsiders(link, own | kept)]
             if not others:
                 return len(ended)
             for thread_id in others:
@@ -708,7 +711,11 @@ class MySqlEngine(Engine):
                 try:
                     link.ask(f"kill {int(thread_id)}")
                 except pymysql.err.MySQLError as error:
-                    if _code_and_text(error)[0] != _NO_SUCH_THREAD:
+                    code = _code_and_text(error)[0]
+                    if code == _KILL_DENIED and self._flavour == "mysql":
+                        kept.add(thread_id)
+                        continue
+                    if code != _NO_SUCH_THREAD:
                         raise
                 ended.add(thread_id)
             link.pause(0.001)

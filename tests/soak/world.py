@@ -204,8 +204,9 @@ class World:
         return "rpl_semi_sync_master" if self.server == "mariadb" else "rpl_semi_sync_source"
 
     async def found(self) -> Found:
-        """What is on the primary now."""
-        return await schema.found_on(self.pair.primary, is_postgres=self.is_postgres)
+        """What is on the server that serves now, which a world that was not settled does not call the primary."""
+        server = self.pair.primary if self.is_one_server else self.pair.by_name(await self.active())
+        return await schema.found_on(server, is_postgres=self.is_postgres)
 
     async def pause_replication(self) -> None:
         """The standby receives and does not apply."""

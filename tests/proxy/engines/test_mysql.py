@@ -96,6 +96,20 @@ async def test_a_fence_refuses_real_writes_and_can_be_taken_back_within_a_second
     other.close()
 
 
+async def test_a_session_that_we_may_not_end_does_not_keep_a_server_from_being_fenced(
+    pair: Pair, source: MySqlEngine
+) -> None:
+    """MySQL's root has SYSTEM_USER, and our account has not. It cannot write either."""
+    root = pair.primary.connect_blocking("app")
+    try:
+        await source.fence()
+        with pytest.raises(pymysql.err.OperationalError):
+            root.cursor().execute("create table not_here (i int)")
+    finally:
+        root.close()
+        await source.unfence()
+
+
 async def test_a_fence_and_its_undoing_may_be_repeated(source: MySqlEngine) -> None:
     await source.fence()
     await source.fence()

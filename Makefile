@@ -11,8 +11,9 @@ BIN := .venv/bin
 COMPILED := $(shell find protocols proxy -name '*.pyx' -o -name '*.pxd') protocols/wire.py $(wildcard protocols/*/tracker.py)
 SOURCES := protocols proxy
 
-# Tests wait for servers more than they compute. Those of one file stay together, for they share servers.
-SIDE_BY_SIDE := --dist loadfile -n $(shell expr $$(nproc) + 1)
+# Tests wait for servers more than they compute. Those of one file stay together, for they share servers. In their own order:
+# those through whole servers, few and slow, would else come last and leave nothing to do beside them.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder -n $(shell expr $$(nproc) + 1)
 
 # The demo on MariaDB needs a server that the one on PostgreSQL does not.
 DEMO_SETUP := demo$(if $(findstring mysql,$(ARGS)),-mysql)

@@ -2,10 +2,11 @@
 
     python -m bench.control [--clients 100] [--rate 3000] [--rounds 12] [--seconds 5] [--json]
 
-One Turnout and one server. In each round the load of `bench.tail` runs twice, once while all watch and once while they are
-stopped (SIGSTOP), in turns; ratios are taken within a round. Who watches runs at nice 19, for it stands for other machines:
-what is measured is Turnout's part. Schemathesis sends what it makes of the API's description, as fast as it is answered, and
-shows a viewer's token: an admin's would switch, and change the log's level.
+One Turnout and one server. In each round the load of `bench.tail` runs twice, once while all watch and once while
+they are stopped (SIGSTOP), in turns; ratios are taken within a round. Who watches gets what the processors have left
+over (SCHED_IDLE), for it stands for other machines: what is measured is Turnout's part. Schemathesis sends what it
+makes of the API's description, as fast as it is answered, and shows a viewer's token: an admin's would switch, and
+change the log's level.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ async def watchers(turnout: Turnout, dashboards: int, folder: Path) -> AsyncIter
             )
             processes.append(
                 await asyncio.create_subprocess_exec(
-                    *("nice", "-n", "19", *generator),
+                    *("chrt", "--idle", "0", *generator),
                     cwd=folder,
                     env={**os.environ, "COLUMNS": "200"},
                     stdout=log,

@@ -56,8 +56,9 @@ async def watch(url: str, dashboards: int, token: str) -> None:
 
 
 def main() -> int:
-    """The program. They stand for other machines: what is measured has the processors first."""
-    os.nice(19)
+    """The program. They stand for other machines: they get what the processors have left over, and wait whenever one of
+    those that are measured wants to run."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     asyncio.run(watch(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
     return 0
 

@@ -178,6 +178,25 @@ is_installed() {
     return 1
 }
 
+# Whether Turnout itself is in .venv, compiled, with whatever extras.
+is_compiled() {
+    local have
+    for have in .venv/.installed-*; do
+        if [ "$have" -nt pyproject.toml ] && [ "$have" -nt setup.py ]; then return 0; fi
+    done
+    return 1
+}
+
+# What these extras ask for, from pyproject.toml.
+extras_require() {
+    .venv/bin/python - "$1" <<'PYTHON'
+import sys, tomllib
+with open("pyproject.toml", "rb") as file:
+    extras = tomllib.load(file)["project"]["optional-dependencies"]
+print(*(one for name in sys.argv[1].split(",") for one in extras[name]), sep="\n")
+PYTHON
+}
+
 make_venv() {
     local extras=$1 pip=(.venv/bin/python -m pip --disable-pip-version-check -q install --no-compile) requires
     if [ -x .venv/bin/python ] && is_installed "$extras"; then return; fi
@@ -188,10 +207,16 @@ make_venv() {
         rm -rf .venv
         "$python" -m venv .venv
     fi
-    say "installing Python packages into .venv and compiling (a minute or two the first time)"
-    mapfile -t requires < <(build_requires)
-    "${pip[@]}" "${requires[@]}"
-    "${pip[@]}" --no-build-isolation -e ".[$extras]"
+    if is_compiled; then
+        say "installing more Python packages into .venv"
+        mapfile -t requires < <(extras_require "$extras")
+        "${pip[@]}" "${requires[@]}"
+    else
+        say "installing Python packages into .venv and compiling (a minute or two the first time)"
+        mapfile -t requires < <(build_requires)
+        "${pip[@]}" "${requires[@]}"
+        "${pip[@]}" --no-build-isolation -e ".[$extras]"
+    fi
     touch ".venv/.installed-$extras"
 }
 

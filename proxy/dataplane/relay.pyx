@@ -195,7 +195,7 @@ cdef enum:
 cdef enum:
     # Of these objects, what every chunk touches: see `ask_for`.
     LINK_BYTES = 128
-    RELAY_BYTES = 192
+    RELAY_BYTES = 256
     TRACKER_BYTES = 320
     METER_BYTES = 128
 

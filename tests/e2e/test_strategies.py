@@ -506,6 +506,7 @@ async def test_a_supervisor_killed_while_both_engines_serve_brings_everybody_hom
         await until(are_home, "everybody is back")
 
 
+@pytest.mark.soak  # it waits for a window to break its limits, and for a restart
 async def test_a_supervisor_killed_on_the_way_back_says_that_it_did_not_go_back(
     start_turnout: StartTurnout, postgres_pair: PostgresPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

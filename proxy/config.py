@@ -21,7 +21,7 @@ import zoneinfo
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -701,7 +701,7 @@ class ServiceConfig(_Table, frozen=True, kw_only=True):
         return bool(self.auth.query) or is_mysql_without_file
 
 
-AlertWhen = Literal[
+AlertEngineFigure = Literal[
     "response_time_ms",
     "cpu_usage_percent",
     "memory_usage_percent",
@@ -709,67 +709,24 @@ AlertWhen = Literal[
     "query_rate_per_second",
     "error_rate_percent",
     "availability_percent",
-    "replication_lag_ms",
-    "replication_lag_bytes",
-    "sessions",
-    "sessions_held",
-    "clients_waiting",
-    "running_switch_s",
-    "engine_down",
-    "replication_broken",
-    "former_primary_writes",
-    "service_takes_no_writes",
-    "automation_off",
-    "worker_down",
-    "switch_failed",
-    "switch_undone",
-    "failover",
-    "failover_impossible",
-    "policy_refused",
-    "data_differs",
 ]
+AlertLag = Literal["replication_lag_ms", "replication_lag_bytes"]
+AlertServiceFigure = Literal["sessions", "sessions_held", "clients_waiting", "running_switch_s"]
+AlertEngineState = Literal["engine_down", "replication_broken", "former_primary_writes"]
+AlertState = Literal["service_takes_no_writes", "automation_off", "worker_down"]
+AlertEvent = Literal[
+    "switch_failed", "switch_undone", "failover", "failover_impossible", "policy_refused", "data_differs"
+]
+AlertWhen = Literal[AlertEngineFigure, AlertLag, AlertServiceFigure, AlertEngineState, AlertState, AlertEvent]
 """What an alert is about: `proxy.control.alerts.watched` has each."""
 
-ALERT_FIGURES: Final = frozenset(
-    {
-        "response_time_ms",
-        "cpu_usage_percent",
-        "memory_usage_percent",
-        "active_connections",
-        "query_rate_per_second",
-        "error_rate_percent",
-        "availability_percent",
-        "replication_lag_ms",
-        "replication_lag_bytes",
-        "sessions",
-        "sessions_held",
-        "clients_waiting",
-        "running_switch_s",
-    }
-)
+ALERT_FIGURES: Final = frozenset(get_args(AlertEngineFigure) + get_args(AlertLag) + get_args(AlertServiceFigure))
 """Those that are numbers, and need `above` or `below`."""
 
-ALERT_EVENTS: Final = frozenset(
-    {"switch_failed", "switch_undone", "failover", "failover_impossible", "policy_refused", "data_differs"}
-)
+ALERT_EVENTS: Final = frozenset(get_args(AlertEvent))
 """Those that happen and are over."""
 
-ALERTS_OF_ENGINES: Final = frozenset(
-    {
-        "response_time_ms",
-        "cpu_usage_percent",
-        "memory_usage_percent",
-        "active_connections",
-        "query_rate_per_second",
-        "error_rate_percent",
-        "availability_percent",
-        "replication_lag_ms",
-        "replication_lag_bytes",
-        "engine_down",
-        "replication_broken",
-        "former_primary_writes",
-    }
-)
+ALERTS_OF_ENGINES: Final = frozenset(get_args(AlertEngineFigure) + get_args(AlertLag) + get_args(AlertEngineState))
 """Those that there is one of for each engine."""
 
 Severity = Literal["info", "warning", "critical"]

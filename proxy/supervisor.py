@@ -522,9 +522,12 @@ class Supervisor:
         return take_back
 
     def publish(self, event: Event) -> None:
-        """Tell every subscriber."""
+        """Tell every subscriber. A mistake of one is logged: it must not end the switch or the probe that tells."""
         for callback in list(self._subscribers):
-            callback(event)
+            try:
+                callback(event)
+            except Exception:  # noqa: BLE001  see above
+                _log.exception("a subscriber failed", event_kind=event.kind)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -37,6 +37,16 @@ def _ended(task: asyncio.Task[Any]) -> None:
     error = task.exception()
     if error is not None:
         _log.error("task failed", task=task.get_name(), exc_info=error)
+
+
+async def again(step: Callable[[], Awaitable[None]], every_s: float) -> None:
+    """`step` each `every_s` seconds, for ever. What goes wrong in one is logged, and the next one comes all the same."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await step()
+        except Exception:  # noqa: BLE001  who watches must not stop because of one thing that it saw
+            _log.exception("a step failed, the next one follows", step=step.__qualname__)
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any] | None) -> None:

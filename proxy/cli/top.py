@@ -38,18 +38,8 @@ def take(client: ControlClient) -> dict[str, Any]:
         "status": status,
         "pools": client.get("/v1/pools"),
         "switch": newest[0] if newest else None,
-        "alerts": _alerts(client),
+        "alerts": client.get("/v1/alerts"),
     }
-
-
-def _alerts(client: ControlClient) -> list[dict[str, Any]]:
-    try:
-        found: list[dict[str, Any]] = client.get("/v1/alerts")
-    except ClientError as error:
-        if error.status == 404:
-            return []
-        raise
-    return found
 
 
 # --- texts --------------------------------------------------------------------------------------------------------

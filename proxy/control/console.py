@@ -32,7 +32,7 @@ from proxy.control.service import ControlService
 from proxy.errors import ConfigError, Conflict, NotAllowed, NotFound, ProxyError
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.state import ENDED, Phase
-from proxy.tasks import cancel_and_wait, spawn
+from proxy.tasks import again, cancel_and_wait, spawn
 
 _log = structlog.get_logger("turnout.console")
 
@@ -126,7 +126,7 @@ class AdminConsole:
         self._open: dict[tuple[int, int], _Question] = {}
         """By worker and session; each asks one thing at a time."""
         self._periods = tables.Periods(time.monotonic())
-        self._turning = spawn(self._turn(), name="console averages", stays=True)
+        self._turning = spawn(again(self._turn, STATS_PERIOD_S), name="console averages", stays=True)
         self._shows: dict[str, Callable[[Caller], Awaitable[bytes]]] = {
             "active_sockets": self._show_active_sockets,
             "clients": self._show_clients,
@@ -182,7 +182,9 @@ class AdminConsole:
         """A client has asked something."""
         question = _Question(asked.question)
         self._open[worker, asked.session] = question
-        spawn(self._see_to(worker, asked, question), name=f"console {asked.session}")
+        # In this very step: that it is to be stopped may be the next thing that the worker says.
+        question.work = spawn(self.answer(asked, question), name=f"console {asked.session} works")
+        spawn(self._see_to(worker, asked, question, question.work), name=f"console {asked.session}")
 
     def stopped(self, worker: int, stopped: ipc.ConsoleStopped) -> None:
         """It has left, or asks to cancel."""
@@ -191,15 +193,16 @@ class AdminConsole:
             question.is_cancelled = not stopped.has_left
             question.work.cancel()
 
-    async def _see_to(self, worker: int, asked: ipc.ConsoleAsked, question: _Question) -> None:
-        question.work = spawn(self.answer(asked, question), name=f"console {asked.session} works")
-        await asyncio.wait([question.work])
+    async def _see_to(
+        self, worker: int, asked: ipc.ConsoleAsked, question: _Question, work: asyncio.Task[bytes]
+    ) -> None:
+        await asyncio.wait([work])
         if self._open.get((worker, asked.session)) is question:
             del self._open[worker, asked.session]
-        if question.work.cancelled():
+        if work.cancelled():
             data = refusal("canceling statement due to user request", "57014")
         else:
-            data = question.work.result()
+            data = work.result()
         self._tell(worker, ipc.ConsoleAnswer(session=asked.session, question=asked.question, data=data))
 
     async def answer(self, asked: ipc.ConsoleAsked, question: _Question) -> bytes:
@@ -535,12 +538,10 @@ class AdminConsole:
         return table(tables.TOTALS, tables.totals_rows(*await self._counts(who)))
 
     async def _turn(self) -> None:
-        """A period of the averages after the other, for ever."""
-        own = Caller(name="console", role=Role.VIEWER)
-        while True:
-            await asyncio.sleep(STATS_PERIOD_S)
-            if self._door.supervisor.config.console.is_on:
-                self._periods.turn(time.monotonic(), tables.counts_of(await self._sight(own, figures=True)))
+        """A period of the averages is over."""
+        if self._door.supervisor.config.console.is_on:
+            own = Caller(name="console", role=Role.VIEWER)
+            self._periods.turn(time.monotonic(), tables.counts_of(await self._sight(own, figures=True)))
 
 
 def _unquoted(word: str) -> str:

@@ -41,8 +41,6 @@ class Standstills:
         self._services = services
         self._tell = tell
         self._of: dict[str, ipc.Standstill] = {}
-        self.is_paused = False
-        """By PAUSE without a name."""
 
     def adopt(self, told: Iterable[Mapping[str, ipc.Standstill]]) -> None:
         """What workers of an earlier supervisor say is stopped."""
@@ -54,7 +52,11 @@ class Standstills:
                     paused=sorted({*one.paused, *before.paused}),
                     disabled=sorted({*one.disabled, *before.disabled}),
                 )
-                self.is_paused |= one.is_paused
+
+    @property
+    def is_paused(self) -> bool:
+        """By PAUSE without a name, which pauses every service."""
+        return any(one.is_paused for one in self._of.values())
 
     def of(self, service: str) -> ipc.Standstill:
         """What is stopped of one service."""
@@ -99,8 +101,6 @@ class Standstills:
         """Raises NotFound, Conflict."""
         self.check_goes_on()
         places = self.places(database, "pause")
-        if not database:
-            self.is_paused = True
         for place in places:
             if place.database is None:
                 self._change(place.service, is_paused=True)
@@ -112,7 +112,6 @@ class Standstills:
         if not database:
             if not self.is_paused:
                 raise Conflict("pooler is not paused/suspended")
-            self.is_paused = False
             for service in list(self._of):
                 self._change(service, is_paused=False)
             return

@@ -37,7 +37,7 @@ from proxy.switch.evidence import Figures
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.state import ENDED, Phase
 from proxy.switch.views import Event
-from proxy.tasks import spawn
+from proxy.tasks import again, spawn
 
 _log = structlog.get_logger("turnout.tracing")
 
@@ -90,7 +90,6 @@ class Tracing:
 
     def __init__(self, supervisor: Supervisor, config: Config, *, every_s: float = EVERY_S) -> None:
         self._supervisor = supervisor
-        self._every_s = every_s
         self.sent = 0
         """Spans that the endpoint took."""
         self.failed = 0
@@ -112,7 +111,7 @@ class Tracing:
         self._timeout_s = config.telemetry.timeout_s
         self._is_failing = False
         self._unsubscribe = supervisor.subscribe(self._on_event)
-        self._sending = spawn(self._send_on(), name="send spans", stays=True)
+        self._sending = spawn(again(self._send, every_s), name="send spans", stays=True)
 
     @property
     def dropped(self) -> int:
@@ -209,11 +208,6 @@ class Tracing:
         span.end(since_ns + query.ended_ns)
 
     # --- sending --------------------------------------------------------------------------------------------------
-
-    async def _send_on(self) -> None:
-        while True:
-            await asyncio.sleep(self._every_s)
-            await self._send()
 
     async def _send(self) -> None:
         """All that is there now."""

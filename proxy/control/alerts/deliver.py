@@ -12,6 +12,7 @@ from typing import Final
 
 import aiosmtplib
 import msgspec
+import structlog
 
 from proxy.config import ReceiverConfig, Secret, parse_address
 from proxy.control.alerts import message
@@ -19,6 +20,8 @@ from proxy.control.alerts.model import Delivery
 from proxy.hidden import host_of, parts_of, secrets_of
 from proxy.outside import Outcome, call, clean, run_command
 from proxy.tls import TlsProblem, receiver_tls
+
+_log = structlog.get_logger("turnout.alerts")
 
 SOURCE: Final = f"turnout@{socket.gethostname()}"
 """Who tells: this machine's Turnout."""
@@ -33,6 +36,9 @@ async def deliver(receiver: ReceiverConfig, delivery: Delivery) -> Outcome:
         outcome = await _deliver(receiver, delivery)
     except TlsProblem as problem:
         outcome = Outcome(False, problem.text, "")
+    except Exception:  # noqa: BLE001  a mistake of ours with one message must be seen, and not hold up those behind it
+        _log.exception("a message could not be made or sent", kind=receiver.kind)
+        outcome = Outcome(False, "internal error; the log says more", "", is_final=True)
     return _shown(outcome, hidden)
 
 

@@ -42,7 +42,7 @@ from proxy.control.alerts.watched import (
 from proxy.errors import Conflict, NotFound
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.views import Event, ServiceView, WorkerView
-from proxy.tasks import cancel_and_wait, spawn
+from proxy.tasks import again, cancel_and_wait, spawn
 
 _log = structlog.get_logger("turnout.alerts")
 
@@ -97,7 +97,7 @@ class Alerts:
     def start(self) -> None:
         """From now on rules are looked at, beginning where an earlier supervisor stopped."""
         self.take_up()
-        self._task = spawn(self._run(), name="alerts", stays=True)
+        self._task = spawn(again(self._look, LOOK_INTERVAL_S), name="alerts", stays=True)
 
     def take_up(self) -> None:
         """What an earlier supervisor left; in `start`."""
@@ -112,10 +112,8 @@ class Alerts:
         await cancel_and_wait(self._task)
         await self._post.stop()
 
-    async def _run(self) -> None:
-        while True:
-            self.look(await self._sums())
-            await asyncio.sleep(LOOK_INTERVAL_S)
+    async def _look(self) -> None:
+        self.look(await self._sums())
 
     def _take_rules(self) -> None:
         config = self._source.config.alerts

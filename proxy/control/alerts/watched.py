@@ -7,11 +7,11 @@ or not. An *event* happens, and its alert then fires for a while, or until somet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
-from proxy.config import ALERT_FIGURES, AlertRuleConfig, ServiceConfig
+from proxy.config import ALERT_FIGURES, AlertEngineFigure, AlertLag, AlertRuleConfig, ServiceConfig
 from proxy.control.alerts.model import Subject
 from proxy.control.alerts.state import Sample
 from proxy.engines.engine import Role
@@ -207,20 +207,8 @@ def _running_switch(rule: AlertRuleConfig, service: ServiceView, picture: Pictur
 
 
 _OF_ENGINES: Final[Mapping[str, Callable[[AlertRuleConfig, ServiceView, EngineView], Sample]]] = {
-    **dict.fromkeys(
-        (
-            "response_time_ms",
-            "cpu_usage_percent",
-            "memory_usage_percent",
-            "active_connections",
-            "query_rate_per_second",
-            "error_rate_percent",
-            "availability_percent",
-        ),
-        _figure,
-    ),
-    "replication_lag_ms": _lag,
-    "replication_lag_bytes": _lag,
+    **dict.fromkeys(get_args(AlertEngineFigure), _figure),
+    **dict.fromkeys(get_args(AlertLag), _lag),
     "engine_down": _engine_down,
     "replication_broken": _replication_broken,
     "former_primary_writes": _former_primary_writes,

@@ -234,3 +234,10 @@ async def test_no_secret_is_in_show_config(scene: Scene) -> None:
     assert b"service.shop.admin.password" in data
     assert b"opensesame" not in data
     assert b"max_client_conn" in data
+
+
+async def test_what_is_stopped_in_the_moment_in_which_it_is_asked_does_not_begin(scene: Scene) -> None:
+    scene.ask("operator", "pause")
+    scene.stop(has_left=False)
+    assert b"C57014\0" in await scene.answer()
+    assert not scene.supervisor.standstills.is_paused

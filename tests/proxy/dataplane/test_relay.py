@@ -601,6 +601,7 @@ async def test_a_transaction_takes_from_its_first_request_to_the_answer_that_end
     assert (scene.meter.transactions, scene.meter.requests) == (1, 1)
     assert scene.meter.transaction_ns == scene.meter.request_ns, "a statement by itself is a transaction"
     await exchange(b"T")
+    # The client thinks. Nobody is waited for: this time itself has to be found below.
     await asyncio.sleep(0.02)
     await exchange(b"T")
     assert scene.meter.transactions == 1

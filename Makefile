@@ -1,5 +1,8 @@
 # Two commands are enough to begin with: `make demo` and `make test`. Each does its own set-up.
 SHELL := /bin/bash
+# Containers often forbid Python to keep what it compiled: each process would compile all it imports once more, three seconds
+# for each Turnout that is started, and tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 # Set-up comes before building, building before running.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help

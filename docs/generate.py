@@ -18,7 +18,6 @@ import msgspec
 from msgspec import inspect
 
 from docs import handled
-from proxy import config
 from proxy.config import Config, Secret, spell_range
 from proxy.control.rest import build_app
 from proxy.control.service import ControlService
@@ -140,10 +139,10 @@ class Docs:
     """Docstrings of the config's structs and of their fields, which Python itself does not keep."""
 
     def __init__(self) -> None:
-        assert config.__file__ is not None
         self.of_struct: dict[str, str] = {}
         self.of_field: dict[tuple[str, str], str] = {}
-        for node in ast.parse(Path(config.__file__).read_text()).body:
+        modules = sorted((ROOT / "proxy/config").glob("*.py"))
+        for node in (node for module in modules for node in ast.parse(module.read_text()).body):
             if isinstance(node, ast.ClassDef):
                 self.of_struct[node.name] = _one_line(ast.get_docstring(node) or "")
                 for field, after in zip(node.body, node.body[1:], strict=False):

@@ -28,8 +28,7 @@ import structlog
 from protocols.mysql.auth import is_plain as is_plain_for_mysql
 from protocols.postgres.auth import common_name, is_plain
 from protocols.wire import Channel, Credential, CredentialWanted
-from proxy.config import SECRET_BYTES_MAX, ServiceConfig, unfit_secret
-from proxy.config_text import UsersError, parse_users
+from proxy.config import SECRET_BYTES_MAX, ServiceConfig, UsersError, parse_users, unfit_secret
 from proxy.errors import LoginRejected
 from proxy.hba import Rule, decide, parse_hba
 

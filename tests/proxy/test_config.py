@@ -23,7 +23,7 @@ from proxy.config import (
     parse_address,
     reload_diff,
 )
-from proxy.config_text import KeyPath, UsersError, key_lines, parse_users, spell
+from proxy.config.text import KeyPath, UsersError, key_lines, parse_users, spell
 
 GOOD = """\
 workers = 2

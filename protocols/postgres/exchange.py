@@ -28,6 +28,8 @@ class Group:
     label: str
     """What is asked, for people: begins the error if it is refused."""
     request: bytes
+    columns: int | None = None
+    """How many each row of its answer has; 0: there are no rows in it; None: whoever reads them looks."""
 
 
 class PostgresExchange:
@@ -57,7 +59,7 @@ class PostgresExchange:
             if self._answered == len(self._groups) and tag not in b"ANSE":
                 raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} after an exchange")
             if tag == b"D":
-                self.rows.append(parse_data_row(message))
+                self._note_row(parse_data_row(message))
             elif tag == b"d":
                 self._on_copy_data(message[5:])
             elif tag == b"E":
@@ -73,6 +75,12 @@ class PostgresExchange:
             elif tag not in b"123TCINnstHGc":
                 raise ProtocolViolation("server", f"unexpected message type 0x{message[0]:02x} in an exchange")
         return self._answered == len(self._groups)
+
+    def _note_row(self, row: list[bytes | None]) -> None:
+        columns = self._groups[self._answered].columns
+        if columns is not None and not len(row) == columns > 0:
+            raise ProtocolViolation("server", f"a row of {len(row)} columns where {columns} were asked for")
+        self.rows.append(row)
 
     def _note_error(self, message: bytes) -> None:
         fields = parse_error(message)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from protocols.errors import ProtocolViolation
@@ -394,7 +394,7 @@ class PostgresLedger:
             Group(f"prepared statement {readable(name)}", build_query(text)) for name, text in self.prepared.items()
         ]
         groups += [
-            _Parsing(f"prepared statement {readable(name)}", message + build_sync(), name)
+            _Parsing(f"prepared statement {readable(name)}", message + build_sync(), name=name)
             for name, message in self.statements.items()
         ]
         groups += [_set(name, value) for name, value in last]
@@ -487,7 +487,7 @@ class PostgresLedger:
 class _Parsing(Group):
     """Replays a statement of the extended protocol."""
 
-    name: bytes
+    name: bytes = field(kw_only=True)
 
 
 class _Replay(PostgresExchange):
@@ -519,9 +519,9 @@ class Inspection(PostgresExchange):
     """Asks the session's backend what it holds; once complete, the ledger knows."""
 
     def __init__(self, ledger: PostgresLedger, text: bytes, *, asks_tables: bool) -> None:
-        groups = [Group("inspection", build_query(text))]
+        groups = [Group("inspection", build_query(text), columns=3)]
         if asks_tables:
-            groups.append(Group("inspection of temporary tables", build_query(DEFINITIONS)))
+            groups.append(Group("inspection of temporary tables", build_query(DEFINITIONS), columns=3))
         super().__init__(groups)
         self._ledger = ledger
         self._asks_tables = asks_tables
@@ -567,8 +567,8 @@ def _count(row: list[bytes | None]) -> int:
 
 
 def _check_rows(rows: list[list[bytes | None]], locks: tuple[AdvisoryLock, ...]) -> None:
-    """One row of one column for each lock. Raises ProtocolViolation."""
-    if len(rows) != len(locks) or any(len(row) != 1 for row in rows):
+    """One row for each lock. Raises ProtocolViolation."""
+    if len(rows) != len(locks):
         raise ProtocolViolation("server", f"{len(rows)} answers about {len(locks)} locks")
 
 
@@ -589,6 +589,7 @@ class _ReleaseLocks(PostgresExchange):
                         b" SELECT pg_catalog.pg_advisory_unlock%s(%s) FROM released WHERE ok)"
                         b" SELECT pg_catalog.count(*) FROM released" % (lock.suffix, lock.key, lock.suffix, lock.key)
                     ),
+                    columns=1,
                 )
                 for lock in locks
             ]
@@ -612,6 +613,7 @@ class _TakeLocks(PostgresExchange):
                         b"SELECT pg_catalog.bool_and(pg_catalog.pg_try_advisory_lock%s(%s))"
                         b" FROM pg_catalog.generate_series(1, %d)" % (lock.suffix, lock.key, max(count, 1))
                     ),
+                    columns=1,
                 )
                 for lock, count in zip(locks, counts, strict=True)
             ]

@@ -26,7 +26,9 @@ class UserInquiry(PostgresExchange):
     """See `wire.UserInquiry`."""
 
     def __init__(self, query: str, user: str) -> None:
-        super().__init__([Group("auth_query", _ask(encode(query), user)), Group("pg_roles", _ask(_ROLE, user))])
+        super().__init__(
+            [Group("auth_query", _ask(encode(query), user)), Group("pg_roles", _ask(_ROLE, user), columns=2)]
+        )
         self._user = user
         self._first = 0
         self.secret: str | None = None

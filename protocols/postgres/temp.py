@@ -201,6 +201,7 @@ class Dump(PostgresExchange):
             Group(
                 f"rows of temporary table {readable(table)}",
                 build_query(b"COPY (SELECT %s FROM ONLY pg_temp.%s) TO STDOUT (FORMAT binary)" % (columns, table)),
+                columns=0,
             )
             for table, columns in temp.columns.items()
         ]
@@ -208,6 +209,7 @@ class Dump(PostgresExchange):
             Group(
                 f"temporary sequence {readable(name)}",
                 build_query(b"SELECT last_value, is_called FROM pg_temp.%s" % name),
+                columns=2,
             )
             for name in temp.sequences
         ]

@@ -19,7 +19,7 @@ import msgspec
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Room for a list of 100,000 sessions."""
 
-PROTOCOL_VERSION: Final = 12
+PROTOCOL_VERSION: Final = 13
 """Raised when a message changes; a worker of another version is replaced, not talked to."""
 
 
@@ -202,6 +202,8 @@ class Witness(Message, tag=True, frozen=True, kw_only=True):
 class ListSessions(Message, tag=True, frozen=True, kw_only=True):
     request: int
     service: str | None = None
+    session: int | None = None
+    """Only the one of that number."""
     with_sockets: bool = False
     """With what the kernel has to be asked for: both ends of each connection."""
 
@@ -474,8 +476,11 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionList(Message, tag=True, frozen=True, kw_only=True):
+    """A part of the answer; a worker goes on serving between two."""
+
     request: int
     sessions: list[Session]
+    is_last: bool = True
 
 
 class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import signal
 import sqlite3
@@ -39,6 +40,7 @@ from proxy.log import hide
 from proxy.log import set_up as set_up_log
 from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.store import PolicyStore
+from proxy.scheduling import ask_for_turns
 from proxy.switch.datacheck import DataChecks, DataCheckStore
 from proxy.switch.guard import Guard
 from proxy.switch.journal import Journal
@@ -57,6 +59,10 @@ FRESHNESS_INTERVAL_S: Final = 0.1
 
 MEASURE_INTERVAL_S: Final = 1.0
 """Between two seconds of the stream of figures, each of which the policies are judged by."""
+
+TURN_NS: Final = 20_000_000
+"""A turn of this process on a processor while no switch runs, in nanoseconds. Longer than anybody else's (the kernel's own are
+up to 3 ms long): workers and servers that have something to do do not wait for the end of a scrape."""
 
 DRAIN_S: Final = 10.0
 """Time that sessions get to reach a boundary when Turnout is told to end."""
@@ -194,6 +200,8 @@ class Supervisor:
             if service.route
         ]
         await workers.wait_configured()
+        self.subscribe(self._give_way)
+        ask_for_turns(TURN_NS)
         _log.info("serving", workers=self.config.workers, services=sorted(self.config.service))
 
     async def _settle(self, hellos: dict[int, ipc.Hello]) -> None:
@@ -316,9 +324,11 @@ class Supervisor:
         """Spans by what became of them; empty without traces."""
         return self.tracing.counts() if self.tracing is not None else {}
 
-    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
-        """Every client connection, or those of one service."""
-        return await self._crew.sessions(service, with_sockets=with_sockets)
+    async def sessions(
+        self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
+    ) -> list[ipc.Session]:
+        """Every client connection, or those of one service, or the one of that number."""
+        return await self._crew.sessions(service, session=session, with_sockets=with_sockets)
 
     async def backends(self) -> list[ipc.Backend]:
         """Every connection to an engine that is in a pool."""
@@ -545,6 +555,12 @@ class Supervisor:
     def _crew(self) -> Workers:
         assert self._workers is not None, "started"
         return self._workers
+
+    def _give_way(self, event: Event) -> None:
+        """To those whom clients wait for. While a switch runs, that is this process."""
+        if event.kind in ("switch.phase", "switch.ended"):
+            is_switching = any(self._switches.running(name) is not None for name in self.config.service)
+            ask_for_turns(0 if is_switching else TURN_NS)
 
     def _stand(self, order: ipc.StandStill) -> None:
         """What an operator has stopped has changed."""
@@ -802,6 +818,9 @@ async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | No
         supervisor.policies.start_with(door.switch_of_policy)
         door.alerts.start()
         control = await serve_control(door, config)
+        # What was made so far lives as long as the process: no collection has to look at it again.
+        gc.collect()
+        gc.freeze()
         await ending.wait()
         _log.info("stopping")
     finally:

@@ -66,6 +66,9 @@ ORPHAN_S: Final = 10.0
 
 CANCEL_TIMEOUT_S: Final = 5.0
 
+LIST_STEP_NS: Final = 300_000
+"""Time for a part of a list of sessions, in nanoseconds; whoever has asked something is served before the next."""
+
 KEEP_S: Final = 1.0
 """How often backends and sessions are looked at for being idle too long."""
 
@@ -108,6 +111,7 @@ class Worker:
         self._number = index << 24
         """Session numbers are unique over the workers: the index is in the upper bits."""
         self._writer: asyncio.StreamWriter | None = None
+        self._listing = asyncio.Lock()
         self._ended = asyncio.Event()
         self._quitting = False
         self._lags = Lengths()
@@ -218,7 +222,7 @@ class Worker:
             case ipc.Release():
                 self._release(order)
             case ipc.ListSessions():
-                self.emit(ipc.SessionList(request=order.request, sessions=self._session_list(order)))
+                spawn(self._tell_sessions(order), name="list sessions")
             case ipc.CollectFigures():
                 self.emit(self._figures(order.request))
             case ipc.CancelQuery():
@@ -501,46 +505,62 @@ class Worker:
 
     # --- figures ---
 
-    def _session_list(self, order: ipc.ListSessions) -> list[ipc.Session]:
-        now = time.monotonic_ns()
+    async def _tell_sessions(self, order: ipc.ListSessions) -> None:
+        """A part at a time, for to look at one session costs some ten microseconds, and there may be thousands."""
+        wanted = [
+            (runtime, session)
+            for runtime in self.runtimes.values()
+            if order.service in (None, runtime.name)
+            for session in runtime.registry
+            if order.session in (None, session.id)
+        ]
         rows: list[ipc.Session] = []
-        for runtime in self.runtimes.values():
-            if order.service is not None and runtime.name != order.service:
-                continue
-            for session in runtime.registry:
-                grade, pins = session.portability()
-                backend = session.backend
-                carried = session.ledger.carried() if session.ledger is not None else {}
-                said = dict(session.startup.parameters) if session.startup is not None else {}
-                local, tls = _socket_facts(session.link) if order.with_sockets else ("", "")
-                rows.append(
-                    ipc.Session(
-                        id=session.id,
-                        worker=self.index,
-                        service=runtime.name,
-                        protocol=runtime.wire.name,
-                        user=session.startup.user if session.startup else "",
-                        database=session.startup.database if session.startup else "",
-                        client=session.client,
-                        engine=backend.engine if backend is not None else "",
-                        backend_pid=backend.facts.process_id if backend is not None else 0,
-                        standing=session.standing.value,
-                        in_transaction=session.in_transaction,
-                        portability=grade.value,
-                        pins=pins,
-                        carried=carried,
-                        requests=session.tracker.requests if session.tracker is not None else 0,
-                        age_s=(now - session.opened_ns) / 1e9,
-                        idle_s=(now - session.relay.last_request_ns) / 1e9 if session.relay is not None else 0.0,
-                        waiting_s=_waiting_s(session, now),
-                        replication=_replication(said.get("replication")),
-                        application=said.get("application_name", ""),
-                        statements=carried.get("prepared statements", 0),
-                        local=local,
-                        tls=tls,
-                    )
-                )
-        return rows
+        # However many ask, one list is made at a time.
+        async with self._listing:
+            until_ns = time.monotonic_ns() + LIST_STEP_NS
+            for runtime, session in wanted:
+                now = time.monotonic_ns()
+                if now >= until_ns:
+                    self.emit(ipc.SessionList(request=order.request, sessions=rows, is_last=False))
+                    rows = []
+                    await asyncio.sleep(0)
+                    now = time.monotonic_ns()
+                    until_ns = now + LIST_STEP_NS
+                if session.standing is not Standing.ENDED:
+                    rows.append(self._session_row(runtime, session, now, with_sockets=order.with_sockets))
+        self.emit(ipc.SessionList(request=order.request, sessions=rows))
+
+    def _session_row(self, runtime: Runtime, session: Session, now: int, *, with_sockets: bool) -> ipc.Session:
+        grade, pins = session.portability()
+        backend = session.backend
+        carried = session.ledger.carried() if session.ledger is not None else {}
+        said = dict(session.startup.parameters) if session.startup is not None else {}
+        local, tls = _socket_facts(session.link) if with_sockets else ("", "")
+        return ipc.Session(
+            id=session.id,
+            worker=self.index,
+            service=runtime.name,
+            protocol=runtime.wire.name,
+            user=session.startup.user if session.startup else "",
+            database=session.startup.database if session.startup else "",
+            client=session.client,
+            engine=backend.engine if backend is not None else "",
+            backend_pid=backend.facts.process_id if backend is not None else 0,
+            standing=session.standing.value,
+            in_transaction=session.in_transaction,
+            portability=grade.value,
+            pins=pins,
+            carried=carried,
+            requests=session.tracker.requests if session.tracker is not None else 0,
+            age_s=(now - session.opened_ns) / 1e9,
+            idle_s=(now - session.relay.last_request_ns) / 1e9 if session.relay is not None else 0.0,
+            waiting_s=_waiting_s(session, now),
+            replication=_replication(said.get("replication")),
+            application=said.get("application_name", ""),
+            statements=carried.get("prepared statements", 0),
+            local=local,
+            tls=tls,
+        )
 
     def _backends(self) -> Iterator[ipc.Backend]:
         now = time.monotonic_ns()

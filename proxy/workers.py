@@ -256,10 +256,14 @@ class Workers:
         """Of all that answer in time."""
         return await self._ask(lambda request: ipc.CollectFigures(request=request), ipc.WorkerFigures)
 
-    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
+    async def sessions(
+        self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
+    ) -> list[ipc.Session]:
         """Of all that answer in time."""
         lists = await self._ask(
-            lambda request: ipc.ListSessions(request=request, service=service, with_sockets=with_sockets),
+            lambda request: ipc.ListSessions(
+                request=request, service=service, session=session, with_sockets=with_sockets
+            ),
             ipc.SessionList,
         )
         return [session for one in lists for session in one.sessions]
@@ -366,7 +370,8 @@ class Workers:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
             waiting[1].append(fact)
-            self._no_answer_from(index, fact.request)
+            if not isinstance(fact, ipc.SessionList) or fact.is_last:
+                self._no_answer_from(index, fact.request)
 
     def _no_answer_from(self, index: int, request: int) -> None:
         asked, _, done = self._requests[request]

@@ -34,14 +34,15 @@ class EventLog:
     def __init__(self, start: str, *, ring: int = RING_EVENTS) -> None:
         """`start` names this supervisor's life, so that ids of an earlier one are not taken for ours."""
         self._start = start
-        self._ring: deque[tuple[int, Event]] = deque(maxlen=ring)
+        self._ring: deque[tuple[int, str, bytes]] = deque(maxlen=ring)
+        """Number, service, and what every listener is sent."""
         self._next = 1
         self._changed = asyncio.Event()
         self._is_closed = False
 
     def add(self, event: Event) -> None:
         """One more; the oldest may go."""
-        self._ring.append((self._next, event))
+        self._ring.append((self._next, event.service, self._frame(self._next, event)))
         self._next += 1
         self._wake()
 
@@ -73,9 +74,10 @@ class EventLog:
                 yield self._missed("you read too slowly")
                 number = self._ring[0][0]
             newest = self._next
-            for one, event in list(self._ring):
-                if one >= number and (service is None or event.service in ("", service)):
-                    yield self._frame(one, event)
+            # Numbers have no gaps: what is new stands at the end.
+            for _, about, frame in [self._ring[place] for place in range(number - newest, 0)]:
+                if service is None or about in ("", service):
+                    yield frame
             number = newest
             if self._next > newest:  # some came while these were written
                 continue

@@ -81,7 +81,9 @@ class Supervisor(Protocol):
     def standstills(self) -> Standstills: ...
     @property
     def end(self) -> Callable[[], None]: ...
-    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]: ...
+    async def sessions(
+        self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
+    ) -> list[ipc.Session]: ...
     async def backends(self) -> list[ipc.Backend]: ...
     async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None: ...
     def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None: ...
@@ -281,9 +283,9 @@ class ControlService:
 
     async def session(self, who: Caller, session_id: int) -> ipc.Session:
         """One client connection. Raises NotFound."""
-        for one in await self.sessions(who):
-            if one.id == session_id:
-                return one
+        require(who, Role.VIEWER)
+        for one in await self.supervisor.sessions(session=session_id):
+            return one
         raise NotFound(f"there is no session {session_id}", hint="`turnout sessions` lists them; it may have ended")
 
     def services(self, who: Caller) -> list[ServiceView]:

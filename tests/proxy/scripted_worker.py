@@ -12,8 +12,15 @@ import asyncio
 import os
 import sys
 import time
+from typing import Any
 
 from proxy import ipc
+
+SESSION: dict[str, Any] = {
+    "service": "app", "protocol": "postgresql", "user": "ann", "database": "app", "client": "127.0.0.1:5000",
+    "engine": "blue", "backend_pid": 1, "standing": "serving", "in_transaction": False, "portability": "A",
+    "pins": [], "requests": 1, "age_s": 1.0, "idle_s": 1.0,
+}  # fmt: skip
 
 
 async def talk(path: str, index: int) -> None:
@@ -40,6 +47,12 @@ async def talk(path: str, index: int) -> None:
                 case ipc.CollectFigures():
                     figures = ipc.WorkerFigures(request=order.request, cpu_s=0.0, rss_bytes=index, services=[])
                     writer.write(ipc.encode(figures))
+                case ipc.ListSessions():
+                    # In two parts, as a worker with many tells them.
+                    for number, is_last in ((1, False), (2, True)):
+                        one = SESSION | {"id": (index << 24) + number, "worker": index}
+                        part = ipc.SessionList(request=order.request, sessions=[ipc.Session(**one)], is_last=is_last)
+                        writer.write(ipc.encode(part))
                 case ipc.CancelQuery():
                     writer.write(ipc.encode(ipc.CancelTaken(request=order.request)))
                 case ipc.Quit():

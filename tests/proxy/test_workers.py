@@ -98,6 +98,13 @@ async def test_every_index_is_spawned_and_configured(crew: Crew) -> None:
     assert sorted(figures.rss_bytes for figures in await workers.figures()) == [0, 1, 2]
 
 
+async def test_sessions_that_a_worker_tells_in_parts_are_one_list(crew: Crew) -> None:
+    workers, _ = crew(2)
+    await _started(workers)
+    found = sorted(one.id for one in await workers.sessions())
+    assert found == [1, 2, (1 << 24) + 1, (1 << 24) + 2]
+
+
 async def test_the_socket_is_for_this_account_only(crew: Crew, tmp_path: Path) -> None:
     workers, _ = crew(1)
     await _started(workers)

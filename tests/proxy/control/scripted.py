@@ -166,7 +166,9 @@ class ScriptedSupervisor:
     def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None:
         self.retired.append((service, database, ends_sessions))
 
-    async def sessions(self, service: str | None = None, *, with_sockets: bool = False) -> list[ipc.Session]:
+    async def sessions(
+        self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
+    ) -> list[ipc.Session]:
         return [
             ipc.Session(
                 id=i, worker=0, service="shop", protocol="postgresql", user="[red]app", database="shop",
@@ -175,6 +177,7 @@ class ScriptedSupervisor:
                 requests=3, age_s=100.0, idle_s=0.5,
             )
             for i in range(3)
+            if session in (None, i)
         ]  # fmt: skip
 
     def span_counts(self) -> dict[str, int]:

@@ -66,6 +66,16 @@ async def test_who_comes_back_gets_what_it_has_not_seen() -> None:
     assert [(await again.next())["kind"] for _ in range(2)] == ["two", "three"]
 
 
+async def test_an_event_is_spelled_once_for_all_who_listen() -> None:
+    log = EventLog("a")
+    streams = [log.follow(None) for _ in range(2)]
+    for stream in streams:
+        await anext(stream)
+    log.add(event("one"))
+    first, second = [await anext(stream) for stream in streams]
+    assert first is second
+
+
 @pytest.mark.parametrize("last_id", ["b-1", "a-0", "a-99", "a-x", "", "a-", "a-9999999999999999999999"])
 async def test_what_cannot_be_given_any_more_is_told(last_id: str) -> None:
     log = EventLog("a", ring=2)

@@ -9,6 +9,7 @@ account that the server runs as. `TURNOUT_CACHE` overrides.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -76,19 +77,19 @@ def fetch(package: str = SERVER) -> Path:
         if shutil.which(tool) is None:
             raise BinaryMissing(f"a real MySQL server is fetched with Debian's tools, and {tool} is not here")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside its place and renamed: whoever finds the folder finds all of it.
-    work = Path(tempfile.mkdtemp(prefix="mysql-", dir=folder.parent))
-    try:
-        _unpack(work, package)
-        work.chmod(0o755)
+    with open(folder.parent / f"{folder.name}.lock", "w") as lock:
+        # One process fetches, those that want the same meanwhile wait for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _path(folder / "root", package).exists():
+            return folder
+        # Built beside its place and renamed: whoever finds the folder finds all of it.
+        work = Path(tempfile.mkdtemp(prefix="mysql-", dir=folder.parent))
         try:
+            _unpack(work, package)
+            work.chmod(0o755)
             work.rename(folder)
-        except OSError:
-            # Another process was faster; its folder is as good.
-            if not _path(folder / "root", package).exists():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return folder
 
 

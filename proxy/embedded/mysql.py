@@ -28,6 +28,7 @@ import pymysql
 import pymysql.cursors
 
 from proxy.embedded import fetch_mysql
+from proxy.embedded.made import copy_folder, make_once
 from proxy.embedded.process import (
     BinaryMissing,
     Process,
@@ -136,15 +137,26 @@ class MySqlFamilyServer(abc.ABC):
         server = cls(workspace, name, number, port or free_port())
         server.is_durable = durable
         server.options = tuple(options)
-        await server._initialise()
-        statements = ["set sql_log_bin = 0", *_ACCOUNTS, *server._grants()]
-        try:
-            await server.start(more=["--skip-log-bin"])
-            await server.execute(*statements, as_local_root=True)
-            await server.stop()
-        finally:
-            await server.kill()
+        # The first time MySQL is fetched, 66 MB.
+        program = await asyncio.to_thread(server._program)
+        await make_once(f"{cls.flavour} {program} {server.options}", server.data, server._make, workspace)
+        server._forget_uuid()
         return server
+
+    async def _make(self) -> None:
+        """A new data folder with all accounts."""
+        await self._initialise()
+        statements = ["set sql_log_bin = 0", *_ACCOUNTS, *self._grants()]
+        try:
+            await self.start(more=["--skip-log-bin"])
+            await self.execute(*statements, as_local_root=True)
+            await self.stop()
+        finally:
+            await self.kill()
+
+    def _forget_uuid(self) -> None:
+        """Of a copy: no two MySQL servers may have the same one; it gives itself another at its start."""
+        (self.data / "auto.cnf").unlink(missing_ok=True)
 
     def _tmp(self) -> Path:
         """Each server its own: in a common one they take each other's temporary tables for their own."""
@@ -235,11 +247,8 @@ class MySqlFamilyServer(abc.ABC):
         clone = type(self)(self.workspace, name, self.number + 1, port or free_port())
         clone.is_durable = self.is_durable
         clone.options = self.options
-        await asyncio.to_thread(shutil.copytree, self.data, clone.data)
-        # MySQL's server uuid must differ.
-        (clone.data / "auto.cnf").unlink(missing_ok=True)
-        for path in (clone.data, *clone.data.rglob("*")):
-            self.workspace.give(path)
+        await copy_folder(self.data, clone.data, self.workspace)
+        clone._forget_uuid()
         return clone
 
     async def follow(self, source: MySqlFamilyServer, timeout_s: float = 30.0) -> None:
@@ -423,11 +432,9 @@ class MySQLServer(MySqlFamilyServer):
         ]
 
     async def _initialise(self) -> None:
-        # The first time this fetches 66 MB.
-        program = await asyncio.to_thread(self._program)
         await run(
             [
-                *program,
+                *self._program(),
                 "--initialize-insecure",
                 f"--datadir={self.data}",
                 f"--tmpdir={self._tmp()}",

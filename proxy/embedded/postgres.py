@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, Self
 import asyncpg
 
 from proxy.embedded.certificate import write_certificate
+from proxy.embedded.made import copy_folder, make_once
 from proxy.embedded.process import (
     NOBODY,
     BinaryMissing,
@@ -139,26 +140,18 @@ class PostgresServer:
         fsync: bool = True,
         tls: bool = False,
         settings: Mapping[str, str] | None = None,
+        with_app: bool = False,
     ) -> Self:
-        """A new cluster, not started. Superuser `postgres` with password `secret`, SCRAM on loopback."""
-        bin_dir = _reachable_bin(bin_dir or wheel_bin(), workspace)
+        """A new cluster, not started. Superuser `postgres` with password `secret`, SCRAM on loopback; `with_app`: and an
+        account `app` that owns a database `app`, with the same password."""
+        origin = bin_dir or wheel_bin()
+        bin_dir = _reachable_bin(origin, workspace)
         if not (bin_dir / "initdb").exists():
             raise BinaryMissing(f"{bin_dir} has no initdb: is a PostgreSQL server installed there?")
         server = cls(workspace, name, bin_dir, port or free_port())
-        password = workspace.path / f"{name}.pw"
-        password.write_text(PASSWORD + "\n")
-        password.chmod(0o600)
-        workspace.give(password)
-        await server._tool(
-            "initdb",
-            *("-D", str(server.data), "-U", SUPERUSER, f"--pwfile={password}"),
-            *("-A", "scram-sha-256", "--locale=C.UTF-8", "-E", "UTF8", "--no-sync", "--data-checksums"),
-            # A promotion copies the last, partly filled WAL segment to the new timeline: keep it small.
-            "--wal-segsize=1",
-            timeout_s=60,
-        )
-        password.unlink()
-        values = dict(_SETTINGS) | {
+        what = f"PostgreSQL {origin} {'with app' if with_app else ''}"
+        await make_once(what, server.data, lambda: server._make(with_app), workspace)
+        values = {
             "unix_socket_directories": str(workspace.path),
             "max_connections": str(max_connections),
             "fsync": "on" if fsync else "off",
@@ -169,9 +162,39 @@ class PostgresServer:
             workspace.give(certificate)
             values |= {"ssl": "on"}
         values |= settings or {}
-        _append(server.data / "postgresql.conf", *(f"{key} = {_quoted(value)}" for key, value in values.items()))
-        _append(server.data / "pg_hba.conf", "host replication all 127.0.0.1/32 scram-sha-256")
+        server._set(values)
         return server
+
+    async def _make(self, with_app: bool) -> None:
+        """The part of a new cluster that all have in common."""
+        password = self.workspace.path / f"{self.name}.pw"
+        password.write_text(PASSWORD + "\n")
+        password.chmod(0o600)
+        self.workspace.give(password)
+        await self._tool(
+            "initdb",
+            *("-D", str(self.data), "-U", SUPERUSER, f"--pwfile={password}"),
+            *("-A", "scram-sha-256", "--locale=C.UTF-8", "-E", "UTF8", "--no-sync", "--data-checksums"),
+            # A promotion copies the last, partly filled WAL segment to the new timeline: keep it small.
+            "--wal-segsize=1",
+            timeout_s=60,
+        )
+        password.unlink()
+        # Nobody's socket folder, no synchronising, and fewer connections than any server will have: a standby refuses to
+        # have fewer than its primary had. All three are set again for each server.
+        self._set({**_SETTINGS, "unix_socket_directories": "", "fsync": "off", "max_connections": "10"})
+        _append(self.data / "pg_hba.conf", "host replication all 127.0.0.1/32 scram-sha-256")
+        if with_app:
+            await self.start()
+            try:
+                await self.execute(f"create role app login password '{PASSWORD}'")
+                await self.execute("create database app owner app")
+            finally:
+                await self.stop()
+
+    def _set(self, values: Mapping[str, str]) -> None:
+        """From its next start on; what was set before does not count any more."""
+        _append(self.data / "postgresql.conf", *(f"{key} = {_quoted(value)}" for key, value in values.items()))
 
     async def start(self, timeout_s: float = 30.0) -> None:
         """Until it accepts logins, as a primary or as a hot standby."""
@@ -265,6 +288,14 @@ class PostgresServer:
             await clone.stop("immediate")
             raise
         return clone
+
+    async def twin(self, name: str) -> PostgresServer:
+        """A standby of this server, which is stopped and was stopped in order; not started. Much faster than `clone_to`."""
+        assert not self.is_running
+        twin = PostgresServer(self.workspace, name, self.bin_dir, free_port())
+        await copy_folder(self.data, twin.data, self.workspace)
+        twin._follow(self)
+        return twin
 
     async def rejoin(self, primary: PostgresServer) -> str:
         """Come back as a standby of `primary`, after it was promoted. Returns how: `rewind` or `base backup`.
@@ -433,8 +464,8 @@ class PostgresPair:
     ) -> Self:
         """Both running, the standby caught up. What fails on the way is cleaned up."""
         workspace = Workspace("turnout-pg-", niceness=niceness)
-        pair: Self | None = None
-        blue: PostgresServer | None = None
+        servers: list[PostgresServer] = []
+        is_complete = False
         try:
             blue = await PostgresServer.create(
                 workspace,
@@ -444,16 +475,18 @@ class PostgresPair:
                 fsync=fsync,
                 tls=tls,
                 settings=settings,
+                with_app=True,
             )
-            await blue.start()
-            await blue.execute(f"create role app login password '{PASSWORD}'")
-            await blue.execute("create database app owner app")
-            pair = cls(workspace, blue, await blue.clone_to("green"))
-            return pair
+            green = await blue.twin("green")
+            servers = [blue, green]
+            await asyncio.gather(blue.start(), green.start())
+            await green.wait_streaming(blue)
+            is_complete = True
+            return cls(workspace, blue, green)
         finally:
-            if pair is None:
-                if blue is not None:
-                    await blue.stop("immediate")
+            if not is_complete:
+                for server in servers:
+                    await server.stop("immediate")
                 workspace.close()
 
     def servers(self) -> tuple[PostgresServer, PostgresServer]:

@@ -28,7 +28,8 @@ async def make_once(what: str, folder: Path, make: Callable[[], Awaitable[None]]
         await make()
         return
     kept = Path(store) / hashlib.sha256(what.encode()).hexdigest()[:16]
-    with open(f"{kept}.lock", "w") as lock:
+    lock = os.open(f"{kept}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    try:
         # Waits for another process that makes the same; in a thread, for this one may have more to do.
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not kept.exists():
@@ -36,6 +37,8 @@ async def make_once(what: str, folder: Path, make: Callable[[], Awaitable[None]]
             await copy_folder(folder, half := kept.with_suffix(".half"), workspace)
             half.rename(kept)
             return
+    finally:
+        os.close(lock)
     await copy_folder(kept, folder, workspace)
 
 

@@ -56,6 +56,12 @@ T = TypeVar("T")
 _OPTION_PREVENTS: Final = 1290
 """ER_OPTION_PREVENTS_STATEMENT: the server runs with --read-only or --super-read-only."""
 _NO_SUCH_THREAD: Final = 1094
+ACKNOWLEDGED_S: Final = 0.5
+"""A replica that is there acknowledges a commit within that."""
+
+PUT_BACK_S: Final = 0.4
+"""Time for the statement that puts a server's setting back, also after the deadline of what it was changed for."""
+
 _KILL_DENIED: Final = 1095
 _DENIED: Final = frozenset({1044, 1045, 1142, 1227, 1401, 3879})
 """Access or privilege denied; 1401: XA RECOVER."""
@@ -163,6 +169,10 @@ class _Link:
         """In the thread, between two looks; raises at the deadline."""
         self._left()
         time.sleep(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """In the thread: so much from now on, whatever the deadline was. For what must be put back; under 0.5 s."""
+        self._deadline = max(self._deadline, time.monotonic() + seconds)
 
     @property
     def thread_id(self) -> int | None:
@@ -701,10 +711,14 @@ class MySqlEngine(Engine):
         SYSTEM_USER from one without it; `super_read_only` binds them all the same, and who writes is waited for."""
         ended: set[int] = set()
         kept: set[int] = set()
+        patience_ends = time.monotonic() + ACKNOWLEDGED_S
         while True:
             others = [row["Id"] for row in _outsiders(link, own | kept)]
             if not others:
                 return len(ended)
+            if ended.issuperset(others) and time.monotonic() > patience_ends:
+                self._acknowledge(link, ended)
+                patience_ends = time.monotonic() + ACKNOWLEDGED_S
             for thread_id in others:
                 if thread_id in ended:
                     continue
@@ -719,6 +733,26 @@ class MySqlEngine(Engine):
                         raise
                 ended.add(thread_id)
             link.pause(0.001)
+
+    def _acknowledge(self, link: _Link, ended: set[int]) -> None:
+        """Let sessions go that were told to end, and wait for a replica to acknowledge their commits.
+
+        KILL does not end that wait on MySQL, and after a failover there may be no replica to end it: the fence would wait
+        for as long as semi-synchronous replication is told to (for ever, where it must not lose anything). It is switched
+        off until these sessions are gone; no client of theirs learns of their commits, for KILL has closed its connection.
+        """
+        waiting = link.ask("show global status like 'Rpl\\_semi\\_sync\\_%%\\_wait\\_sessions'")
+        for row in waiting:
+            if int(row["Value"]) == 0:
+                continue
+            switch = str(row["Variable_name"]).lower().replace("_wait_sessions", "_enabled")
+            link.ask(f"set global {switch} = 0")
+            try:
+                while any(row["Id"] in ended for row in _outsiders(link, ())):
+                    link.pause(0.001)
+            finally:
+                link.allow(PUT_BACK_S)
+                link.ask(f"set global {switch} = 1")
 
     def _wait_no_writers(self, link: _Link) -> None:
         """Until InnoDB has no transaction with changes that belongs to a session.

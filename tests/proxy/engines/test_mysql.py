@@ -110,6 +110,43 @@ async def test_a_session_that_we_may_not_end_does_not_keep_a_server_from_being_f
         await source.unfence()
 
 
+async def test_a_commit_that_waits_for_a_replica_which_is_gone_does_not_keep_a_server_from_being_fenced(
+    pair: Pair, source: MySqlEngine
+) -> None:
+    """KILL does not end that wait on MySQL."""
+    is_maria = isinstance(pair, MariaDBPair)
+    name = "rpl_semi_sync_master" if is_maria else "rpl_semi_sync_source"
+    if not is_maria:
+        await pair.primary.execute("install plugin rpl_semi_sync_source soname 'semisync_source.so'")
+    await pair.primary.execute("create table app.lonely (i int)", f"set global {name}_timeout = 3600000")
+    await pair.primary.execute(f"set global {name}_enabled = 1")
+    client = pair.primary.connect_blocking("app", "app")
+    client.autocommit(True)
+    committing = asyncio.create_task(asyncio.to_thread(client.cursor().execute, "insert into lonely values (1)"))
+
+    async def is_waiting() -> bool:
+        found = await pair.primary.fetch(f"show global status like '{name}_wait_sessions'")
+        return int(found[0]["Value"]) == 1
+
+    try:
+        await until(is_waiting, "the commit waits for a replica")
+        proof = await source.fence()
+        assert proof.sessions_ended == 1
+        assert (await source.probe()).is_fenced
+        with pytest.raises(pymysql.err.OperationalError):
+            await committing
+        rows = await pair.primary.fetch(f"show global variables like '{name}_enabled'")
+        assert rows[0]["Value"] == "ON", "what an operator has set is put back"
+    finally:
+        await pair.primary.execute(f"set global {name}_enabled = 0")
+        await asyncio.wait([committing])
+        await source.unfence()
+        client.close()
+        await pair.primary.execute("drop table app.lonely", f"set global {name}_timeout = 10000")
+        if not is_maria:
+            await pair.primary.execute("uninstall plugin rpl_semi_sync_source")
+
+
 async def test_a_fence_and_its_undoing_may_be_repeated(source: MySqlEngine) -> None:
     await source.fence()
     await source.fence()

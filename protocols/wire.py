@@ -663,7 +663,10 @@ class Wire(Protocol):
 
     def lone_statement(self, work: bytes, tracker: Tracker) -> bytes | None:
         """The text of the statement that a client's `work` executes at a boundary; b"" if it executes nothing; None if it is
-        not surely one complete unit and nothing else, or if this protocol cannot tell."""
+        not surely one complete unit and nothing else, or may be told by its answer which server it came from."""
+
+    def asks_for_warnings(self, text: bytes) -> bool:
+        """It asks what the statement before it has warned of (MySQL), of the server that did."""
 
     def tls_request(self) -> Login | None:
         """What begins a connection to an engine that shall have TLS: yields TlsWanted or TlsRefused, after which a

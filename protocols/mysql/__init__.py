@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -29,6 +30,8 @@ from protocols.wire import (
     UserInquiry,
     Wire,
 )
+
+_ASKS_FOR_WARNINGS: Final = re.compile(rb"\s*SHOW\s+(?:COUNT\s*\(\s*\*\s*\)\s*)?(?:WARNINGS|ERRORS)\b", re.IGNORECASE)
 
 _ENDS: Final = frozenset({c.ER_SERVER_SHUTDOWN, c.ER_CONNECTION_KILLED, c.ER_SESSION_WAS_KILLED})
 
@@ -86,7 +89,11 @@ class MysqlWire:
         )
 
     def lone_statement(self, work: bytes, tracker: Tracker) -> bytes | None:
-        return None
+        assert isinstance(tracker, MysqlTracker)
+        return tracker.lone_statement(work)
+
+    def asks_for_warnings(self, text: bytes) -> bool:
+        return _ASKS_FOR_WARNINGS.match(text) is not None
 
     def tls_request(self) -> None:
         """MySQL asks for TLS in the login."""

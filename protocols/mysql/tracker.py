@@ -888,6 +888,20 @@ class MysqlTracker(Tracker):
         begin = self._find_text(body) if command == COM_QUERY and self._has_attributes else 0
         return None if begin < 0 else (body[begin:], is_whole)
 
+    def lone_statement(self, work: bytes) -> bytes | None:
+        """See `wire.Wire`. Not where an answer from another server would be felt afterwards: outside of autocommit it begins
+        a transaction, and who asks for FOUND_ROWS() asks the server that counted."""
+        if len(work) < 5 or len(work) != 4 + int.from_bytes(work[:3], "little"):
+            return None
+        if work[4] == COM_PING:
+            return b""
+        is_felt = self._status & SERVER_STATUS_AUTOCOMMIT == 0 or self._reads_counts or self._has_untold
+        if work[4] != COM_QUERY or is_felt:
+            return None
+        body = work[5:]
+        begin = self._find_text(body) if self._has_attributes else 0
+        return None if begin < 0 else body[begin:]
+
     def _find_text(self, body: bytes) -> int:
         """Where the text begins behind the attributes of a COM_QUERY; -1 where that cannot be told."""
         begin = text_of_query(body)

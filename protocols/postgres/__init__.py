@@ -76,6 +76,9 @@ class PostgresWire:
         assert isinstance(tracker, PostgresTracker)
         return units.lone_statement(work, tracker.text_of)
 
+    def asks_for_warnings(self, text: bytes) -> bool:
+        return False
+
     def tls_request(self) -> Login | None:
         return PostgresTlsRequest()
 

@@ -106,9 +106,7 @@ def check_meaning(config: Config, problems: Problems) -> None:
 def _check_routes(service: ServiceConfig, at: KeyPath, problems: Problems) -> None:
     for index, rule in enumerate(service.route):
         here = (*at, "route", index)
-        if service.protocol != "postgresql":
-            problems.add(here, "is for postgresql only")
-        elif service.pool_mode != "transaction":
+        if service.pool_mode != "transaction":
             problems.add(here, 'needs pool_mode = "transaction": in session mode a client keeps its backend')
         elif service.replication == "logical":
             problems.add(here, 'needs replication = "stream" or "none": only there it is known how fresh an engine is')

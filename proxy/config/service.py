@@ -65,7 +65,7 @@ DEFAULT_AUTH_QUERY: Final = "select rolname, rolpassword from pg_catalog.pg_auth
 
 class RouteConfig(Table, frozen=True, kw_only=True):
     """Statements that surely only read may go to another engine than the one that serves: to a standby, or to one that
-    is kept for reports. PostgreSQL in transaction mode. The first rule that fits decides; see docs/routing.md."""
+    is kept for reports. In transaction mode. The first rule that fits decides; see docs/routing.md."""
 
     to: list[str]
     """Engines to read from, in turn; those that are not fresh enough are passed over. If none is left, the engine that
@@ -77,7 +77,7 @@ class RouteConfig(Table, frozen=True, kw_only=True):
     databases: list[str] = []
     """Only in these databases; empty: in all."""
     applications: list[str] = []
-    """Only with one of these as `application_name`; empty: with any."""
+    """Only with one of these as `application_name` (MySQL: the connection's `program_name`); empty: with any."""
     pattern: str = ""
     """Only texts in which this regular expression (Python's, case does not matter) is found; empty: any."""
     functions: list[str] = []

@@ -1,7 +1,7 @@
 """Which statements surely only read: judged by their text alone, by sqlglot, with a list of what is known to be harmless.
 
-Everything that is not on the list stays with the engine that serves: functions nobody knows, locks (`FOR UPDATE`), `INTO`,
-data-modifying CTEs, several statements in one text, what cannot be parsed. What a text cannot tell is told in
+Everything that is not on the list (`vocabulary`) stays with the engine that serves: functions nobody knows, locks (`FOR
+UPDATE`), `INTO`, data-modifying CTEs, several statements in one text, what cannot be parsed. What a text cannot tell is told in
 docs/routing.md (views and operators that call functions, for one); there the last word is the standby's, which refuses every
 write.
 
@@ -12,15 +12,16 @@ writes its values into its texts must not cost more than the reads it moves away
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
+
+from proxy.dataplane.vocabulary import VOCABULARIES
 
 KEPT: Final = 10_000
 """Texts whose judgement is kept; the one not asked for for longest goes."""
@@ -31,66 +32,13 @@ TEXT_BYTES_MAX: Final = 16 * 1024
 PARSES_PER_S_MAX: Final = 200
 """Some tenth of a processor."""
 
-SYSTEM_SCHEMAS: Final = frozenset({"pg_catalog", "information_schema", "pg_toast"})
-"""What stands there is about the server that is asked."""
-
-# sqlglot warns of what it takes for a command of another dialect. Such texts stay; nobody has to be told.
-logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # noqa: TID251  that library's own, to silence it
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_NODES: Final = _words(
-    """
-    Add Alias All And Any AtTimeZone Between BitString BitwiseAnd BitwiseLeftShift BitwiseNot BitwiseOr BitwiseRightShift
-    BitwiseXor Boolean Bracket ByteString CTE Collate Column Cube DPipe DataType DataTypeParam Distance Distinct Div EQ
-    Escape Except Fetch Filter From GT GTE Group GroupingSets Having HexString ILike Identifier In Intersect Interval
-    IntervalSpan Is JSONPath JSONPathKey JSONPathPart JSONPathRoot JSONPathSlice JSONPathSubscript JSONPathWildcard Join LT
-    LTE Lateral Like Limit LimitOptions Literal Mod Mul NEQ National Neg Not Null NullSafeEQ NullSafeNEQ ObjectIdentifier
-    Offset Operator Or Order Ordered Overlaps Parameter Paren RawString Rollup Select SimilarTo Slice Star Sub Subquery
-    Table TableAlias TableSample Tuple UnicodeString Union Values Var Where Window WindowSpec With WithinGroup
-    """
+_PLAIN_MODIFIERS: Final = frozenset(
+    {"SQL_BIG_RESULT", "SQL_BUFFER_RESULT", "SQL_NO_CACHE", "SQL_SMALL_RESULT", "STRAIGHT_JOIN"}
 )
-"""sqlglot's names of what may stand in a read beside functions."""
+"""Words behind SELECT in MySQL that say how, and nothing else. (SQL_CALC_FOUND_ROWS leaves something to be asked for.)"""
 
-_FUNCTIONS: Final = _words(
-    """
-    Abs Acos AnyValue Array ArrayAgg ArrayAppend ArrayConcat ArrayContainedBy ArrayContainsAll ArrayOverlaps ArrayPosition
-    ArrayPrepend ArrayRemove ArraySize ArrayToString Ascii Asin Atan Atan2 Avg BitLength BitwiseAndAgg BitwiseOrAgg
-    BitwiseXorAgg Case Cast Cbrt Ceil Chr Coalesce Concat ConcatWs Corr Cos Cot Count CovarPop CovarSamp CumeDist
-    CurrentDate CurrentTime CurrentTimestamp DateBin DateTrunc Degrees DenseRank Encode Decode Exists Exp
-    ExplodingGenerateSeries Explode Extract FirstValue Floor Format GenerateSeries Greatest GroupConcat Grouping If Initcap
-    JSONArrayAgg JSONBContains JSONBContainsAllTopKeys JSONBContainsAnyTopKeys JSONBContainsTopKey JSONBExtract
-    JSONBExtractScalar JSONBObjectAgg JSONExtract JSONExtractScalar JSONObject JSONObjectAgg Lag LastValue Lead Least Left
-    Length Ln Localtime Localtimestamp Log LogicalAnd LogicalOr Lower MD5 MakeInterval MatchAgainst Max Min Mode NthValue
-    Ntile Nullif Overlay Pad PercentRank PercentileCont PercentileDisc Pi Pow Radians Rand Rank RegexpILike RegexpLike
-    RegexpReplace RegexpSplit Repeat Replace Reverse Right Round RowNumber SHA2 SHA2Digest Sign Sin SplitPart Sqrt
-    StartsWith Stddev StddevPop StddevSamp StrPosition StrToDate StrToTime StringToArray Substring Sum Tan TimeToStr
-    TimestampTrunc ToChar ToNumber Transform Translate Trim Trunc Unnest UnixToTime Upper Uuid Variance VariancePop
-    WidthBucket Xor
-    """
-)
-"""Functions that sqlglot knows, and that every PostgreSQL has and answers alike on every server."""
-
-_HARMLESS: Final = _NODES | _FUNCTIONS
-
-_BY_NAME: Final = _words(
-    """
-    age array_length array_lower array_upper btrim cardinality clock_timestamp convert_from convert_to every
-    generate_subscripts isfinite json_agg json_array_elements json_array_elements_text json_array_length json_build_array
-    json_build_object json_each json_each_text json_object_keys json_typeof jsonb_agg jsonb_array_elements
-    jsonb_array_elements_text jsonb_array_length jsonb_build_array jsonb_build_object jsonb_each jsonb_each_text
-    jsonb_object_keys jsonb_path_exists jsonb_path_query jsonb_path_query_array jsonb_path_query_first jsonb_pretty
-    jsonb_set jsonb_typeof justify_days justify_hours make_date make_time make_timestamp make_timestamptz num_nonnulls
-    num_nulls octet_length phraseto_tsquery plainto_tsquery quote_ident quote_literal quote_nullable regexp_count
-    regexp_instr regexp_match regexp_matches regexp_substr row row_to_json setweight similarity statement_timestamp strip
-    to_ascii to_hex to_json to_jsonb to_tsquery to_tsvector transaction_timestamp ts_headline ts_rank ts_rank_cd
-    websearch_to_tsquery
-    """
-)
-"""Functions that sqlglot does not know, by their names without a schema."""
+_NUMBERS: Final = frozenset({"nextval", "currval"})
+"""Columns by these names are no columns where MariaDB's sql_mode is ORACLE."""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -107,11 +55,11 @@ STAYS: Final = Judged(False)
 class Reads:
     """Judges texts and keeps what it found; one for each service."""
 
-    def __init__(self, dialect: str, functions: Collection[str] = ()) -> None:
+    def __init__(self, protocol: Literal["postgresql", "mysql"], functions: Collection[str] = ()) -> None:
         """`functions`: names of an operator's own functions that only read, in lower case, with schema where they are
         called with one."""
-        self._dialect = dialect
-        self._functions = _BY_NAME | set(functions)
+        self._words = VOCABULARIES[protocol]
+        self._functions = self._words.functions | set(functions)
         self._kept: OrderedDict[bytes, Judged] = OrderedDict()
         self._second = 0
         self._parses = 0
@@ -136,8 +84,10 @@ class Reads:
         return judged
 
     def _parse(self, text: bytes) -> Judged:
+        if self._words.strange is not None and self._words.strange.search(text):
+            return STAYS
         try:
-            statements = sqlglot.parse(text.decode(), read=self._dialect)
+            statements = sqlglot.parse(text.decode(), read=self._words.dialect)
         except (SqlglotError, UnicodeDecodeError, RecursionError):
             return STAYS
         found = [statement for statement in statements if statement is not None]
@@ -146,7 +96,12 @@ class Reads:
         nodes = list(found[0].walk())
         if not all(map(self._is_harmless, nodes)):
             return STAYS
-        return Judged(True, any(isinstance(node, exp.AggFunc | exp.Group | exp.Distinct) for node in nodes))
+        return Judged(True, any(map(self._adds_up, nodes)))
+
+    def _adds_up(self, node: exp.Expr) -> bool:
+        return isinstance(node, exp.AggFunc | exp.Group | exp.Distinct) or (
+            isinstance(node, exp.Anonymous) and _name_of(node) in self._words.aggregates
+        )
 
     def _is_harmless(self, node: exp.Expr) -> bool:
         match node:
@@ -159,9 +114,14 @@ class Reads:
                 )
             case exp.Table():
                 # The server's own views may be named without their schema.
-                return node.db.lower() not in SYSTEM_SCHEMAS and not node.name.lower().startswith("pg_")
+                name, prefix = node.name.lower(), self._words.system_prefix
+                return node.db.lower() not in self._words.system_schemas and not (prefix and name.startswith(prefix))
+            case exp.Column():
+                return node.name.lower() not in _NUMBERS
+            case exp.Select():
+                return {one.name.upper() for one in node.args.get("operation_modifiers") or ()} <= _PLAIN_MODIFIERS
             case _:
-                return type(node).__name__ in _HARMLESS
+                return type(node).__name__ in self._words.nodes
 
 
 def _name_of(call: exp.Anonymous) -> str:

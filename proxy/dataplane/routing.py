@@ -6,8 +6,8 @@ Transaction mode lends a backend for each unit of work, so there is a moment in 
 not: the client's bytes stand at the closed gate. In a service with rules the session asks here, at that moment, with those
 bytes. The answer is another engine only if all of this holds; else it is the engine that serves:
 
-- the bytes are one complete statement and nothing else (`protocols.postgres.units`), and the session is at a boundary: no
-  transaction is open, and nothing ties it to a backend;
+- the bytes are one complete statement and nothing else (`lone_statement` of the protocol), and the session is at a boundary:
+  no transaction is open, and nothing ties it to a backend;
 - its text surely only reads (`reads`);
 - the first rule that fits the user, the database, the application's name and the text names the engine;
 - that engine is fresh: it has applied everything that was committed `lag_ms_max` ago, and everything this session has
@@ -18,7 +18,8 @@ before it asked, and tells when a standby has reached it (`proxy.engines.freshne
 of a moment has all that any client was told to be committed before that moment, so comparing two times of one clock is
 enough, and nobody waits for a standby: who would have to, reads from the engine that serves.
 
-The unit runs with the gate closed behind it, so that nothing the client sends meanwhile follows it to that engine.
+The unit runs with the gate closed behind it, so that nothing the client sends meanwhile follows it to that engine. In MySQL it
+may have left warnings there: that backend is then put aside for the session, until its next statement, which may ask for them.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from protocols.wire import Startup
 from proxy.config import RouteConfig, ServiceConfig
 from proxy.dataplane.reads import Reads
 
-WRITES_FOR_EVER: Final = 1 << 62
-"""In the place of a time: what the session does now is not over."""
+_KEEPS: Final = frozenset({"default_transaction_isolation", "sql_log_bin"})
+"""Settings of sessions that are served by the engine that serves alone: a standby knows no serializable transactions, and never
+gets what is not in the binlog."""
 
 
 class _Rule:
@@ -69,7 +71,7 @@ class Router:
     def __init__(self, config: ServiceConfig) -> None:
         self._rules = [_Rule(rule) for rule in config.route]
         functions = {name.lower() for rule in config.route for name in rule.functions}
-        self._reads = Reads("postgres", functions)
+        self._reads = Reads(config.protocol, functions)
         self._fresh: dict[str, int] = {}
         self.engines: Final = frozenset(name for rule in config.route for name in rule.to)
         """All that may be read from."""
@@ -80,20 +82,21 @@ class Router:
         """From the supervisor: by engine, the moment up to which it has everything; see `proxy.ipc.Fresh`."""
         self._fresh = fresh
 
-    def choose(self, text: bytes, startup: Startup, active: str, wrote_ns: int, now_ns: int) -> str | None:
-        """Where the statement may go; None: to the engine that serves. `wrote_ns`: since when the session has written
-        nothing."""
+    def choose(
+        self, text: bytes, startup: Startup, application: str, active: str, wrote_ns: int, now_ns: int
+    ) -> str | None:
+        """Where the statement may go; None: to the engine that serves. `application`: what the client called itself at its
+        login, unless a setting says so. `wrote_ns`: since when the session has written nothing."""
         if not self._fresh:
             return None
         judged = self._reads.judge(text, now_ns)
         if not judged.is_read:
             return None
         settings = {name.lower(): value for name, value in startup.parameters}
-        if "default_transaction_isolation" in settings:
-            # A standby knows no serializable transactions.
+        if settings.keys() & _KEEPS:
             return None
         for rule in self._rules:
-            if rule.fits(startup, settings.get("application_name", ""), text, judged.is_aggregate):
+            if rule.fits(startup, settings.get("application_name", application), text, judged.is_aggregate):
                 return rule.pick(active, self._fresh, wrote_ns, now_ns)
         return None
 

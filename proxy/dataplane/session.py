@@ -121,6 +121,8 @@ class Session(Owner):
     """See the module. The relay's owner; every `on_…` is called by the relay."""
 
     __slots__ = (
+        "_application",
+        "_aside",
         "_doubt",
         "_idle_mark",
         "_is_asking",
@@ -225,6 +227,10 @@ class Session(Owner):
         # now surely only reads.
         self._wrote_ns = 0
         self._is_reading = False
+        self._application = ""
+        """What its client called itself at the login."""
+        self._aside: Backend | None = None
+        """It was read from and has warnings, which the next statement may ask for."""
 
     @property
     def connection_id(self) -> int:
@@ -469,6 +475,8 @@ class Session(Owner):
             self._end(able.message)
             return
         self.startup = self.dress = able
+        if runtime.router is not None:
+            self._application = dict(startup.parameters).get("program_name", "")
         self.worker.strangers.pop(self.id, None)
         if self.standing is Standing.ENDED:
             runtime.registry.add(self)
@@ -745,10 +753,18 @@ class Session(Owner):
         assert tracker is not None
         text = self.wire.lone_statement(relay.peek_work(), tracker)
         now_ns = time.monotonic_ns()
+        aside = self._take_aside()
+        if aside is not None:
+            if text is not None and self.wire.asks_for_warnings(text) and not aside.is_lost:
+                self._is_reading = True
+                self._granted_to_read(aside)
+                return True
+            runtime.give_back(aside)
         self._is_reading = text is not None and (not text or router.is_read(text, now_ns))
         if not text or not self._is_reading:
             return False
-        engine = router.choose(text, startup, runtime.active, self._wrote_ns, now_ns)
+        active = runtime.engine_of(self)
+        engine = router.choose(text, startup, self._application, active, self._wrote_ns, now_ns)
         if engine is None:
             return False
         pool = runtime.pool(engine, startup)
@@ -768,7 +784,9 @@ class Session(Owner):
         """A backend for the one statement that waits."""
         runtime, relay = self.runtime, self.relay
         assert runtime is not None
-        is_late = self.standing is not Standing.SERVING or runtime.is_holding or backend.engine == runtime.active
+        is_late = (
+            self.standing is not Standing.SERVING or runtime.is_holding or backend.engine == runtime.engine_of(self)
+        )
         if is_late or self.backend is not None or relay is None:
             runtime.give_back(backend)
             if self.standing is Standing.SERVING and self.backend is None:
@@ -779,6 +797,10 @@ class Session(Owner):
         self._lend(backend)
         if not self.has_ended:
             self._pass_one()
+
+    def _take_aside(self) -> Backend | None:
+        aside, self._aside = self._aside, None
+        return aside
 
     def _not_granted_to_read(self, error: ProxyError) -> None:
         """That engine has no room, or is away: the one that serves does it."""
@@ -884,13 +906,23 @@ class Session(Owner):
                 break
         self._note_dress()
 
-    def _is_astray(self) -> bool:
-        """A read has left something on a backend that the session only reads from: a rule calls a function harmless that is
-        not. Nobody can go on from there; the session has ended."""
+    def _leave_reader(self) -> bool:
+        """A read has left something on a backend that the session only reads from. Warnings: the backend is put aside, for
+        the client may ask for them. Else a rule calls a function harmless that is not: nobody can go on from there, and the
+        session ends. False: it is not so, and the session keeps its backend."""
         runtime, ledger, backend = self.runtime, self.ledger, self.backend
         if runtime is None or ledger is None or backend is None or runtime.router is None:
             return False
-        if backend.engine == runtime.active or self.standing is not Standing.SERVING:
+        if backend.engine == runtime.engine_of(self):
+            return False
+        if ledger.has_warnings and not (ledger.pins or ledger.bound or ledger.is_dirty):
+            self._aside = self.take_away()
+            if self.standing is Standing.SERVING:
+                self._serve_rest()
+            elif self.standing is Standing.DRAINING:
+                self.tell_move()
+            return True
+        if self.standing is not Standing.SERVING:
             return False
         held = ", ".join([*ledger.pins, *ledger.bound, *ledger.ties]) or "settings"
         self.end_with(
@@ -930,7 +962,7 @@ class Session(Owner):
             self._return_backend()
             if self.standing is Standing.SERVING:
                 self._serve_rest()
-        elif not self._is_astray():
+        elif not self._leave_reader():
             if self.backend is not None:
                 self._show(self.backend)
             self.reopen()
@@ -1088,11 +1120,10 @@ class Session(Owner):
         assert runtime is not None
         assert ledger is not None
         assert relay is not None
-        if runtime.router is not None:
+        was_reading, self._is_reading = self._is_reading, False
+        if runtime.router is not None and not was_reading:
             # Whatever was not surely a read has written. Later than its commit, so that no read is too early.
-            if not self._is_reading:
-                self._wrote_ns = time.monotonic_ns()
-            self._is_reading = False
+            self._wrote_ns = time.monotonic_ns()
         if runtime.shares_backends:
             if ledger.is_dirty and not ledger.has_warnings:
                 # In this very step: the client may send its next statement before anything else runs.
@@ -1103,8 +1134,11 @@ class Session(Owner):
                 self._return_backend()
                 if self.standing is Standing.SERVING:
                     self._serve_rest()
-            elif self._is_astray():
+            elif self._leave_reader():
                 return
+            elif was_reading:
+                # `_pass_one` has closed the gate behind a read that left warnings on the engine that serves.
+                self.reopen()
         if self.standing is Standing.DRAINING:
             self.tell_move()
         elif runtime.move is not None and self.standing is Standing.SERVING:
@@ -1541,6 +1575,9 @@ class Session(Owner):
     def _let_backend_go(self) -> None:
         """Give the backend to others if it is clean or can be made so; else close it."""
         relay, backend, runtime, ledger = self.relay, self.backend, self.runtime, self.ledger
+        aside = self._take_aside()
+        if aside is not None and runtime is not None:
+            runtime.give_back(aside)
         if backend is None or runtime is None or relay is None or self._is_asking:
             # While it is being asked, `ask` closes it.
             return

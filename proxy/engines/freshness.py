@@ -3,7 +3,7 @@
 The position of the engine that serves is noted again and again, each with a time taken before it was asked for: whatever a
 client was told to be committed before that time is at or before that position. When a standby has applied the position, it is
 fresh up to that time. Only standbys that replicate from the serving engine's own history count; an old primary that has come
-back writable is behind nobody, and ahead of everybody.
+back writable is behind nobody, and ahead of everybody. (An LSN is a number in a history; a GTID names the transaction itself.)
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Freshness:
             return False
         if self._is_one_server:
             return state.instance == serving.instance
-        return state.role is Role.STANDBY and state.is_replicating and state.server_id == serving.server_id
+        is_kin = state.flavour != "postgresql" or state.server_id == serving.server_id
+        return state.role is Role.STANDBY and state.is_replicating and not state.is_writable and is_kin
 
     async def _ask(self, name: str, engine: Engine) -> None:
         assert self._mark is not None

@@ -366,6 +366,29 @@ class MySqlEngine(Engine):
         except (TypeError, ValueError) as error:
             raise EngineError(f"engine {self.name}: a query for its load did not answer with a number") from error
 
+    async def written(self, timeout_s: float = 1.0) -> Position:
+        return await self._measuring.run(self._written, timeout_s)
+
+    def _written(self, link: _Link) -> Position:
+        """Raises EngineError where GTIDs do not tell what was written."""
+        is_maria = self._flavour == "mariadb"
+        row = link.ask(
+            "select @@global.log_bin as logs,"
+            + (" @@global.gtid_current_pos as gtids" if is_maria else " @@global.gtid_executed as gtids,")
+            + ("" if is_maria else " @@global.gtid_mode = 'ON' as counts")
+        )[0]
+        if not row["logs"] or not row.get("counts", 1) or not row["gtids"]:
+            raise EngineError(f"engine {self.name} cannot be compared with others: it gives its transactions no GTIDs")
+        return Position("mariadb-gtid" if is_maria else "mysql-gtid", str(row["gtids"]).replace("\n", ""))
+
+    async def has_applied(self, position: Position, *, is_standby: bool, timeout_s: float = 1.0) -> bool:
+        def look(link: _Link) -> bool:
+            # A server that was promoted since takes writes of its own.
+            follows = not is_standby or bool(link.value("select @@global.read_only"))
+            return follows and self._wait(link, position, 0.0)
+
+        return await self._measuring.run(look, timeout_s)
+
     async def permissions(self) -> list[MissingRight]:
         return await self._watching.run(self._missing_rights, 5.0)
 

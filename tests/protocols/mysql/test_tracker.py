@@ -1288,3 +1288,55 @@ def test_warnings_keep_their_backend_until_the_next_statement(deprecates_eof: bo
     relay.client(query("select nonsense"))
     relay.server(numbered([err_payload()]))
     assert relay.ledger.is_empty
+
+
+# --- what may be read elsewhere ---------------------------------------------------------------------------------------
+
+
+def test_one_query_is_a_lone_statement_and_nothing_else_is() -> None:
+    relay = Relay(shares=True)
+    assert relay.tracker.lone_statement(query("select 1")) == b"select 1"
+    assert relay.tracker.lone_statement(PING) == b""
+    for work in (
+        b"",
+        query("select 1") * 2,
+        query("select 1") + PING,
+        query("select 1")[:-1],
+        query("select 1")[:4],
+        prepare("select 1"),
+        execute(1),
+        RESET,
+    ):
+        assert relay.tracker.lone_statement(work) is None
+
+
+def test_no_statement_is_lone_where_its_server_could_be_told_by_what_follows() -> None:
+    """field-notes: autocommit=0"""
+    relay = Relay(shares=True)
+    relay.ask(query("set autocommit = 0"), [ok_payload(0)])
+    assert relay.tracker.lone_statement(query("select 1")) is None
+    relay.ask(query("set autocommit = 1"), [ok_payload()])
+    assert relay.tracker.lone_statement(query("select 1")) == b"select 1"
+    counting = Relay(shares=True)
+    counting.client(query("select found_rows()"))
+    assert counting.tracker.lone_statement(query("select 1")) is None
+
+
+def test_a_statement_s_attributes_are_no_text_of_it() -> None:
+    relay = Relay(shares=True, more=c.CLIENT_QUERY_ATTRIBUTES)
+    assert relay.tracker.lone_statement(command(c.COM_QUERY, b"\0\1select 1")) == b"select 1"
+    assert relay.tracker.lone_statement(command(c.COM_QUERY, b"\1\1select 1")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        (b"show warnings", True),
+        (b" SHOW COUNT(*) WARNINGS", True),
+        (b"show errors limit 1", True),
+        (b"show warning", False),
+        (b"select 1", False),
+    ],
+)
+def test_who_asks_for_warnings_is_known(text: bytes, asks: bool) -> None:
+    assert WIRE.asks_for_warnings(text) is asks

@@ -185,7 +185,6 @@ class Supervisor:
             active=lambda service: self._switches.standing(service).active,
             is_switching=lambda service: self._switches.running(service) is not None,
         )
-        self._orchestrator.tell_rows_by(self._data_checks.found)
         workers.configure_adopted()
         workers.fill()
         self._orchestrator.watch()

@@ -438,8 +438,18 @@ def _show_proof(out: Console, report: Json) -> None:
         out.print(f"these had it before the promotion: {', '.join(report['replicas'])}")
     if report.get("in_doubt_resolved"):
         out.print(f"prepared transactions ended by rule: {', '.join(report['in_doubt_resolved'])}")
+    if (compared := report.get("rows_at_fence")) is not None:
+        _rows_at_fence(out, compared)
     if report.get("way_back"):
         out.print(f"the way back: {report['source']} {report['way_back']}")
+
+
+def _rows_at_fence(out: Console, compared: Json) -> None:
+    said = f"{counted(compared['tables'], 'table')} with {counted(compared['rows'], 'row')} in {compared['ms']:.1f} ms"
+    in_part = f", {compared['in_part']} in part" if compared["in_part"] else ""
+    out.print(f"compared at the fence: {said}{in_part}, {compared['left_out']} left out")
+    for line in compared["different"]:
+        out.print(Text(f"  {line}", "bold red"))
 
 
 # --- check --------------------------------------------------------------------------------------------------------

@@ -71,6 +71,10 @@ def check_meaning(config: Config, problems: Problems) -> None:
         _check_auth(service, at, problems)
         if service.switch.on_drain_expired == "leave" and service.replication != "none":
             problems.add((*at, "switch", "on_drain_expired"), '"leave" needs replication = "none"')
+        if service.switch.compare_at_fence_ms and service.replication == "none":
+            problems.add((*at, "switch", "compare_at_fence_ms"), 'with replication = "none" there is no fence')
+        elif service.switch.compare_at_fence_ms >= service.switch.hold_ms_max:
+            problems.add((*at, "switch", "compare_at_fence_ms"), "must be less than hold_ms_max, the longest wait")
         if service.kept_equal_by != "one_server" and service.replication != "none":
             problems.add((*at, "kept_equal_by"), 'needs replication = "none": else replication keeps them equal')
         can_resolve = service.protocol == "postgresql" and service.replication == "stream"

@@ -36,6 +36,10 @@ class SwitchConfig(Table, frozen=True, kw_only=True):
     `block` refuses or undoes the switch and names them; `commit` and `rollback` end all of them."""
     sequence_margin: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 1_000
     """Steps by which the sequences of a target go on ahead of the source's, with `replication` logical."""
+    compare_at_fence_ms: Annotated[int, Meta(ge=0, le=10_000, extra=RELOADABLE)] = 0
+    """How long rows of source and target are compared when both stand still, before the promotion, in milliseconds: as many
+    tables as this allows, those first that were looked at longest ago. A difference undoes the switch. Clients wait for it; 0:
+    nothing is compared there."""
     promote_timeout_s: Annotated[float, Meta(gt=0, le=3_600, extra=RELOADABLE)] = 10.0
     """How long the promotion of the target may take, in seconds."""
     temp_tables_bytes_max: Annotated[int, Meta(ge=0, le=1024**3, extra=RELOADABLE)] = 1024 * 1024

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, TypeVar
+from weakref import WeakSet
 
 import pymysql
 import pymysql.cursors
@@ -221,6 +222,8 @@ class MySqlEngine(Engine):
         self._watching = _Link(self, "looks")
         self._acting = _Link(self, "acts")
         self._measuring = _Link(self, "measures")
+        # Who compares rows: a fence spares them.
+        self._readers: WeakSet[MySqlRows] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<MySqlEngine {self.name} {self.address}>"
@@ -475,7 +478,9 @@ class MySqlEngine(Engine):
         ]
 
     def row_reader(self) -> RowReader:
-        return MySqlRows(self.name, self.open_blocking)
+        reader = MySqlRows(self.name, self.open_blocking)
+        self._readers.add(reader)
+        return reader
 
     async def inventory(self, databases: Collection[str], *, with_schema: bool, timeout_s: float) -> Inventory:
         return await self._compare(
@@ -690,8 +695,9 @@ class MySqlEngine(Engine):
     # --- parts; all run in a link's thread ---------------------------------------------------------------------------
 
     def _admin_ids(self) -> set[int]:
-        links = (self._watching, self._acting, self._measuring)
-        return {one for link in links if (one := link.thread_id) is not None}
+        links = [link.thread_id for link in (self._watching, self._acting, self._measuring)]
+        readers = [reader.thread_id for reader in self._readers]
+        return {one for one in (*links, *readers) if one is not None}
 
     def _position(self, link: _Link) -> Position:
         if self._flavour == "mariadb":

@@ -75,9 +75,16 @@ class MySqlRows:
         self._name = name
         self._open = open_blocking
         self._connection: Any = None
+        self._limit_s = ASK_TIMEOUT_S
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-rows")
         self._columns: dict[tuple[str, str], list[tuple[str, str]]] = {}
         self._kinds: dict[tuple[str, str], list[str]] = {}
+
+    @property
+    def thread_id(self) -> int | None:
+        """The server's number of its connection; None: it has none now."""
+        connection = self._connection
+        return connection.thread_id() if connection is not None and connection.open else None
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -93,7 +100,7 @@ class MySqlRows:
         try:
             if self._connection is None:
                 self._connection = self._open(ASK_TIMEOUT_S)
-                for statement in _SESSION:
+                for statement in (*_SESSION, self._limit()):
                     with self._connection.cursor() as cursor:
                         cursor.execute(statement)
             with self._connection.cursor() as cursor:
@@ -109,6 +116,12 @@ class MySqlRows:
         except OSError as error:
             self._drop()
             raise EngineLost(f"the connection to engine {self._name} ended: {error}") from error
+
+    def _limit(self) -> str:
+        """The statement that has the server give up a question that takes too long."""
+        if "MariaDB" in self._connection.get_server_info():
+            return f"set session max_statement_time = {self._limit_s:g}"
+        return f"set session max_execution_time = {int(1000 * self._limit_s)}"
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -135,6 +148,13 @@ class MySqlRows:
                 )
             )  # fmt: skip
         return tables
+
+    async def limit(self, database: str, timeout_s: float) -> None:
+        # A connection reaches all of them.
+        del database
+        self._limit_s = timeout_s
+        self._drop()
+        await self._ask("select 1")
 
     async def bound(self, table: Table, after: Key | None, rows: int) -> Key | None:
         where, args = self._range(table, after, None)

@@ -25,7 +25,6 @@ SETTINGS: Final = {
     "lc_monetary": "C",
     "lc_numeric": "C",
     "search_path": "pg_catalog",
-    "statement_timeout": str(int(1000 * ASK_TIMEOUT_S)),
 }
 """Of the session. One that a row's text depends on and that is not here would show equal rows as different, never the other
 way."""
@@ -60,6 +59,7 @@ class PostgresRows:
         # One connection: databases are compared one after the other.
         self._connection: Any = None
         self._database = ""
+        self._limit_s = ASK_TIMEOUT_S
         self._columns: dict[tuple[str, str], list[str]] = {}
         self._keys: dict[tuple[str, str], list[tuple[str, str]]] = {}
 
@@ -72,9 +72,10 @@ class PostgresRows:
         try:
             if self._connection is None or self._connection.is_closed() or self._database != database:
                 await self.close()
-                self._connection = await self._open(ASK_TIMEOUT_S, database, **SETTINGS)
+                limit = {"statement_timeout": str(int(1000 * self._limit_s))}
+                self._connection = await self._open(ASK_TIMEOUT_S, database, **SETTINGS, **limit)
                 self._database = database
-            return list(await self._connection.fetch(sql, *args, timeout=ASK_TIMEOUT_S + 5))
+            return list(await self._connection.fetch(sql, *args, timeout=self._limit_s + 5))
         except (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, OSError, TimeoutError) as error:
             await self.close()
             raise EngineLost(f"the connection to engine {self._name} ended: {error}") from error
@@ -92,6 +93,11 @@ class PostgresRows:
                 key = [name for name, _ in self._keys[place]]
                 found.append(Table(database=database, name=row["name"], key=key, rows=row["rows"]))
         return found
+
+    async def limit(self, database: str, timeout_s: float) -> None:
+        await self.close()
+        self._limit_s = timeout_s
+        await self._ask(database, "select")
 
     async def bound(self, table: Table, after: Key | None, rows: int) -> Key | None:
         where, args = self._range(table, after, None)

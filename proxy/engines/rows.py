@@ -49,6 +49,10 @@ class RowReader(Protocol):
         """All base tables that the account can see, at most `TABLES_MAX`; of every database if none is named."""
         ...
 
+    async def limit(self, database: str, timeout_s: float) -> None:
+        """From now on ask about tables of `database` only, and have the server give up each question after `timeout_s`."""
+        ...
+
     async def bound(self, table: Table, after: Key | None, rows: int) -> Key | None:
         """The key of the row number `rows` behind `after`; None: there are not so many."""
         ...

@@ -22,9 +22,11 @@ from proxy.errors import EngineError, EngineLost
 from proxy.hidden import secrets_of
 from proxy.switch import hooks
 from proxy.switch import run as core
+from proxy.switch.datacheck import DataCheckStore
 from proxy.switch.evidence import AUDIT_COMMITS, Audit, Evidence, Span
 from proxy.switch.failover_run import FAILOVER
-from proxy.switch.findings import Comparison, RowsCompared
+from proxy.switch.fencecheck import FenceCheck
+from proxy.switch.findings import Comparison
 from proxy.switch.inquiry import inquire
 from proxy.switch.plan import SHARING_STRATEGIES, SwitchPlan, SwitchRecord, limits_of
 from proxy.switch.readiness import Check, judge
@@ -59,16 +61,20 @@ class Acts:
     """The calls of all switches."""
 
     def __init__(
-        self, engines: Mapping[str, Mapping[str, Engine]], crew: Crew, clock: Clock, workers_wanted: int
+        self,
+        engines: Mapping[str, Mapping[str, Engine]],
+        crew: Crew,
+        clock: Clock,
+        workers_wanted: int,
+        data_checks: DataCheckStore,
     ) -> None:
         self._engines = engines
         self._crew = crew
         self._clock = clock
         self._workers_wanted = workers_wanted
+        self._data_checks = data_checks
         self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in engines}
         self._compared: dict[tuple[str, str, str], Comparison] = {}
-        self.rows_compared: Callable[[str, str, str], RowsCompared | None] = lambda _service, _source, _target: None
-        """What data checks of two engines of a service have found."""
 
     def work_of(self, running: Running, order: core.Order) -> tuple[Act | None, Work]:
         """The call that an order wants, and as what it is known to the run."""
@@ -80,7 +86,7 @@ class Acts:
             case core.Weigh():
                 return None, partial(self._weighed, running)
             case core.PrepareEngines():
-                return Act.PREPARE, partial(self._prepared, source, target)
+                return Act.PREPARE, partial(self._prepared, running)
             case core.Approach():
                 return Act.APPROACH, partial(self._approached, source, target)
             case core.ArmFence():
@@ -93,6 +99,8 @@ class Acts:
                 return Act.READ_POSITION, partial(self._position_read, source, evidence)
             case core.AwaitPosition(position, timeout_s):
                 return Act.AWAIT_POSITION, partial(self._position_awaited, running, position, timeout_s)
+            case core.CompareRows():
+                return Act.COMPARE_ROWS, partial(self._rows_compared, running)
             case core.Promote(timeout_s, in_doubt):
                 evidence.promotion = Span(now_ns)
                 return Act.PROMOTE, partial(self._promoted, running, timeout_s, in_doubt)
@@ -132,7 +140,7 @@ class Acts:
             )  # fmt: skip
             if findings.comparison is not None:
                 self._compared[pair] = findings.comparison
-        findings.rows_compared = self.rows_compared(service, source.name, target.name)
+        findings.rows_compared = self._data_checks.found(service, source.name, target.name, self._clock.wall())
         return judge(findings, limits)
 
     async def _examined(self, running: Running) -> core.Fact:
@@ -155,9 +163,14 @@ class Acts:
 
     # --- the acts -------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    async def _prepared(source: Engine, target: Engine) -> core.Fact:
+    async def _prepared(self, running: Running) -> core.Fact:
+        source, target, record = running.source, running.target, running.record
         await asyncio.gather(source.prepare(ENGINE_PREPARE_TIMEOUT_S), target.prepare(ENGINE_PREPARE_TIMEOUT_S))
+        budget_s = running.config.switch.compare_at_fence_ms / 1e3
+        if budget_s:
+            running.fence_check = FenceCheck(source, target)
+            seen = self._data_checks.looked_at(record.service, record.source, record.target)
+            await running.fence_check.open(running.config.databases, seen, budget_s)
         return core.EnginesPrepared()
 
     @staticmethod
@@ -206,6 +219,13 @@ class Acts:
         if reached:
             evidence.target_position = position
         return core.PositionAwaited(reached, "" if reached else lacking)
+
+    @staticmethod
+    async def _rows_compared(running: Running) -> core.Fact:
+        assert running.fence_check is not None, "it was opened when the engines were prepared"
+        found = await running.fence_check.compare(running.config.switch.compare_at_fence_ms / 1e3)
+        running.evidence.rows_at_fence = found
+        return core.RowsCompared(found.different)
 
     async def _promoted(self, running: Running, timeout_s: float, in_doubt: frozenset[str]) -> core.Fact:
         known = await _seen_by(running.target, in_doubt)

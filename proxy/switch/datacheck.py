@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -35,7 +35,7 @@ from proxy.engines.rows import Key, RowReader, Table
 from proxy.errors import Conflict, EngineError, NotFound, ProxyError
 from proxy.switch.findings import RowsCompared
 from proxy.switch.journal import transaction
-from proxy.switch.plan import new_id
+from proxy.switch.plan import SwitchRecord, new_id
 from proxy.switch.views import Event
 from proxy.tasks import cancel_and_wait, spawn
 
@@ -56,6 +56,9 @@ NAMED_ROWS_MAX: Final = 200_000
 of the source there is no bound."""
 
 CHECKS_KEPT: Final = 100
+
+AT_FENCE: Final = "fence-"
+"""Begin of the names of comparisons that a switch made (see `proxy.switch.fencecheck`)."""
 
 CHECKS_TOLD_MAX: Final = 10
 """So many of the newest of a pair are looked at for a readiness report."""
@@ -86,6 +89,10 @@ class TableCheck(msgspec.Struct, kw_only=True):
     """The first of them: key and what is wrong."""
     note: str = ""
     """Why it was not compared, or not as others."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.database}.{self.name}"
 
 
 class DataCheck(msgspec.Struct, kw_only=True):
@@ -120,14 +127,16 @@ class DataCheckStore:
         self._db = database
 
     def save(self, check: DataCheck) -> None:
+        """Of those that were asked for, and of those that switches made, the newest are kept."""
+        kind = "like" if check.id.startswith(AT_FENCE) else "not like"
         with transaction(self._db):
             self._db.execute(
                 "insert or replace into datachecks values (?, ?, ?)",
                 (check.id, check.began_at, msgspec.json.encode(check)),
             )
             self._db.execute(
-                "delete from datachecks where id in"
-                " (select id from datachecks order by began_at desc limit -1 offset ?)", (CHECKS_KEPT,),
+                "delete from datachecks where id in (select id from datachecks"
+                f" where id {kind} '{AT_FENCE}%' order by began_at desc limit -1 offset ?)", (CHECKS_KEPT,),
             )  # fmt: skip
 
     def all(self) -> list[DataCheck]:
@@ -139,8 +148,40 @@ class DataCheckStore:
         """Raises NotFound."""
         row = self._db.execute("select record from datachecks where id = ?", (check_id,)).fetchone()
         if row is None:
-            raise NotFound(f"there is no data check {check_id!r}", hint="`turnout datachecks` lists them")
+            raise NotFound(f"there is no data check {check_id!r}", hint="`turnout datacheck --history` lists them")
         return msgspec.json.decode(row[0], type=DataCheck)
+
+    def found(self, service: str, source: str, target: str, now: float) -> RowsCompared | None:
+        """Of each table that is done the newest result; None: nothing was compared, or no check has ended."""
+        pair = (service, source, target)
+        ended = [
+            check
+            for check in self.all()
+            if (check.service, check.source, check.target) == pair and check.ended_at is not None
+        ][:CHECKS_TOLD_MAX]
+        tables: dict[str, TableCheck] = {}
+        for check in ended:
+            for table in check.tables:
+                if table.is_done:
+                    tables.setdefault(table.full_name, table)
+        if not tables:
+            return None
+        return RowsCompared(
+            tables=len(tables),
+            rows=sum(table.rows for table in tables.values()),
+            different=sorted(name for name, table in tables.items() if table.different),
+            unsettled=sorted(name for name, table in tables.items() if table.unsettled),
+            age_s=max(0.0, now - max(check.ended_at or 0.0 for check in ended)),
+        )
+
+    def looked_at(self, service: str, one: str, other: str) -> dict[str, float]:
+        """When each table of these two engines was looked at last, whichever of them was the source; seconds since 1970."""
+        seen: dict[str, float] = {}
+        for check in self.all():
+            if check.service == service and {check.source, check.target} == {one, other} and check.ended_at is not None:
+                for table in check.tables:
+                    seen.setdefault(table.full_name, check.ended_at)
+        return seen
 
 
 class DataChecks:
@@ -226,29 +267,6 @@ class DataChecks:
         """Newest first."""
         return [self.get(check.id) for check in self._store.all()]
 
-    def found(self, service: str, source: str, target: str) -> RowsCompared | None:
-        """Of each table that is done the newest result; None: nothing was compared, or no check has ended."""
-        pair = (service, source, target)
-        ended = [
-            check
-            for check in self._store.all()
-            if (check.service, check.source, check.target) == pair and check.ended_at is not None
-        ][:CHECKS_TOLD_MAX]
-        tables: dict[str, TableCheck] = {}
-        for check in ended:
-            for table in check.tables:
-                if table.is_done:
-                    tables.setdefault(f"{table.database}.{table.name}", table)
-        if not tables:
-            return None
-        return RowsCompared(
-            tables=len(tables),
-            rows=sum(table.rows for table in tables.values()),
-            different=sorted(name for name, table in tables.items() if table.different),
-            unsettled=sorted(name for name, table in tables.items() if table.unsettled),
-            age_s=max(0.0, self._clock.wall() - max(check.ended_at or 0.0 for check in ended)),
-        )
-
     async def stop(self) -> None:
         """What runs is left to the next supervisor."""
         await cancel_and_wait(*(task for _, task in self._running.values()))
@@ -272,12 +290,7 @@ class DataChecks:
         self._store.save(check)
         log = _log.info if state == "equal" else _log.warning
         log("data check ended", check=check.id, service=check.service, target=check.target, state=state, error=error)
-        self._publish(
-            Event(
-                kind="datacheck.ended", at=self._clock.wall(), service=check.service,
-                data={"id": check.id, "source": check.source, "target": check.target, "state": state, "error": error},
-            )
-        )  # fmt: skip
+        self._publish(ended_event(check, self._clock.wall()))
 
     def _forget(self, check: DataCheck) -> None:
         if check.service in self._running and self._running[check.service][0] is check:
@@ -388,10 +401,37 @@ class DataChecks:
         wrong = sorted((suspects or set()) & settled)
         done.unsettled += len(suspects or ()) - len(wrong)
         done.different += len(wrong)
-        for key in wrong[: DIFFERENCES_SHOWN_MAX - len(done.differences)]:
-            what = "missing" if key not in there else "not in the source" if key not in after else "not alike"
-            done.differences = [*done.differences, f"{key}: {what}"]
+        named = named_differences(wrong[: DIFFERENCES_SHOWN_MAX - len(done.differences)], after, there)
+        done.differences = [*done.differences, *named]
         return ours.rows
+
+
+def named_differences(keys: Iterable[str], ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """What is wrong with each of these rows, by the checksums of the source's and of the target's."""
+    return [
+        f"{key}: {'missing' if key not in theirs else 'not in the source' if key not in ours else 'not alike'}"
+        for key in keys
+    ]
+
+
+def made_at_fence(switch: SwitchRecord, tables: list[TableCheck], at: float) -> DataCheck:
+    """The comparison that a switch made, as a record of its own."""
+    check = DataCheck(
+        id=f"{AT_FENCE}{switch.id}", service=switch.service, source=switch.source, target=switch.target, began_at=at,
+        ended_at=at, asked_by=f"switch {switch.id}", tables=tables,
+    )  # fmt: skip
+    check.state = check.verdict
+    return check
+
+
+def ended_event(check: DataCheck, at: float) -> Event:
+    """That it has ended."""
+    return Event(
+        kind="datacheck.ended", at=at, service=check.service,
+        data={
+            "id": check.id, "source": check.source, "target": check.target, "state": check.state, "error": check.error,
+        },
+    )  # fmt: skip
 
 
 async def _compare_whole(

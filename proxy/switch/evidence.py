@@ -13,7 +13,7 @@ catchup_ms     from the reading of the source's position to the target having ap
 promote_ms     from the order to promote to the target proving that it takes writes: the server's part.
 fence_ms       from the order to fence to the proof. Part of `cutover_ms`.
 cutover_ms     Turnout's own part: the blackout, less what of drain, catch-up and promotion lies within it; of a failover
-               less its detection, too. `measured_by` says which window it is:
+               less its detection, too. A comparison of rows at the fence is part of it. `measured_by` says which window it is:
                  first_request_to_first_row   the blackout, as above
                  first_request_to_release     requests waited, but no answer came in the window of the verification
                  hold_to_release              no request waited: from the order to hold to the last worker's release
@@ -49,6 +49,7 @@ import msgspec
 
 from proxy import ipc
 from proxy.engines.engine import CommitSample, FenceProof, Position
+from proxy.switch.fencecheck import RowsAtFence
 from proxy.switch.hooks import HookResult
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.readiness import Check
@@ -161,6 +162,8 @@ class Evidence:
         """Prepared transactions that were ended by rule."""
         self.replicas: list[str] = []
         """With a semi-synchronous gate: who has the fenced position."""
+        self.rows_at_fence: RowsAtFence | None = None
+        """With `compare_at_fence_ms`: what was compared there."""
         self.way_back = ""
         """How the source follows the target afterwards; empty: it does not, and was not to."""
         self.audit: Audit | None = None
@@ -296,6 +299,7 @@ class Evidence:
             "hooks": msgspec.to_builtins(self.hooks),
             "in_doubt_resolved": self.resolved,
             "replicas": self.replicas,
+            "rows_at_fence": msgspec.to_builtins(self.rows_at_fence) if self.rows_at_fence is not None else None,
             "way_back": self.way_back or None,
             "failure": self.failure or None,
             "commits_in_doubt": self.in_doubt or None,

@@ -38,9 +38,9 @@ from proxy.switch import failover_run, strategies
 from proxy.switch import run as core
 from proxy.switch.acts import LOOK_TIMEOUT_S, Acts, Work, of_service
 from proxy.switch.agenda import judge_time
+from proxy.switch.datacheck import DataCheckStore, ended_event, made_at_fence
 from proxy.switch.evidence import Span
 from proxy.switch.failover_run import FAILOVER, FailoverRun
-from proxy.switch.findings import RowsCompared
 from proxy.switch.journal import SWITCHES_KEPT, Deposed, Journal, Standing, Tally
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept, new_id
 from proxy.switch.readiness import Check
@@ -82,7 +82,8 @@ class Orchestrator:
         self._crew = crew
         self._clock = clock
         self._publish = publish
-        self._acts = Acts(engines, crew, clock, workers_wanted)
+        self._data_checks = DataCheckStore(journal.database)
+        self._acts = Acts(engines, crew, clock, workers_wanted, self._data_checks)
         self._running: dict[str, Running] = {}
         # Switches that are being taken back, by the id of the one that does it.
         self._returning: dict[str, Running] = {}
@@ -126,10 +127,6 @@ class Orchestrator:
     def tally(self, service: str) -> Tally:
         """How the switches of a service ended."""
         return self._journal.tally(service)
-
-    def tell_rows_by(self, found: Callable[[str, str, str], RowsCompared | None]) -> None:
-        """Readiness reports say from now on what data checks of service, source and target have found."""
-        self._acts.rows_compared = found
 
     def reconfigure(self, services: Mapping[str, ServiceConfig]) -> None:
         """Limits of a reloaded config; running switches keep theirs."""
@@ -361,6 +358,7 @@ class Orchestrator:
             promote_timeout_s=config.switch.promote_timeout_s,
             phase=record.phase,
             moves_data=config.replication != "none",
+            compares=config.switch.compare_at_fence_ms > 0 and not is_failover,
             audits=not is_failover,
             reverses=bool(self._acts.others(record)) if is_failover else config.reverse_replication,
             hooks={hook.at for hook in config.hook},
@@ -691,10 +689,13 @@ class Orchestrator:
                 "rollback_count": tally.rolled_back,
             }
             self._journal.end(record, running.evidence.report(record, figures, self._journal.steps(record.id)))
+            self._keep_comparison(running)
         except sqlite3.Error as error:
             _log.error("the report cannot be written", switch=record.id, error=str(error))
         if self._running.get(record.service) is running:
             del self._running[record.service]
+        if running.fence_check is not None:
+            spawn(running.fence_check.close(), name=f"end of the comparison of switch {record.id}")
         if record.phase is Phase.ABORTED and Phase.PREPARING in record.stamps:
             spawn(_abandoned(running.target), name=f"abandon {record.target}")
         for timer in running.timers.values():
@@ -720,6 +721,13 @@ class Orchestrator:
             target=record.target, error=record.error, remedy=record.remedy, cutover_ms=figures.cutover_ms,
             hold_ms_max=figures.hold_ms.max,
         )  # fmt: skip
+
+    def _keep_comparison(self, running: Running) -> None:
+        """Of rows at the fence: with the data checks, for the next switch. Raises sqlite3.Error."""
+        if running.fence_check is not None and running.fence_check.looked_at:
+            check = made_at_fence(running.record, running.fence_check.looked_at, self._clock.wall())
+            self._data_checks.save(check)
+            self._publish(ended_event(check, self._clock.wall()))
 
     def _start_timer(self, running: Running, timer: Timer, after_s: float) -> None:
         old = running.timers.pop(timer, None)

@@ -46,6 +46,7 @@ from proxy.switch.terms import (
     Audited,
     AwaitPosition,
     CancelAsked,
+    CompareRows,
     EnginesPrepared,
     Enter,
     Examine,
@@ -69,6 +70,7 @@ from proxy.switch.terms import (
     Promoted,
     ReadPosition,
     ReplaceWorker,
+    RowsCompared,
     RunHooks,
     Stage,
     StartTimer,
@@ -97,6 +99,7 @@ __all__ = [
     "Audited",
     "AwaitPosition",
     "CancelAsked",
+    "CompareRows",
     "EnginesPrepared",
     "Enter",
     "Examine",
@@ -120,6 +123,7 @@ __all__ = [
     "Promoted",
     "ReadPosition",
     "ReplaceWorker",
+    "RowsCompared",
     "RunHooks",
     "Stage",
     "StartTimer",
@@ -236,6 +240,7 @@ class SwitchRun:
         promote_timeout_s: float,
         phase: Phase = Phase.PENDING,
         moves_data: bool = True,
+        compares: bool = False,
         audits: bool = False,
         reverses: bool = False,
         hooks: Collection[str] = (),
@@ -243,7 +248,7 @@ class SwitchRun:
         window: strategies.Window | None = None,
     ) -> None:
         """`plan` was accepted; `epoch` is the service's epoch before the switch; `crew` are the workers. `moves_data` is
-        false where source and target are one server; with `audits` the target is asked for what the source has committed;
+        false where source and target are one server; with `compares` some rows of both are compared at the fence, with `audits` the target is asked for what the source has committed;
         with `reverses` the source follows the target afterwards. `hooks` are the stages that have some; `strategy` says how
         both engines serve for a while, `window` how the service is compared with what it was before."""
         assert plan.drain_timeout_s is not None
@@ -283,6 +288,7 @@ class SwitchRun:
         # Stages whose hooks have not run.
         self._hooks = {stage for stage in Stage if stage in hooks}
         # What is left to do while the first answers are waited for.
+        self._compares = compares and moves_data
         self._must_audit = audits and moves_data
         self._must_follow = reverses and moves_data
         self._verify_expired = False
@@ -585,7 +591,14 @@ class SwitchRun:
                         f"within {self._catchup_timeout_s:g} s",
                         "look at its replication lag, or raise catchup_timeout_s",
                     )
-                return [*self._enter(Event.CAUGHT_UP), Promote(self._promote_timeout_s), StopTimer(Timer.HOLD)]
+                return [CompareRows()] if self._compares else self._promote_target()
+            case RowsCompared(different) if self.phase is Phase.CATCHING_UP:
+                if different and not self.plan.force:
+                    return self._trouble(
+                        f"rows on {self.plan.target} are not those of {self.plan.source}: {some(different)}",
+                        f"mend them on {self.plan.target}, and compare: turnout datacheck {self.plan.target}",
+                    )
+                return self._promote_target()
             case Promoted() if self.phase is Phase.PROMOTING:
                 self._is_target_silent = False
                 self.error = self.remedy = ""
@@ -620,6 +633,8 @@ class SwitchRun:
                 return self._trouble(f"{self.plan.source} could not be fenced: {why}", "")
             case Act.READ_POSITION | Act.AWAIT_POSITION if self.phase is Phase.CATCHING_UP:
                 return self._trouble(f"{self.plan.target} could not be brought up: {why}", "")
+            case Act.COMPARE_ROWS if self.phase is Phase.CATCHING_UP:
+                return self._trouble(f"rows could not be compared at the fence: {why}", "")
             case Act.PROMOTE if self.phase is Phase.PROMOTING:
                 self.error = f"{self.plan.target} could not be promoted: {why}"
                 self._promotions_failed += 1
@@ -636,6 +651,9 @@ class SwitchRun:
             case Act.HOOKS if self.phase is Phase.VERIFYING:
                 return self._hooks_ran(Stage.AFTER_RELEASE, why)
         return []
+
+    def _promote_target(self) -> list[Order]:
+        return [*self._enter(Event.CAUGHT_UP), Promote(self._promote_timeout_s), StopTimer(Timer.HOLD)]
 
     def _looked(self, fact: Looked) -> list[Order]:
         """The promotion failed, or its outcome is unknown; the engines were asked."""

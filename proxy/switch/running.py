@@ -11,6 +11,7 @@ from proxy.config import ServiceConfig
 from proxy.engines.engine import Engine
 from proxy.switch import strategies
 from proxy.switch.evidence import Evidence
+from proxy.switch.fencecheck import FenceCheck
 from proxy.switch.plan import SwitchRecord
 from proxy.switch.run import SwitchRun, Timer
 from proxy.switch.significance import NOTHING, Sample
@@ -48,6 +49,8 @@ class Running:
     window: strategies.Window | None = None
     before: Sample = NOTHING
     """What the source did in the time before the hold, where a window compares with that."""
+    fence_check: FenceCheck | None = None
+    """What compares rows at the fence, once it is open."""
     evidence: Evidence = field(default_factory=Evidence)
     timers: dict[Timer, asyncio.TimerHandle] = field(default_factory=dict)
     calls: set[asyncio.Task[None]] = field(default_factory=set)

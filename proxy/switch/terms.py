@@ -28,6 +28,7 @@ class Act(enum.StrEnum):
     FENCE = "fence"
     READ_POSITION = "read_position"
     AWAIT_POSITION = "await_position"
+    COMPARE_ROWS = "compare_rows"
     PROMOTE = "promote"
     UNFENCE = "unfence"
     AUDIT = "audit"
@@ -141,6 +142,13 @@ class PositionAwaited:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsCompared:
+    """Both engines stood still; what is `different` comes first by table and key. Empty: nothing was found."""
+
+    different: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Promoted:
     """The target is a writable primary, proven. `outcomes`: what became of transactions in doubt, by id."""
 
@@ -224,6 +232,7 @@ Fact = (
     | Fenced
     | PositionRead
     | PositionAwaited
+    | RowsCompared
     | Promoted
     | Unfenced
     | Audited
@@ -300,6 +309,11 @@ class AwaitPosition:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareRows:
+    """Of some tables of both engines, in the time that the config gives; clients wait."""
+
+
+@dataclass(frozen=True, slots=True)
 class Promote:
     """The target. `in_doubt`: transactions of the lost source whose outcome is to be found out."""
 
@@ -372,6 +386,7 @@ Order = (
     | Fence
     | ReadPosition
     | AwaitPosition
+    | CompareRows
     | Promote
     | Look
     | Unfence

@@ -183,10 +183,11 @@ async def test_rows_that_differ_are_named_on_postgresql(bench: Bench, postgres_p
         assert ended.state == "different", ended
         assert ended.tables[0].differences == ["(k7,0): not alike", "(k8,1): not in the source"]
         assert [event.kind for event in bench.events] == ["datacheck.ended"]
-        said = bench.checks.found("app", bench.stage.source.name, bench.stage.target.name)
+        store, now = DataCheckStore(bench.stage.journal.database), SystemClock().wall()
+        said = store.found("app", bench.stage.source.name, bench.stage.target.name, now)
         assert said is not None
         assert (said.tables, said.rows, said.different) == (1, 299, ["app.app.rows_compared"])
-        assert bench.checks.found("app", bench.stage.target.name, bench.stage.source.name) is None
+        assert store.found("app", bench.stage.target.name, bench.stage.source.name, now) is None
     finally:
         await postgres_pair.standby.execute("select pg_wal_replay_resume()")
 

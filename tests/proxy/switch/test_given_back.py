@@ -119,6 +119,45 @@ async def test_of_a_standby_that_is_stuck(pair: PostgresPair, tmp_path: Path) ->
         await stage.close()
 
 
+async def test_of_rows_that_are_found_to_differ_at_the_fence(pair: PostgresPair, tmp_path: Path) -> None:
+    """As bad memory or a bad disk changes them: in the standby's file."""
+    stage = Stage(pair, tmp_path, compare_at_fence_ms=1_000)
+    primary, standby = pair.primary, pair.standby
+    await primary.execute(
+        "create table marked (id int primary key, word text); insert into marked values (1, 'same'), (2, 'unaltered')",
+        database="app",
+    )
+    await primary.execute("checkpoint")
+    path = standby.data / await primary.fetchval("select pg_relation_filepath('marked')", database="app")
+    written = await primary.fetchval("select pg_current_wal_lsn()::text")
+
+    async def has_it() -> bool:
+        return bool(await standby.fetchval("select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written))
+
+    await until(has_it, "the standby has it")
+    # It begins behind this when it is started again.
+    await standby.execute("checkpoint")
+    has_checksums = await standby.fetchval("show data_checksums") == "on"
+    await standby.stop()
+    if has_checksums:
+        # They find it too, and undo the switch: the row cannot be read then.
+        await standby._tool("pg_checksums", "--disable", "-D", str(standby.data), timeout_s=30.0)
+    path.write_bytes(path.read_bytes().replace(b"unaltered", b"unalterec"))
+    await standby.start()
+    try:
+        record, after_s = await _aborts(stage)
+        assert record.error == "rows on green are not those of blue: app.public.marked: (2): not alike"
+        assert after_s < 1.0
+        assert await stage.writable() == [stage.source.name]
+        found = stage.journal.report(record.id)["rows_at_fence"]
+        assert found["different"] == ["app.public.marked: (2): not alike"]
+        # From now on it is known before anybody is held.
+        again = await stage.switch()
+        assert "check rows failed" in again.error
+    finally:
+        await stage.close()
+
+
 async def test_of_a_promotion_that_the_standby_refuses(pair: PostgresPair, tmp_path: Path) -> None:
     """pg_promote makes a file of that name."""
     stage = Stage(pair, tmp_path)

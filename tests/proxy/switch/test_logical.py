@@ -25,13 +25,13 @@ async def pair() -> AsyncIterator[LogicalPair]:
         yield one
 
 
-def stage_of(pair: LogicalPair, folder: Path, **service: object) -> Stage:
+def stage_of(pair: LogicalPair, folder: Path, compare_at_fence_ms: int = 0, **service: object) -> Stage:
     login = EngineLogin(user="postgres", password=Secret(value="secret"))
     given = {
         "replication": "logical", "databases": ["app"], "reverse_replication": True, "replication_login": login,
         **service,
     }  # fmt: skip
-    return Stage(pair, folder, service=given, sequence_margin=100)
+    return Stage(pair, folder, service=given, sequence_margin=100, compare_at_fence_ms=compare_at_fence_ms)
 
 
 async def replicates(stage: Stage, name: str) -> None:
@@ -46,7 +46,7 @@ async def test_there_and_back_with_nothing_lost_and_no_number_handed_out_twice(
     pair: LogicalPair, tmp_path: Path
 ) -> None:
     blue, green = pair.primary, pair.standby
-    stage = stage_of(pair, tmp_path)
+    stage = stage_of(pair, tmp_path, compare_at_fence_ms=2_000)
     try:
         await replicates(stage, "green")
         for _ in range(3):
@@ -63,6 +63,8 @@ async def test_there_and_back_with_nothing_lost_and_no_number_handed_out_twice(
         assert report["figures"]["acked_lost"] is None
         assert "replicates logically" in report["audit"]["why"]
         assert report["way_back"] == "follows green by subscription turnout_from_green"
+        compared = report["rows_at_fence"]
+        assert (compared["tables"], compared["rows"], compared["different"]) == (1, 3, [])
         assert report["positions"]["source"] == report["positions"]["target"]
         verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
         assert {name for name, verdict in verdicts.items() if verdict == "fail"} == set()
@@ -113,6 +115,30 @@ async def test_what_is_undone_leaves_no_slot_and_the_target_following(pair: Logi
 
         await until(is_clean, "no slot of ours holds back WAL")
         await blue.execute("insert into orders (note) values ('after')", database="app")
+        await replicates(stage, "green")
+    finally:
+        await stage.close()
+
+
+async def test_rows_that_differ_are_found_at_the_fence(pair: LogicalPair, tmp_path: Path) -> None:
+    blue, green = pair.primary, pair.standby
+    stage = stage_of(pair, tmp_path, compare_at_fence_ms=2_000)
+    try:
+        await replicates(stage, "green")
+        row = await blue.fetchval("insert into orders (note) values ('right') returning id", database="app")
+
+        async def has_it() -> bool:
+            return bool(await green.fetchval(f"select count(*) from orders where id = {row}", database="app"))
+
+        await until(has_it, "green has the row")
+        # It has its fence still, of the switch that left it.
+        wrong = f"begin read write; update orders set note = 'wrong' where id = {row}; commit"
+        await green.execute(wrong, database="app")
+        record = await stage.switch(target="green")
+        assert (record.phase, await stage.writable()) == (Phase.ABORTED, ["blue"])
+        assert record.error == f"rows on green are not those of blue: app.public.orders: ({row}): not alike"
+        assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
+        await blue.execute(f"delete from orders where id = {row}", database="app")
         await replicates(stage, "green")
     finally:
         await stage.close()

@@ -324,13 +324,17 @@ async def test_a_way_back_that_cannot_be_journaled_leaves_the_target_serving_and
 
 async def test_a_hook_may_promote_in_our_place(pair: PostgresPair, tmp_path: Path) -> None:
     hook = HookConfig(at="promote", command=[sys.executable, "-c", PROMOTES])
-    stage = Stage(pair, tmp_path, service={"hook": [hook]})
+    stage = Stage(pair, tmp_path, service={"hook": [hook]}, compare_at_fence_ms=1_000)
+    await pair.primary.execute("create table compared as select 1 as id", database="app")
     try:
         record = await stage.switch()
         assert record.phase is Phase.COMPLETED, record.error
         assert await stage.writable() == [stage.target.name]
-        (told,) = stage.journal.report(record.id)["hooks"]
+        report = stage.journal.report(record.id)
+        (told,) = report["hooks"]
         assert (told["at"], told["outcome"], told["output"]) == ("promote", "exit code 0", "True")
+        compared = report["rows_at_fence"]
+        assert (compared["tables"], compared["rows"], compared["different"]) == (1, 1, [])
     finally:
         await stage.close()
         await pair.swap()

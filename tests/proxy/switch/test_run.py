@@ -216,6 +216,18 @@ def test_replicas_that_lag_undo_the_switch_by_their_number() -> None:
     assert play.run.error.startswith("1 more of 2 replicas did not reach the position of blue")
 
 
+def test_rows_are_compared_between_catch_up_and_promotion() -> None:
+    play = play_to(Phase.CATCHING_UP, compares=True).sees(core.PositionAwaited(True)).does(core.CompareRows())
+    play.sees(core.RowsCompared([])).does(core.Enter(Phase.PROMOTING), core.Promote(10.0))
+
+
+def test_rows_that_differ_at_the_fence_are_passed_over_by_force_alone() -> None:
+    differ = core.RowsCompared(["orders: (7): missing"])
+    play = play_to(Phase.CATCHING_UP, compares=True).sees(differ).does(core.Enter(Phase.ABORTING), core.Unfence())
+    assert "orders: (7): missing" in play.run.error
+    play_to(Phase.CATCHING_UP, compares=True, force=True).sees(differ).stands_in(Phase.PROMOTING)
+
+
 # --- undoing ------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +272,8 @@ def test_nothing_is_cancelled_from_the_promotion_on(phase: Phase) -> None:
         (Phase.CATCHING_UP, core.ActFailed(Act.READ_POSITION, "gone")),
         (Phase.CATCHING_UP, core.ActFailed(Act.AWAIT_POSITION, "gone")),
         (Phase.CATCHING_UP, core.PositionAwaited(False)),
+        (Phase.CATCHING_UP, core.ActFailed(Act.COMPARE_ROWS, "gone")),
+        (Phase.CATCHING_UP, core.RowsCompared(["orders: (7): missing"])),
         (Phase.CATCHING_UP, core.TimerRang(Timer.HOLD)),
         (Phase.CATCHING_UP, expired(1)),
     ],

@@ -54,7 +54,8 @@ _of_engines: st.SearchStrategy[core.Fact] = st.sampled_from(
     [
         core.Examined([PASSED]), core.EnginesPrepared(), core.Approached(), core.FenceArmed(), core.Fenced(PROOF),
         core.PositionRead(POSITION),
-        core.PositionAwaited(True), core.PositionAwaited(False), core.Promoted(), core.Unfenced(),
+        core.PositionAwaited(True), core.PositionAwaited(False), core.RowsCompared([]), core.RowsCompared(["t"]),
+        core.Promoted(), core.Unfenced(),
         *[core.ActFailed(act, "no") for act in Act],
         *[core.Looked(source, target) for source in (FENCED_SOURCE, OPEN_SOURCE)
           for target in (STANDBY_TARGET, PRIMARY_TARGET, SILENT_TARGET)],
@@ -65,7 +66,7 @@ _of_engines: st.SearchStrategy[core.Fact] = st.sampled_from(
 _usual: list[core.Fact] = [
     core.Examined([PASSED]), core.EnginesPrepared(), *map(prepared, WORKERS), core.Approached(),
     *map(opening_stopped, WORKERS), core.FenceArmed(), draining(1), *map(all_held, WORKERS),
-    core.Fenced(PROOF), core.PositionRead(POSITION), core.PositionAwaited(True), core.Promoted(),
+    core.Fenced(PROOF), core.PositionRead(POSITION), core.PositionAwaited(True), core.RowsCompared([]), core.Promoted(),
     *map(retargeted, WORKERS), *map(released, WORKERS), first_row(0),
 ]  # fmt: skip
 
@@ -172,9 +173,9 @@ class World:
 
 
 @settings(deadline=None, max_examples=150)
-@given(conversations())
-def test_the_rules_hold_whatever_comes(facts: list[core.Fact]) -> None:
-    _keeps_the_rules(a_run(crew=WORKERS), facts)
+@given(conversations(), st.booleans())
+def test_the_rules_hold_whatever_comes(facts: list[core.Fact], compares: bool) -> None:
+    _keeps_the_rules(a_run(crew=WORKERS, compares=compares), facts)
 
 
 @settings(deadline=None, max_examples=100)

@@ -9,12 +9,15 @@ import pytest
 from proxy.config import EngineLogin, HookConfig, Secret
 from proxy.embedded import MariaDBPair, MySQLPair
 from proxy.engines.engine import Role
+from proxy.switch.datacheck import DataCheckStore
 from proxy.switch.state import Phase
 from tests.proxy.switch.stage import Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 LOGIN = EngineLogin(user="repl", password=Secret(value="secret"))
+READABLE = "grant select on app.* to turnout@'%'"
+UNREADABLE = "revoke select on app.* from turnout@'%'"
 BACK = {"reverse_replication": True, "replication_login": LOGIN}
 
 
@@ -32,10 +35,10 @@ def pair(request: pytest.FixtureRequest) -> MariaDBPair | MySQLPair:
 
 async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp_path: Path) -> None:
     hook = HookConfig(at="after_release", command=["sh", "-c", "echo $TURNOUT_TARGET serves"])
-    stage = Stage(pair, tmp_path, service={**BACK, "hook": [hook]})
+    stage = Stage(pair, tmp_path, service={**BACK, "hook": [hook], "databases": ["app"]}, compare_at_fence_ms=2_000)
     blue, green = pair.primary, pair.standby
     try:
-        await blue.execute("create table app.turns (who varchar(9))")
+        await blue.execute("create table app.turns (who varchar(9))", "insert into app.turns values ('blue')", READABLE)
         there = await stage.switch(target="green")
         assert (there.phase, there.error, there.remedy) == (Phase.COMPLETED, "", "")
         report = stage.journal.report(there.id)
@@ -43,6 +46,8 @@ async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp
         assert report["audit"]["checked"] > 0
         assert report["way_back"] == "replicates from green by GTID"
         assert [(one["at"], one["output"]) for one in report["hooks"]] == [("after_release", "green serves")]
+        compared = report["rows_at_fence"]
+        assert (compared["tables"], compared["rows"], compared["different"]) == (1, 1, [])
         state = await stage.engines["blue"].probe()
         assert (state.role, state.is_writable, state.upstream) == (Role.STANDBY, False, green.address)
         await green.execute("insert into app.turns values ('green')")
@@ -50,14 +55,41 @@ async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp
         back = await stage.switch(target="blue")
         assert (back.phase, back.error, back.remedy) == (Phase.COMPLETED, "", "")
         assert await stage.writable() == ["blue"]
-        assert await blue.fetch("select who from app.turns") == [{"who": "green"}]
+        assert await blue.fetch("select who from app.turns") == [{"who": "blue"}, {"who": "green"}]
         checks = {check["name"]: check for check in stage.journal.report(back.id)["checks"]}
         assert {name for name, check in checks.items() if check["verdict"] == "fail"} == set()
         assert checks["schema"]["verdict"] == "pass", checks["schema"]
-        await blue.execute("drop table app.turns")
-        await green.wait_caught_up(blue)
     finally:
         await stage.close()
+        await blue.execute("drop table app.turns", UNREADABLE)
+        await green.wait_caught_up(blue)
+
+
+async def test_rows_that_differ_are_found_at_the_fence_and_the_source_is_given_back(
+    pair: MariaDBPair | MySQLPair, tmp_path: Path
+) -> None:
+    stage = Stage(pair, tmp_path, service={"databases": ["app"]}, compare_at_fence_ms=2_000)
+    blue, green = pair.primary, pair.standby
+    astray = "set sql_log_bin = 0", "set global read_only = 0"
+    try:
+        await blue.execute(
+            "create table app.turns (id int primary key, who varchar(9))",
+            "insert into app.turns values (1, 'blue'), (2, 'blue')", READABLE,
+        )  # fmt: skip
+        await green.wait_caught_up(blue)
+        await green.execute(*astray, "update app.turns set who = 'green' where id = 2", "set global read_only = 1")
+        record = await stage.switch()
+        assert record.phase is Phase.ABORTED
+        assert record.error == "rows on green are not those of blue: app.turns: (2): not alike"
+        assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
+        assert await stage.writable() == ["blue"]
+        await blue.execute("insert into app.turns values (3, 'blue')")
+        (kept,) = DataCheckStore(stage.journal.database).all()
+        assert (kept.id, kept.state, kept.asked_by) == (f"fence-{record.id}", "different", f"switch {record.id}")
+    finally:
+        await stage.close()
+        await blue.execute("drop table app.turns", UNREADABLE)
+        await green.wait_caught_up(blue)
 
 
 async def test_a_wrong_replication_account_is_told_and_the_switch_holds(

@@ -83,7 +83,7 @@ from protocols.postgres.statements import (
     shared,
     unshared,
 )
-from protocols.postgres.text import changes_nothing, custom_names, is_commit
+from protocols.postgres.text import changes_nothing, custom_names, is_commit, split_statements
 from protocols.wire import CLIENTS_OWN, BackendFacts, ErrorReply, Exchange, Tracker
 
 if not cython.compiled:
@@ -374,6 +374,9 @@ class PostgresTracker(Tracker):
                     if not self._skipping:
                         self._unsynced = False
                         self._push(QUERY | LASTING)
+                        if self._untold is not None:
+                            # Too long to be looked at; it may be a COMMIT with something behind it.
+                            self._stopped_tail = self._tail
                 elif (
                     end - position <= size
                     or not is_plain(data, position + 5, position + size)
@@ -383,7 +386,7 @@ class PostgresTracker(Tracker):
                     return self._fetch_client(position, size + 1)
                 elif not self._skipping:
                     if self._tx != 0x49 and may_commit(data, position + 5, position + size):  # I
-                        if self._asks_before_commit():
+                        if self._untold is not None or self._asks_before_commit():
                             return self._fetch_client(position, size + 1)
                         self._may_commit = True
                     self._unnamed = None
@@ -854,6 +857,9 @@ class PostgresTracker(Tracker):
     def _take_query(self, message: bytes) -> bytes:
         if self._skipping:
             return message
+        is_commit_of_lost = False
+        if self._untold is not None and self._tx == 0x45 and not self._has_work():  # E
+            message, is_commit_of_lost = self._commit_of_lost(message)
         text = message[5 : len(message) - 1]
         is_lasting = not changes_nothing(text)
         if is_lasting:
@@ -871,9 +877,25 @@ class PostgresTracker(Tracker):
             self._unnamed = None
         self._unsynced = False
         self._push(entry)
+        if is_commit_of_lost:
+            self._stopped_tail = self._tail
         if before:
             self._commit_tail = self._tail
         return before + message
+
+    def _has_work(self) -> bool:
+        """Something is in flight that may end the transaction."""
+        kinds = [self._ring[place & self._mask] & KIND for place in range(self._head, self._tail)]
+        return QUERY in kinds or EXECUTE in kinds
+
+    def _commit_of_lost(self, message: bytes) -> tuple[bytes, bool]:
+        """A Query in a transaction that was lost with its server, which its client has not been told: whether it begins by
+        committing that. The server will answer ROLLBACK, which is no error, and the client gets one; what follows in
+        the same Query is not passed on, as after a COMMIT that fails."""
+        statements = split_statements(message[5 : len(message) - 1])
+        if not statements or not may_commit(statements[0], 0, len(statements[0])):
+            return message, False
+        return build_query(statements[0]) if len(statements) > 1 else message, True
 
     def _take_parse(self, message: bytes) -> bytes:
         asks = self._asks_before_commit()
@@ -1318,10 +1340,8 @@ class PostgresTracker(Tracker):
         return message
 
     def _is_commit(self) -> bool:
-        """What is answered now may be a COMMIT of a transaction that was lost."""
-        if self._ring[self._head & self._mask] & KIND == EXECUTE:
-            return self._head + 1 == self._stopped_tail
-        return bool(self._may_commit)
+        """What is answered now is the COMMIT of a transaction that was lost."""
+        return bool(self._head + 1 == self._stopped_tail)
 
     def take_invented(self) -> bytes:
         answers = []

@@ -216,6 +216,48 @@ def test_a_rollback_in_a_batch_of_what_was_lost_is_none() -> None:
     assert relay.server(answer) == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "commit"),
+    [
+        ("COMMIT; insert", "COMMIT"),
+        ("/* done */ end work ; select ';'; insert;", "end work"),
+        ("commit and chain;insert", "commit and chain"),
+        ("COMMIT; -- and no more", None),
+    ],
+)
+def test_what_follows_a_commit_of_what_was_lost_in_its_query_is_not_run(text: str, commit: str | None) -> None:
+    """As with a COMMIT that fails: the client is told, and the server runs nothing of the rest."""
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    assert relay.client(query(text)) == query(commit if commit is not None else text)
+    told = relay.server(done("ROLLBACK") + ready())
+    assert tags(told) == "EZ"
+    assert b"40001" in told
+    assert relay.tracker.at_boundary()
+    assert relay.client(query(text)) == query(text)
+
+
+@pytest.mark.parametrize("text", ["ROLLBACK; insert", "abort; begin; insert; commit"])
+def test_what_follows_a_rollback_of_what_was_lost_is_run_without_an_error(text: str) -> None:
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    assert relay.client(query(text)) == query(text)
+    answer = done("ROLLBACK") + done("INSERT 0 1") + ready()
+    assert relay.server(answer) == answer
+
+
+def test_a_commit_behind_a_rollback_that_is_under_way_is_another_one() -> None:
+    """The client did not wait; what it commits is what it has begun since."""
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    sent = query("rollback") + query("begin; insert; commit; select 1")
+    assert relay.client(sent) == sent
+    answer = (
+        done("ROLLBACK") + ready() + done("BEGIN") + done("INSERT 0 1") + done("COMMIT") + done("SELECT 1") + ready()
+    )
+    assert relay.server(answer) == answer
+
+
 def test_a_commit_that_was_answered_before_its_batch_ended_is_not_said_to_be_rolled_back() -> None:
     relay = in_transaction(resolves=False)
     relay.client(parse("", "COMMIT") + bind("") + execute() + FLUSH)

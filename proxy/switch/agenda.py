@@ -70,9 +70,11 @@ class Agenda:
                 turned_away.append(one)
         return [*found.values(), *turned_away]
 
-    def next_due(self) -> float | None:
-        """The next time at which something is due, seconds since 1970; None: nothing has a time."""
-        return min((one.due_at for one in self._waiting.values() if one.due_at is not None), default=None)
+    def next_due(self, after: float) -> float | None:
+        """The next time at which something is due, seconds since 1970; None: nothing has a time behind `after`. What was due
+        before waits for another switch to end, not for a time."""
+        times = (one.due_at for one in self._waiting.values() if one.due_at is not None)
+        return min((at for at in times if at > after), default=None)
 
 
 def begins_at(at: str, in_s: float | None, now: float) -> float | None:

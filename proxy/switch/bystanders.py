@@ -71,6 +71,13 @@ class Bystanders:
         """Fence nobody any more."""
         await cancel_and_wait(*self._fencing.values())
 
+    async def settled(self, service: str, engine: str) -> None:
+        """Nobody fences it any more. Who then has it promoted at once is not overtaken by its fence: while a switch uses an
+        engine, it is left alone."""
+        fencing = self._fencing.get((service, engine))
+        if fencing is not None and not fencing.done():
+            await asyncio.wait([fencing])
+
     def deposed(self, service: str, engine: str) -> Deposed | None:
         """It must not take writes."""
         return self._deposed[service].get(engine)
@@ -91,7 +98,12 @@ class Bystanders:
         if self.deposed(service, engine) is None:
             self._look_for_stray(key, state, serving if takes_writes else None)
         elif state.role is Role.STANDBY and state.is_replicating:
-            self._journal.reinstate(service, engine)
+            try:
+                self._journal.reinstate(service, engine)
+            except sqlite3.Error as error:
+                # The next probe tries again.
+                _log.error("the state file cannot be written", service=service, error=str(error))
+                return
             del self._deposed[service][engine]
             self._not_fenced.pop(key, None)
             self._tell("engine.reinstated", service, engine, "it is a standby again")

@@ -231,12 +231,16 @@ def choose(
     preferred: str | None = None,
     has_answered: bool = True,
     takes_unknown: bool = False,
+    takes_fenced: bool = False,
 ) -> Choice:
     """Who takes over from `lost`, of the other engines as they answered just now. `preferred` is taken if nobody has more
     than it. `has_answered` is false of an engine that was not seen to live in this epoch: its standbys have to agree that
-    it is gone. With `takes_unknown` one is taken of which nobody knows what it may lack."""
+    it is gone. With `takes_unknown` one is taken of which nobody knows what it may lack. With `takes_fenced` the preferred one
+    may be a primary that we have fenced, for its promotion was given up and came late: a person wants it."""
     candidates = {
-        name: _judge(lost, name, state, replication, lag_tolerance_ms, takes_unknown)
+        name: _judge(
+            lost, name, state, replication, lag_tolerance_ms, takes_unknown, takes_fenced and name == preferred
+        )
         for name, state in states.items()
         if name != lost.name
     }
@@ -276,7 +280,13 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _judge(
-    lost: Lost, name: str, state: EngineState, replication: str, tolerance_ms: float, takes_unknown: bool
+    lost: Lost,
+    name: str,
+    state: EngineState,
+    replication: str,
+    tolerance_ms: float,
+    takes_unknown: bool,
+    takes_fenced: bool,
 ) -> Candidate:
     have = state.received or state.position
     if not state.is_reachable or have is None:
@@ -293,7 +303,7 @@ def _judge(
         why_not = "" if is_same and state.is_writable else "it is not the same running server by another address"
         return Candidate(name=name, why_not=why_not, position=str(have), may_lack_ms=0.0 if not why_not else None)
     bound_ms, lacks = _may_lack(lost, have)
-    why_not = _unfit(lost, state)
+    why_not = _unfit(lost, state, takes_fenced)
     if not why_not and bound_ms is None and not takes_unknown:
         why_not = f"how far it was behind {lost.name} is not known"
     elif not why_not and bound_ms is not None and bound_ms > tolerance_ms:
@@ -301,15 +311,16 @@ def _judge(
     return Candidate(name=name, why_not=why_not, position=str(have), may_lack_ms=bound_ms, may_lack_bytes=lacks)
 
 
-def _unfit(lost: Lost, state: EngineState) -> str:
+def _unfit(lost: Lost, state: EngineState, takes_fenced: bool) -> str:
     """Why a server cannot be the next primary, whatever it has; empty: it can."""
     is_postgres = state.flavour == "postgresql"
     if is_postgres and lost.last.server_id and state.server_id != lost.last.server_id:
         return "it is of another cluster (its system identifier differs)"
     if state.role is Role.STANDBY:
         return ""
-    if is_postgres and state.is_writable and state.timeline > lost.last.timeline > 0:
-        return ""  # somebody else has promoted it
+    is_ahead = not is_postgres or state.timeline > lost.last.timeline > 0
+    if is_ahead and ((is_postgres and state.is_writable) or (takes_fenced and state.is_fenced)):
+        return ""  # somebody else has promoted it, or we have, too late
     return "it is no standby"
 
 

@@ -293,6 +293,9 @@ class Guard:
         if not choice.target:
             self._say(service, watch, choice.why)
             return
+        await self._bystanders.settled(service, choice.target)
+        if self._watch(service) is not watch or watch.detector.health is not Health.LOST:
+            return
         try:
             self._begin(service, watch, lost, choice, f"{active} failed: {watch.detector.why}", "failure detection")
         except (ProxyError, sqlite3.Error) as error:
@@ -333,10 +336,13 @@ class Guard:
         choice = choose(
             lost, states, replication=config.replication,
             lag_tolerance_ms=math.inf if force else config.failover.lag_tolerance_ms,
-            preferred=target, takes_unknown=force,
+            preferred=target, takes_unknown=force, takes_fenced=target is not None,
         )  # fmt: skip
         if not choice.target or choice.target != (target or choice.target):
             raise PlanRefused(choice.why, hint="look at `turnout engines`; `--force` takes one that may lack commits")
+        await self._bystanders.settled(service, choice.target)
+        if self._watch(service) is not watch:
+            raise Conflict(f"another engine than {active!r} serves meanwhile", hint="look at `turnout status`")
         return self._begin(service, watch, lost, choice, reason or f"{active} failed: {seen.why}", by)
 
     async def _look_at_all(self, service: str) -> dict[str, EngineState]:

@@ -52,6 +52,8 @@ class Waiting:
         self._tell = tell
         self._agenda = Agenda()
         self._alarm: asyncio.TimerHandle | None = None
+        # When it was last seen to what is due, seconds since 1970.
+        self._seen_to = 0.0
 
     def of(self, service: str) -> list[SwitchRecord]:
         """Those of one service, in the order in which they were asked for."""
@@ -107,14 +109,18 @@ class Waiting:
             return
         if not self._crew.workers():
             # At a start: the workers come in a moment.
+            self.stop()
             self._alarm = asyncio.get_running_loop().call_later(ALARM_AGAIN_S, self.begin_due)
             return
-        for record in self._agenda.due(self._clock.wall(), self._running):
-            if record.service in self._running and not record.is_queued:
-                error = busy(self._running[record.service].record)
-                self.close(record, error.text, error.hint)
-            else:
-                self._begin(record)
+        self._seen_to = self._clock.wall()
+        # Whoever begins makes its service busy, which turns others away.
+        while due := self._agenda.due(self._seen_to, self._running):
+            for record in due:
+                if record.service in self._running and not record.is_queued:
+                    error = busy(self._running[record.service].record)
+                    self.close(record, error.text, error.hint)
+                else:
+                    self._begin(record)
         self._set_alarm()
 
     def stop(self) -> None:
@@ -126,9 +132,10 @@ class Waiting:
     def _set_alarm(self) -> None:
         """Look again when something is due; not much later than that, should somebody set the clock."""
         self.stop()
-        next_due = self._agenda.next_due()
+        now = self._clock.wall()
+        next_due = self._agenda.next_due(min(self._seen_to, now))
         if next_due is not None:
-            in_s = min(max(0.0, next_due - self._clock.wall()), ALARM_S_MAX)
+            in_s = min(max(0.0, next_due - now), ALARM_S_MAX)
             self._alarm = asyncio.get_running_loop().call_later(in_s + ALARM_LATE_S, self.begin_due)
 
 

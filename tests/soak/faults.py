@@ -15,6 +15,7 @@ from typing import Any, Final
 import psutil
 
 from tests.kit.waiting import until
+from tests.soak.clients import FAILURES
 from tests.soak.world import World
 
 FILLER_BYTES: Final = 4_096
@@ -113,19 +114,73 @@ async def _hung_promotion(world: World, rng: random.Random) -> str:
     """The standby takes longer for its promotion than anybody waits, and ends it when the source serves again. It is fenced
     then."""
     standby = world.pair.standby
-    await standby.execute(f"alter system set recovery_end_command = 'sleep {world.promote_timeout_s + 2:g}'")
-    await standby.execute("select pg_reload_conf()")
-    world.stale = standby.name
+    await _make_slow(world, standby)
     switch = await world.begin_switch(world.target)
     assert switch, world.refusal
     ended = await world.ended(switch)
     assert ended["phase"] == "aborted", ended
+    await _promoted_late(standby)
+    return f"{ended['error']}, and {await _fenced(world, standby)}"
+
+
+async def _hung_failover(world: World, rng: random.Random) -> str:
+    """The same when the primary is lost: the failover fails, is the last one, and says so. An operator has the old primary
+    started again, or the standby take over when its promotion has come to an end; and switches the automation on."""
+    old, standby = world.pair.primary, world.pair.standby
+    gap = world.gaps[old.name]
+    await _make_slow(world, standby)
+    gap.refuse()
+    await old.kill()
+    why = ""
+
+    async def is_given_up() -> bool:
+        nonlocal why
+        found = await world.automation()
+        why = str(found["why_not"])
+        return not found["is_automatic"]
+
+    await until(is_given_up, "the failover fails, and is the last one", timeout_s=30.0)
+    assert "could not be promoted" in why, why
+    if rng.random() < 0.5:
+        await old.start()
+        await gap.open()
+        await _promoted_late(standby)
+        done = f"{old.name} was started again, and {await _fenced(world, standby)}"
+    else:
+        await _promoted_late(standby)
+        switch = await world.order_failover(standby.name)
+        assert switch, world.refusal
+        ended = await world.ended(switch)
+        assert ended["phase"] == "completed", ended
+        world.stale = old.name
+        await old.start()
+        await gap.open()
+        done = f"{standby.name} was told to take over, and {await _fenced(world, old)}"
+    await world.automate()
+    return f"{why}; {done}"
+
+
+async def _make_slow(world: World, standby: Any) -> None:
+    """Its promotion will take longer than Turnout waits."""
+    await standby.execute(f"alter system set recovery_end_command = 'sleep {world.promote_timeout_s + 2:g}'")
+    await standby.execute("select pg_reload_conf()")
+    world.stale = standby.name
+
+
+async def _promoted_late(standby: Any) -> None:
+    """Once it is a primary after all; the next promotion is quick again, on whatever server its settings are copied to."""
 
     async def is_promoted() -> bool:
-        return not await standby.fetchval("select pg_is_in_recovery()")
+        try:
+            if await standby.fetchval("select pg_is_in_recovery()"):
+                return False
+            await standby.execute("alter system reset recovery_end_command")
+        except FAILURES:
+            # A fence ends the sessions of strangers.
+            return False
+        return True
 
     await until(is_promoted, "its promotion ends after all", timeout_s=30.0)
-    return f"{ended['error']}, and {await _fenced(world, standby)}"
 
 
 async def _full_disk(world: World, rng: random.Random) -> str:
@@ -355,6 +410,7 @@ FAULTS: Final = {
         Fault("cut", _cut, is_unseen=False),
         Fault("swallowed", _swallowed, is_unseen=False),
         Fault("cut in a switch", _cut_in_switch, is_unseen=False),
+        Fault("hung failover", _hung_failover, is_unseen=False, needs=_PROMOTED | _FAILOVER),
         Fault("lost source", _lost_source, is_unseen=False, needs=_FAILOVER),
         Fault("mute source", _mute_source, is_unseen=False, needs=_FAILOVER),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,8 +70,12 @@ async def torture(
             if fault.is_unseen and new:
                 verdict.complaints.append(f"{fault.name} was seen by clients: {dict(new)}")
             verdict.complaints += world.two_writers
+            if world.watch is not None and world.watch.done():
+                verdict.complaints.append("nobody looks any more at who takes writes")
     except (AssertionError, ServerFailed) as error:
         verdict.complaints.append(f"{name}: {error}")
+    except Exception as error:  # noqa: BLE001  (of the harness itself, say; what was written must be judged all the same)
+        verdict.complaints.append(f"{name}: {''.join(traceback.format_exception(error))}")
     finally:
         verdict.complaints += await load.end()
     verdict.complaints += load.history.judge(await world.found(), schema.MONEY)

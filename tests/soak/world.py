@@ -86,6 +86,8 @@ class World:
         back as it was, a standby whose promotion was given up."""
         self.refusal = ""
         """Why the last switch that was asked for did not begin."""
+        self.watch: asyncio.Task[None] | None = None
+        """The look from outside at who takes writes."""
         self.two_writers: list[str] = []
         """What the look from outside found that must not be."""
         self.is_postgres = is_postgres = server == "postgresql"
@@ -158,8 +160,8 @@ class World:
             stack.push_async_callback(world.turnout.stop)
             await world.turnout.start()
             if not is_one_server:
-                watch = spawn(world._watch(), name="who takes writes")
-                stack.push_async_callback(cancel_and_wait, watch)
+                world.watch = spawn(world._watch(), name="who takes writes")
+                stack.push_async_callback(cancel_and_wait, world.watch)
             yield world
 
     @property
@@ -259,15 +261,31 @@ class World:
 
     async def begin_switch(self, target: str, **body: object) -> str:
         """Ask for a switch; returns its id, or nothing if it was refused or nobody answered."""
+        return await self._begin("switch", {"target_engine": target, "strategy": "graceful", **body})
+
+    async def order_failover(self, target: str) -> str:
+        """As an operator does; returns the switch's id, or nothing if it was refused or nobody answered."""
+        return await self._begin("failover/start", {"target_engine": target})
+
+    async def _begin(self, what: str, body: dict[str, object]) -> str:
         async with self.turnout.control() as control:
             try:
-                answer = await control.post(
-                    "/v1/services/app/switch", json={"target_engine": target, "strategy": "graceful", **body}
-                )
+                answer = await control.post(f"/v1/services/app/{what}", json=body)
             except httpx.TransportError:
                 return ""
-            self.refusal = "" if answer.is_success else f"the switch was refused: {answer.text}"
+            self.refusal = "" if answer.is_success else f"the {what} was refused: {answer.text}"
             return str(answer.json()["id"]) if answer.is_success else ""
+
+    async def automate(self) -> None:
+        """An operator's word after a failover that failed: the next one may come by itself."""
+        async with self.turnout.control() as control:
+            (await control.post("/v1/services/app/failover", json={"automatic": True})).raise_for_status()
+
+    async def automation(self) -> dict[str, Any]:
+        """Whether another engine takes over by itself, and why not."""
+        (service,) = (await self.turnout.get("/v1/status"))["services"]
+        found: dict[str, Any] = service["view"]["failover"]
+        return found
 
     async def ended(self, switch: str) -> dict[str, Any]:
         """The switch with its report, once it has ended."""

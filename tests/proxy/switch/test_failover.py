@@ -188,6 +188,15 @@ def test_who_was_promoted_by_somebody_else_is_taken_as_it_is() -> None:
     assert _choose(_lost("0/300"), promoted, _standby("grey", "0/310"))[0] == "green"
 
 
+def test_who_was_promoted_too_late_and_fenced_takes_over_only_if_a_person_names_it() -> None:
+    late = _standby("green", "0/300", role=Role.PRIMARY, is_fenced=True, timeline=2)
+    assert "no standby" in _choose(_lost("0/300"), late)[1]
+    assert "no standby" in _choose(_lost("0/300"), late, takes_fenced=True)[1]
+    assert _choose(_lost("0/300"), late, takes_fenced=True, preferred="green")[0] == "green"
+    stranger = _standby("green", "0/300", role=Role.PRIMARY, is_fenced=True, timeline=1)
+    assert "no standby" in _choose(_lost("0/300"), stranger, takes_fenced=True, preferred="green")[1]
+
+
 def test_standbys_with_two_histories_are_left_to_a_person() -> None:
     def replica(name: str, gtids: str) -> EngineState:
         return EngineState(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from proxy import ipc
 from proxy.clock import SystemClock
 from proxy.config import FailoverConfig, ServiceConfig
 from proxy.embedded import PostgresPair
+from proxy.engines.engine import FenceProof
 from proxy.errors import Conflict, EngineError, EngineLost, PlanRefused
 from proxy.switch.failover import Health, WorkersWord
 from proxy.switch.guard import Guard
@@ -37,9 +38,13 @@ class Workers:
 
     is_alive = False
 
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
     async def witness(
         self, service: str, engine: str, epoch: int, since_ns: int, timeout_s: float
     ) -> list[WorkersWord]:
+        self.asked.set()
         return [WorkersWord(worker=0, is_alive=self.is_alive, how="as the test says")]
 
 
@@ -305,6 +310,47 @@ async def test_a_promotion_that_was_given_up_and_comes_late_is_fenced(guarded: G
         assert await stage.writable() == [stage.source.name]
     finally:
         await _is_standby_again(guarded)
+
+
+async def test_a_promotion_that_hung_in_a_failover_serves_when_a_person_says_so(guarded: Guarded) -> None:
+    """It came late, and was fenced. And what fences it then does not overtake what promotes it."""
+    stage, standby, target = guarded.stage, guarded.stage.pair.standby, guarded.stage.target
+    await guarded.answers()
+    stage.orchestrator.reconfigure({"app": _with_switch(stage, promote_timeout_s=0.5)})
+    promote, fence = target.promote, target.fence
+    (startup,) = [
+        child.pid for child in psutil.Process(standby.pid).children() if "startup" in " ".join(child.cmdline())
+    ]
+    happened: list[str] = []
+
+    async def promote_while_it_hangs(timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
+        os.kill(startup, signal.SIGSTOP)
+        await promote(timeout_s, is_asked=is_asked)
+
+    async def fence_slowly(own: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
+        await guarded.workers.asked.wait()
+        proof = await fence(own, timeout_s)
+        happened.append("fenced")
+        return proof
+
+    async def promote_quickly(timeout_s: float = 10.0, *, is_asked: bool = False) -> None:
+        happened.append("promoted")
+        await promote(timeout_s, is_asked=is_asked)
+
+    target.promote, target.fence = promote_while_it_hangs, fence_slowly  # type: ignore[method-assign]
+    await stage.pair.primary.kill()
+    record = await guarded.failover()
+    assert (record.phase, "could not be promoted" in record.error) == (Phase.ABORTED, True), record.error
+    assert not guarded.guard.view("app").is_automatic
+    target.promote = promote_quickly  # type: ignore[method-assign]
+    guarded.workers.asked.clear()
+    os.kill(startup, signal.SIGCONT)
+    await until(lambda: bool(guarded.guard._bystanders._fencing), "it takes writes, and is about to be fenced", END_S)
+    begun = await guarded.guard.start("app", target.name, force=False, by="ops", reason="")
+    record = await stage.orchestrator.wait(begun.id, END_S)
+    assert record.phase is Phase.COMPLETED, record.error
+    assert happened == ["fenced", "promoted"]
+    assert await stage.writable() == [target.name]
 
 
 async def test_a_standby_that_somebody_promoted_while_the_primary_serves_is_told_of_and_fenced(

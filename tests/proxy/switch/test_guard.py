@@ -327,9 +327,9 @@ async def test_a_promotion_that_hung_in_a_failover_serves_when_a_person_says_so(
         os.kill(startup, signal.SIGSTOP)
         await promote(timeout_s, is_asked=is_asked)
 
-    async def fence_slowly(own: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
+    async def fence_slowly(own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
         await guarded.workers.asked.wait()
-        proof = await fence(own, timeout_s)
+        proof = await fence(own_backend_pids, timeout_s)
         happened.append("fenced")
         return proof
 

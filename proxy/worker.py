@@ -636,7 +636,7 @@ class Worker:
                     waiting=pool.waiting,
                     opening=pool.opening,
                     checking=pool.checking,
-                    cancelling=sum(state == "being_canceled" for _, state in pool.backends()),
+                    cancelling=pool.cancelling,
                 )
                 for pool in runtime.pools()
             ],

@@ -159,6 +159,11 @@ class Pool:
         return len(self._lent)
 
     @property
+    def cancelling(self) -> int:
+        """Of these, with a cancel request under way."""
+        return sum(backend.cancels > 0 for backend in self._lent)
+
+    @property
     def waiting(self) -> int:
         return sum(not waiter.is_over for waiter in self._waiting)
 

@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,9 @@ async def make_once(what: str, folder: Path, make: Callable[[], Awaitable[None]]
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not kept.exists():
             await make()
-            await copy_folder(folder, half := kept.with_suffix(".half"), workspace)
+            half = kept.with_suffix(".half")
+            shutil.rmtree(half, ignore_errors=True)
+            await copy_folder(folder, half, workspace)
             half.rename(kept)
             return
     finally:

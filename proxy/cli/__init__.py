@@ -183,20 +183,9 @@ app.command()(demo)
 @app.command()
 def serve(config: ConfigPath) -> None:
     """Run Turnout until SIGTERM. SIGHUP reads the config again."""
-    import asyncio
+    from proxy.serving import serve as run
 
-    from proxy import supervisor
-    from proxy.config import load
-    from proxy.errors import ProxyError
-    from proxy.log import set_up
-
-    loaded = _load(config)
-    set_up(loaded.log, who="supervisor")
-    try:
-        code = asyncio.run(supervisor.serve(loaded, base=config.absolute().parent, reload=lambda: load(config)))
-    except ProxyError as error:
-        _fail(error.text, error.hint)
-    raise typer.Exit(code)
+    raise typer.Exit(run(config))
 
 
 @app.command()
@@ -206,8 +195,9 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
 
     from proxy.cli.check import reach_all
     from proxy.cli.show import show_reached
+    from proxy.serving import read
 
-    loaded = _load(config)
+    loaded = read(config)
     rows = asyncio.run(reach_all(loaded))
     is_good = all(not row["problems"] for row in rows)
     _show({"is_good": is_good, "engines": rows} if as_json else rows, as_json, show_reached)
@@ -216,18 +206,6 @@ def check(config: ConfigPath, as_json: AsJson = False) -> None:
         _fail(f"{config}: not fit for a switch: {', '.join(failed)}")
     if not as_json:
         sys.stdout.write(f"{config}: good\n")
-
-
-def _load(path: Path) -> Any:
-    """The config, or one line on stderr for each error in it."""
-    from proxy.config import ConfigErrors, load
-
-    try:
-        return load(path)
-    except ConfigErrors as errors:
-        for error in errors.errors:
-            sys.stderr.write(f"turnout: {error.text}{f'; {error.hint}' if error.hint else ''}\n")
-        sys.exit(REFUSED)
 
 
 @app.command()

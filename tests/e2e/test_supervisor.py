@@ -35,9 +35,20 @@ def _setup(pair: PostgresPair, **changes: object) -> Setup:
     )
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def running(postgres_pair: PostgresPair, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Turnout]:
+    """Two workers, in front of the shared pair, for those who only look."""
+    turnout = Turnout(_setup(postgres_pair), tmp_path_factory.mktemp("running"))
+    await turnout.start()
+    try:
+        yield turnout
+    finally:
+        await turnout.stop()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def turnout(postgres_pair: PostgresPair, tmp_path: Path) -> AsyncIterator[Turnout]:
-    """Two workers, in front of the shared pair; nothing here switches."""
+    """The same, for one test alone; nothing here switches."""
     turnout = Turnout(_setup(postgres_pair), tmp_path)
     await turnout.start()
     try:
@@ -77,9 +88,9 @@ def _processes_of(folder: Path) -> list[int]:
 # --- refusals to start --------------------------------------------------------------------------------------------
 
 
-async def test_a_second_supervisor_is_told_who_is_there(turnout: Turnout) -> None:
-    said = await _serve_refused(turnout.config)
-    assert f"pid {turnout.pid}" in said
+async def test_a_second_supervisor_is_told_who_is_there(running: Turnout) -> None:
+    said = await _serve_refused(running.config)
+    assert f"pid {running.pid}" in said
     assert "runtime_dir" in said
 
 
@@ -116,14 +127,21 @@ async def test_a_runtime_folder_of_somebody_else_is_refused(postgres_pair: Postg
 # --- life ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_runtime_folder_is_for_this_account_only(turnout: Turnout) -> None:
-    assert (turnout.folder / "run").stat().st_mode & 0o777 == 0o700
+async def test_the_runtime_folder_is_for_this_account_only(running: Turnout) -> None:
+    assert (running.folder / "run").stat().st_mode & 0o777 == 0o700
 
 
-async def test_no_secret_stands_on_a_command_line_or_in_the_log(turnout: Turnout) -> None:
-    for process in turnout.processes():
+async def test_no_secret_stands_on_a_command_line_or_in_the_log(running: Turnout) -> None:
+    for process in running.processes():
         assert PASSWORD not in process.cmdline()
-    assert PASSWORD not in turnout.text_of_log()
+    assert PASSWORD not in running.text_of_log()
+
+
+async def test_what_serving_does_not_need_takes_no_memory(running: Turnout) -> None:
+    """Pydantic comes with the reader of command lines and with MCP, and with Litestar where it is let."""
+    loaded = {Path(place.path).name for process in running.processes() for place in process.memory_maps()}
+    assert any(name.startswith("_core") for name in loaded)
+    assert not [name for name in loaded if name.startswith("_pydantic_core")]
 
 
 async def test_a_worker_that_dies_is_replaced_and_the_clients_of_others_notice_nothing(turnout: Turnout) -> None:

@@ -11,6 +11,8 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
 from litestar.types import Message, Scope
 
 from proxy import VERSION
@@ -57,6 +59,15 @@ HANDLERS: Final = [
 ]  # fmt: skip
 
 
+class _Application(Litestar):
+    """Without the plugins for pydantic and attrs, of which nothing here has to do with either: they would import both in
+    every supervisor."""
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        return [*plugins, MsgspecDIPlugin()]
+
+
 def build_app(door: ControlService, config_in_force: Config) -> Litestar:
     """The ASGI application. Does nothing until it is served."""
     control = config_in_force.control
@@ -68,7 +79,7 @@ def build_app(door: ControlService, config_in_force: Config) -> Litestar:
 
     door.supervisor.subscribe(reconfigure)
     mount = McpMount(door, control.body_bytes_max)
-    return Litestar(
+    return _Application(
         route_handlers=[*HANDLERS, asgi("/mcp", is_mount=True, copy_scope=True, opt={"has_own_body": True})(mount)],
         on_shutdown=[mount.close],
         middleware=[gate.wrap],

@@ -81,8 +81,8 @@ SLICE_S: Final = 5.0
 STEADY_SLICES: Final = 4
 STEADY_SHARE: Final = 0.10
 STEADY_WAIT_MAX_S: Final = 90.0
-"""Response time is steady when the medians of so many slices in a row are alike but for this share. It is waited for so long;
-what is measured after that has to be judged by who reads `warm_up_s`."""
+"""Response time is steady when the medians of so many slices in a row are alike but for this share. It is waited for so long, and
+said if it was in vain."""
 
 RESPONSE_SHARE_MAX: Final = 0.10
 """By so much may the response time after a switch differ from before, either way."""
@@ -550,6 +550,8 @@ def _trouble_of_minutes(minutes: list[dict[str, Any]]) -> list[str]:
             f"p50 response time in the minute is {share:.3f} of before; {1 + RESPONSE_SHARE_MAX:g} is the limit"
         )
     for one in minutes:
+        if max(one["warm_up_s"], one["follow_warm_up_s"]) >= STEADY_WAIT_MAX_S:
+            trouble.append(f"switch {one['number']}: no steady response time within {STEADY_WAIT_MAX_S:g} s to compare")
         share = _share([one], "minute_tps", "before_tps")
         if share < THROUGHPUT_SHARE_MIN:
             trouble.append(

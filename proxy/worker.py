@@ -14,10 +14,9 @@ import ipaddress
 import os
 import resource
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,15 +34,17 @@ from proxy.dataplane.console import ConsoleDesk
 from proxy.dataplane.kills import Kills
 from proxy.dataplane.listener import Listener
 from proxy.dataplane.moving import Move
+from proxy.dataplane.numbers import Numbers
 from proxy.dataplane.registry import Standing
-from proxy.dataplane.relay import Link, Meter, leave_for
+from proxy.dataplane.relay import Link, leave_for
 from proxy.dataplane.runtime import Runtime
 from proxy.dataplane.seats import WORKERS_MAX, Seats
 from proxy.dataplane.session import Session
 from proxy.dataplane.slow import SlowLog
+from proxy.dataplane.told import backend_rows, session_row, worker_figures
 from proxy.errors import Aborted, TooManyConnections
 from proxy.hidden import hidden_words
-from proxy.latency import Lengths, added
+from proxy.latency import Lengths
 from proxy.log import hide
 from proxy.log import set_up as set_up_log
 from proxy.tasks import in_haste, spawn
@@ -108,8 +109,7 @@ class Worker:
         self.kills = Kills(self)
         self.console = ConsoleDesk(self)
         self.slow_log = SlowLog()
-        self._number = index << 24
-        """Session numbers are unique over the workers: the index is in the upper bits."""
+        self._numbers = Numbers(index)
         self._writer: asyncio.StreamWriter | None = None
         self._listing = asyncio.Lock()
         self._ended = asyncio.Event()
@@ -198,7 +198,8 @@ class Worker:
                 left, retired = self.runtimes[order.service].count_backends(order.database)
                 self.emit(ipc.BackendsCounted(request=order.request, left=left, retired=retired))
             case ipc.ListBackends():
-                self.emit(ipc.BackendList(request=order.request, backends=list(self._backends())))
+                rows = list(backend_rows(self.runtimes.values(), time.monotonic_ns()))
+                self.emit(ipc.BackendList(request=order.request, backends=rows))
             case ipc.ConsoleAnswer():
                 self.console.answer(order)
             case ipc.Share():
@@ -224,7 +225,7 @@ class Worker:
             case ipc.ListSessions():
                 spawn(self._tell_sessions(order), name="list sessions")
             case ipc.CollectFigures():
-                self.emit(self._figures(order.request))
+                self.emit(worker_figures(order.request, self.index, self.runtimes.values(), self._lags))
             case ipc.CancelQuery():
                 spawn(self._cancel_for(order), name="cancel for another worker")
             case ipc.CancelDone():
@@ -349,9 +350,10 @@ class Worker:
             # Nobody knows who they are, and what an answer costs is what a flood wants.
             os.close(fd)
             return
-        self._number += 1
         link = Link(asyncio.get_running_loop(), fd)
-        session = Session(self, wire, self._number, link, client, self._tls[key], self._packings[key])
+        session = Session(
+            self, wire, self._numbers.take(self.sessions), link, client, self._tls[key], self._packings[key]
+        )
         self.sessions[session.id] = self.strangers[session.id] = session
         balancers = self._balancers[key]
         if balancers and any(ipaddress.ip_address(client.rpartition(":")[0].strip("[]")) in one for one in balancers):
@@ -503,7 +505,7 @@ class Worker:
                     session.end_with(error)
         runtime.retire(order.database)
 
-    # --- figures ---
+    # --- what is told ---
 
     async def _tell_sessions(self, order: ipc.ListSessions) -> None:
         """A part at a time, for to look at one session costs some ten microseconds, and there may be thousands."""
@@ -527,124 +529,8 @@ class Worker:
                     now = time.monotonic_ns()
                     until_ns = now + LIST_STEP_NS
                 if session.standing is not Standing.ENDED:
-                    rows.append(self._session_row(runtime, session, now, with_sockets=order.with_sockets))
+                    rows.append(session_row(self.index, runtime, session, now, with_sockets=order.with_sockets))
         self.emit(ipc.SessionList(request=order.request, sessions=rows))
-
-    def _session_row(self, runtime: Runtime, session: Session, now: int, *, with_sockets: bool) -> ipc.Session:
-        grade, pins = session.portability()
-        backend = session.backend
-        carried = session.ledger.carried() if session.ledger is not None else {}
-        said = dict(session.startup.parameters) if session.startup is not None else {}
-        local, tls = _socket_facts(session.link) if with_sockets else ("", "")
-        return ipc.Session(
-            id=session.id,
-            worker=self.index,
-            service=runtime.name,
-            protocol=runtime.wire.name,
-            user=session.startup.user if session.startup else "",
-            database=session.startup.database if session.startup else "",
-            client=session.client,
-            engine=backend.engine if backend is not None else "",
-            backend_pid=backend.facts.process_id if backend is not None else 0,
-            standing=session.standing.value,
-            in_transaction=session.in_transaction,
-            portability=grade.value,
-            pins=pins,
-            carried=carried,
-            requests=session.tracker.requests if session.tracker is not None else 0,
-            age_s=(now - session.opened_ns) / 1e9,
-            idle_s=(now - session.relay.last_request_ns) / 1e9 if session.relay is not None else 0.0,
-            waiting_s=_waiting_s(session, now),
-            replication=_replication(said.get("replication")),
-            application=said.get("application_name", ""),
-            statements=carried.get("prepared statements", 0),
-            local=local,
-            tls=tls,
-        )
-
-    def _backends(self) -> Iterator[ipc.Backend]:
-        now = time.monotonic_ns()
-        for runtime in self.runtimes.values():
-            owners = {session.backend: session for session in runtime.registry if session.backend is not None}
-            for pool in runtime.pools():
-                for backend, state in pool.backends():
-                    owner = owners.get(backend)
-                    local, tls = _socket_facts(backend.link)
-                    since_ns = backend.idle_since_ns
-                    if owner is not None and owner.relay is not None:
-                        since_ns = owner.relay.last_request_ns
-                    yield ipc.Backend(
-                        service=runtime.name,
-                        engine=backend.engine,
-                        address=backend.address,
-                        database=backend.startup.database,
-                        user=backend.startup.user,
-                        state=state,
-                        session=owner.id if owner is not None else 0,
-                        process_id=backend.facts.process_id,
-                        age_s=(now - backend.opened_ns) / 1e9,
-                        idle_s=(now - since_ns) / 1e9,
-                        is_retired=backend.is_doubtful,
-                        local=local,
-                        tls=tls,
-                        application=dict(backend.startup.parameters).get("application_name", ""),
-                        statements=len(backend.notes.get("statements", ())),
-                    )
-
-    def _figures(self, request: int) -> ipc.WorkerFigures:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return ipc.WorkerFigures(
-            request=request,
-            worker=self.index,
-            pid=os.getpid(),
-            loop_lag=self._lags.counts,
-            loop_lag_us_total=self._lags.us_total,
-            cpu_s=usage.ru_utime + usage.ru_stime,
-            rss_bytes=pages * resource.getpagesize(),
-            services=[self._service_figures(runtime) for runtime in self.runtimes.values()],
-        )
-
-    @staticmethod
-    def _service_figures(runtime: Runtime) -> ipc.ServiceFigures:
-        counted = runtime.census.look()
-        served = {engine for engine, _ in runtime.meters}
-        engines = [_engine_figures(runtime, name) for name in runtime.config.engine if name in served]
-        meters = runtime.meters.values()
-        return ipc.ServiceFigures(
-            service=runtime.name,
-            sessions=len(runtime.registry),
-            sessions_total=runtime.registry.total,
-            requests_total=sum(one.requests for one in meters),
-            transactions_total=sum(one.transactions for one in meters),
-            errors_total=sum(runtime.error_classes.values()),
-            errors_by_class=dict(runtime.error_classes),
-            login_failures_total=runtime.login_failures,
-            bytes_in_total=sum(one.bytes_in for one in meters),
-            bytes_out_total=sum(one.bytes_out for one in meters),
-            request_us_total=sum(one.request_ns for one in meters) // 1000,
-            engines=engines,
-            held=runtime.registry.count(Standing.HELD),
-            pools=[
-                ipc.PoolFigures(
-                    service=runtime.name,
-                    engine=pool.name[0],
-                    database=pool.name[1],
-                    user=pool.name[2],
-                    idle=pool.idle,
-                    in_use=pool.in_use,
-                    waiting=pool.waiting,
-                    opening=pool.opening,
-                    checking=pool.checking,
-                    cancelling=pool.cancelling,
-                )
-                for pool in runtime.pools()
-            ],
-            pinned=counted.pinned,
-            grades=counted.grades,
-            prepared_statements=counted.prepared,
-            databases=_database_figures(runtime),
-        )
 
     # --- time and the end ---
 
@@ -709,69 +595,6 @@ class Worker:
         # Last words are in the sockets; the kernel delivers them.
         await asyncio.sleep(0)
         self._ended.set()
-
-
-def _engine_figures(runtime: Runtime, engine: str) -> ipc.EngineFigures:
-    meters, waits = runtime.meters_of(engine), runtime.waits.get(engine)
-    return ipc.EngineFigures(
-        engine=engine,
-        requests_total=sum(one.spans for one in meters),
-        errors_total=sum(one.errors for one in meters),
-        faults_total=sum(one.faults for one in meters),
-        request_us_total=sum(one.request_ns for one in meters) // 1000,
-        latency=added(one.fine_buckets for one in meters),
-        transactions_total=sum(one.transactions for one in meters),
-        transaction_us_total=sum(one.transaction_ns for one in meters) // 1000,
-        transaction_latency=added(one.transaction_buckets for one in meters),
-        wait_us_total=waits.us_total if waits is not None else 0,
-        waits=waits.counts if waits is not None else [],
-    )
-
-
-def _database_figures(runtime: Runtime) -> list[ipc.DatabaseFigures]:
-    """Of those that somebody has or had a backend in."""
-    meters: dict[str, list[Meter]] = {}
-    for (_, database), meter in runtime.meters.items():
-        meters.setdefault(database, []).append(meter)
-    return [
-        ipc.DatabaseFigures(
-            database=database,
-            requests_total=sum(one.requests for one in its_own),
-            transactions_total=sum(one.transactions for one in its_own),
-            bytes_in_total=sum(one.bytes_in for one in its_own),
-            bytes_out_total=sum(one.bytes_out for one in its_own),
-            request_us_total=sum(one.request_ns for one in its_own) // 1000,
-            transaction_us_total=sum(one.transaction_ns for one in its_own) // 1000,
-            assignments_total=sum(one.assignments for one in its_own),
-            wait_us_total=sum(one.wait_ns for one in its_own) // 1000,
-        )
-        for database, its_own in meters.items()
-    ]
-
-
-def _waiting_s(session: Session, now_ns: int) -> float:
-    """How long its login or its request has waited for a backend."""
-    if session.standing is Standing.ARRIVING:
-        return (now_ns - session.opened_ns) / 1e9
-    if session.relay is None or not session.relay.waiting_since_ns:
-        return 0.0
-    return (now_ns - session.relay.waiting_since_ns) / 1e9
-
-
-def _replication(asked: str | None) -> str:
-    if asked is None:
-        return "none"
-    return "logical" if asked == "database" else "physical"
-
-
-def _socket_facts(link: Link) -> tuple[str, str]:
-    """Our own end of a connection, and its TLS."""
-    tls = f"{link.ssl.version}/{link.ssl.cipher}" if link.ssl is not None else ""
-    if not link.is_open:
-        return "", tls
-    with socket.socket(fileno=os.dup(link.fd)) as own:
-        host, port = own.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -76,6 +76,7 @@ class Console(Protocol):
 
     def asked(self, worker: int, asked: ipc.ConsoleAsked) -> None: ...
     def stopped(self, worker: int, stopped: ipc.ConsoleStopped) -> None: ...
+    def worker_lost(self, worker: int) -> None: ...
 
 
 class SpanEar(Protocol):
@@ -667,6 +668,8 @@ class _Ears:
 
     def worker_lost(self, worker: int, why: str) -> None:
         self._supervisor._switches.worker_lost(worker)
+        if self._supervisor.console is not None:
+            self._supervisor.console.worker_lost(worker)
         self._tell("worker.lost", {"worker": worker, "why": why})
 
     def worker_said(self, worker: int, fact: ipc.Fact) -> None:

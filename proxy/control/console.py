@@ -29,6 +29,7 @@ from proxy.control import console_tables as tables
 from proxy.control.console_tables import Sight
 from proxy.control.roles import Caller, Role, require
 from proxy.control.service import ControlService
+from proxy.control.standstill import NoSuchDatabase
 from proxy.errors import ConfigError, Conflict, NotAllowed, NotFound, ProxyError
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.state import ENDED, Phase
@@ -193,12 +194,21 @@ class AdminConsole:
             question.is_cancelled = not stopped.has_left
             question.work.cancel()
 
+    def worker_lost(self, worker: int) -> None:
+        """Its clients have left with it. The one in its place counts sessions and questions from the beginning: an answer to
+        somebody who is gone would be taken for somebody else's."""
+        for index, session in [key for key in self._open if key[0] == worker]:
+            work = self._open.pop((index, session)).work
+            if work is not None:
+                work.cancel()
+
     async def _see_to(
         self, worker: int, asked: ipc.ConsoleAsked, question: _Question, work: asyncio.Task[bytes]
     ) -> None:
         await asyncio.wait([work])
-        if self._open.get((worker, asked.session)) is question:
-            del self._open[worker, asked.session]
+        if self._open.get((worker, asked.session)) is not question:
+            return
+        del self._open[worker, asked.session]
         if work.cancelled():
             data = refusal("canceling statement due to user request", "57014")
         else:
@@ -272,7 +282,7 @@ class AdminConsole:
         return done("KILL")
 
     async def _kill_client(self, who: Caller, number: str, _question: _Question) -> bytes:
-        is_number = number.isdigit()
+        is_number = number.isascii() and number.isdigit()
         try:
             await self._door.end_session(who, int(number) if is_number else -1, "KILL_CLIENT at the console")
         except NotFound:
@@ -557,7 +567,7 @@ def _unsupported(what: str, hint: str) -> Refused:
 def _sqlstate(error: ProxyError) -> str:
     match error:
         case NotFound():
-            return "3D000" if error.text.startswith("no such database") else "42704"
+            return "3D000" if isinstance(error, NoSuchDatabase) else "42704"
         case Conflict():
             return "55000"
         case _:

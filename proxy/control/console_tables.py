@@ -12,8 +12,9 @@ from __future__ import annotations
 import time
 import typing
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +28,8 @@ from proxy.switch.views import ServiceView
 
 Columns = Sequence[tuple[str, str]]
 Rows = list[Sequence[Value]]
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 INT4_MAX: Final = 2**31 - 1
 
@@ -310,6 +313,8 @@ def databases_of(sight: Sight, service: str) -> list[str]:
 
 def database_rows(sight: Sight) -> Rows:
     """SHOW DATABASES."""
+    backends = _backends(sight, lambda pool: (pool.service, pool.database))
+    clients = Counter((one.service, one.database) for one in sight.sessions)
     rows: Rows = []
     for name, view in sight.services.items():
         config = sight.config.service[name]
@@ -330,30 +335,33 @@ def database_rows(sight: Sight) -> Rows:
                 view.pool_mode,
                 None,
                 config.max_db_connections,
-                _backends(sight, name, database=database),
+                backends[name, database],
                 0,
-                sum(one.database == database and one.service == name for one in sight.sessions),
+                clients[name, database],
                 int(database in still.paused),
                 int(database in still.disabled),
             ))  # fmt: skip
     return rows
 
 
-def _backends(sight: Sight, service: str | None, *, database: str | None = None, user: str | None = None) -> int:
-    return sum(
-        pool.idle + pool.in_use + pool.opening
-        for worker in sight.workers
-        for figures in worker.services
-        if figures.service in sight.services and service in (None, figures.service)
-        for pool in figures.pools
-        if database in (None, pool.database) and user in (None, pool.user)
-    )
+def _backends(sight: Sight, by: Callable[[ipc.PoolFigures], _Key]) -> Counter[_Key]:
+    """Backends of the services that are shown, counted by what is said of their pools. In one pass: there may be thousands
+    of databases, of users and of pools."""
+    counts: Counter[_Key] = Counter()
+    for worker in sight.workers:
+        for figures in worker.services:
+            if figures.service in sight.services:
+                for pool in figures.pools:
+                    counts[by(pool)] += pool.idle + pool.in_use + pool.opening
+    return counts
 
 
 def user_rows(sight: Sight) -> Rows:
     """SHOW USERS: those that are there."""
     limits: dict[str, ServiceConfig] = {}
-    for session in _own(sight):
+    sessions = _own(sight)
+    clients, backends = Counter(one.user for one in sessions), _backends(sight, lambda pool: pool.user)
+    for session in sessions:
         limits.setdefault(session.user, sight.config.service[session.service])
     for worker in sight.workers:
         for figures in worker.services:
@@ -367,9 +375,9 @@ def user_rows(sight: Sight) -> Rows:
             "",
             None,
             config.max_user_connections,
-            _backends(sight, None, user=user),
+            backends[user],
             0,
-            sum(one.user == user for one in _own(sight)),
+            clients[user],
         )
         for user, config in sorted(limits.items())
     ]
@@ -377,7 +385,7 @@ def user_rows(sight: Sight) -> Rows:
 
 def list_rows(sight: Sight) -> Rows:
     """SHOW LISTS."""
-    servers = _backends(sight, None)
+    sessions = _own(sight)
     counts = {
         "databases": sum(len(databases_of(sight, name)) for name in sight.services),
         "users": len(user_rows(sight)),
@@ -385,10 +393,10 @@ def list_rows(sight: Sight) -> Rows:
         "pools": len(pool_rows(sight)),
         "peer_pools": 0,
         "free_clients": 0,
-        "used_clients": len(_own(sight)),
-        "login_clients": sum(one.standing == "arriving" for one in _own(sight)),
+        "used_clients": len(sessions),
+        "login_clients": sum(one.standing == "arriving" for one in sessions),
         "free_servers": 0,
-        "used_servers": servers,
+        "used_servers": _backends(sight, lambda pool: pool.service).total(),
         "dns_names": 0,
         "dns_zones": 0,
         "dns_queries": 0,

@@ -24,6 +24,10 @@ from proxy.errors import Conflict, NotFound
 NOTHING = ipc.Standstill()
 
 
+class NoSuchDatabase(NotFound):
+    """No PostgreSQL service has it."""
+
+
 class Place(NamedTuple):
     """What a command is about."""
 
@@ -81,7 +85,7 @@ class Standstills:
         if database == CONSOLE_DATABASE:
             raise Conflict(f"cannot {doing} admin db: {database}")
         if rest is None:
-            raise NotFound(f"no such database: {database}", hint="SHOW DATABASES lists them")
+            raise NoSuchDatabase(f"no such database: {database}", hint="SHOW DATABASES lists them")
         return Place(rest, database)
 
     def places(self, database: str, doing: str) -> list[Place]:

@@ -228,6 +228,23 @@ async def test_a_switch_that_a_check_refuses_is_an_error_with_what_to_do(scene: 
     assert b"wait for green" in data
 
 
+async def test_no_answer_goes_to_the_worker_in_place_of_one_that_was_lost(scene: Scene) -> None:
+    """It counts sessions and questions from the beginning, so that the answer would be taken for somebody else's."""
+    scene.supervisor.backends_left = 1
+    scene.ask("operator", "pause")
+    await until(lambda: scene.supervisor.standstills.is_paused, "the pause has begun")
+    scene.console.worker_lost(0)
+    scene.question = 0
+    assert await scene.said("stats", "show version") == "SHOW"
+    await until(lambda: not scene.console._open, "nobody is answered any more")
+    assert scene.answers == []
+    assert scene.supervisor.standstills.is_paused
+
+
+async def test_a_digit_of_another_script_is_no_number_of_a_client(scene: Scene) -> None:
+    assert await scene.said("admin", 'kill_client "²"') == "22P02 invalid client pointer supplied"
+
+
 async def test_no_secret_is_in_show_config(scene: Scene) -> None:
     scene.ask("stats", "show config")
     data = await scene.answer()

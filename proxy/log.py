@@ -33,15 +33,24 @@ HIDDEN_CHARS_MAX: Final = 1_000
 
 _LOOKS_SECRET: Final = (
     (
-        re.compile(r"(?i)\b(password|passwd|pwd|secret|token|api_?key)(\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)"),
+        # PGPASSWORD=…, access_token = …, "password": "…"
+        re.compile(
+            r"(?i)(password|passwd|pwd|secret|token|api_?key)(\s*=\s*|[\"']\s*:\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&)'\"]+)"
+        ),
         r"\1\2***",
     ),
     (re.compile(r"(?i)\b(password|identified by)(\s+)'[^']*'"), r"\1\2'***'"),
     (re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1\2***"),
-    (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1***@"),
+    (re.compile(r"(://[^/\s:@]*:)[^/\s]+@"), r"\1***@"),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), "***"),
 )
 """What a password looks like in a connection string, a statement, a header, an address, a file."""
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+_QUOTED: Final = frozenset(" \t=\r\n\"'")
+
+_TRACEBACKS: Final = ("exception", "stack")
 
 _hidden: tuple[str, ...] = ()
 
@@ -76,7 +85,7 @@ def set_up(config: LogConfig, *, who: str = "") -> None:
         console = structlog.dev.ConsoleRenderer(
             colors=colours, sort_keys=False, pad_event_to=0, exception_formatter=plain
         )
-        render = [_who_first, console]
+        render = [_printable, _who_first, console]
     structlog.configure(
         processors=[*before, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -149,6 +158,23 @@ def _masked(key: object, value: object) -> object:
         case _:
             shown = repr(value)
             return value if (clean := without_secrets(shown)) == shown else clean
+
+
+def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What clients have said, names of users above all, moves no cursor and begins no line of a text log."""
+    for key, value in event.items():
+        if key.startswith("_") or not isinstance(value, str) or _CONTROL.search(value) is None:
+            continue
+        # Fields with one of these are quoted by structlog.
+        if key == "event" or not _QUOTED & set(value):
+            event[key] = _CONTROL.sub(_escape, value)
+        elif key in _TRACEBACKS:
+            event[key] = _CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else _escape(found), value)
+    return event
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _who_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

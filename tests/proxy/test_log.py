@@ -29,6 +29,21 @@ def test_a_line_says_who_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[info     ] worker 1, service shop, session 42: session ended why='client left'" in capsys.readouterr().err
 
 
+def test_what_a_client_says_moves_no_cursor_and_begins_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up(LogConfig())
+    log = structlog.get_logger()
+    log.warning("no \x1b[2J such\nforged line", user="ev\x1b]0;title\x07il", database="a\x9bb c", engine="e\nf")
+    try:
+        raise ValueError("told \x1b[2J\nthis")
+    except ValueError:
+        log.exception("failed")
+    err = capsys.readouterr().err
+    assert not set("\x1b\x07\x9b") & set(err)
+    assert r"no \x1b[2J such\nforged line" in err
+    assert r"user=ev\x1b]0;title\x07il database='a\x9bb c'" in err
+    assert "ValueError: told \\x1b[2J\nthis\n" in err, "tracebacks keep their lines"
+
+
 def test_json_is_one_object_a_line_with_the_same_fields(capsys: pytest.CaptureFixture[str]) -> None:
     set_up(LogConfig(format="json"), who="supervisor")
     structlog.get_logger().warning("engine down", engine="blue")
@@ -121,6 +136,10 @@ def test_what_the_config_keeps_secret_is_masked_wherever_it_stands(
         ("-----BEGIN PRIVATE KEY-----\nMIG\n-----END PRIVATE KEY----- x", "*** x"),
         ("password authentication failed for user app", "password authentication failed for user app"),
         ("http://db:5432/x at 10:30", "http://db:5432/x at 10:30"),
+        ("mysql://app:hunt@er2@db/app", "mysql://app:***@db/app"),
+        ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
+        ("access_token=hunter2&x=1", "access_token=***&x=1"),
+        ('{"password": "hunter 2", "user": "app"}', '{"password": ***, "user": "app"}'),
     ],
 )
 def test_what_looks_like_a_password_in_somebody_elses_text_is_masked(said: str, shown: str) -> None:

@@ -29,7 +29,7 @@ from proxy.config.control import CallerConfig, ControlConfig, JwtConfig, RoleNam
 from proxy.config.engines import AdminConfig, EngineConfig, EngineLogin, LoadConfig
 from proxy.config.listener import ListenerConfig
 from proxy.config.loading import decode_effective, encode_effective, load
-from proxy.config.policies import PolicyConfig, policy_faults
+from proxy.config.policies import PolicyConfig, StrategyName, policy_faults
 from proxy.config.problems import ConfigErrors
 from proxy.config.reader import NAME, spell_range
 from proxy.config.resolver import SECRET_BYTES_MAX, unfit_secret
@@ -76,6 +76,7 @@ __all__ = [
     "Secret",
     "ServiceConfig",
     "Severity",
+    "StrategyName",
     "SwitchConfig",
     "TelemetryConfig",
     "UsersError",

@@ -273,7 +273,10 @@ def _check_control(control: ControlConfig, host: str, problems: Problems) -> Non
                 f'"tls_cert_file" is missing; without TLS, only a loopback address may be listened on, not {host}, unless '
                 '"allow_without_tls" says so',
             )
+    owners: dict[str, str] = {}
     for name, caller in control.caller.items():
+        if caller.certificate and (owner := owners.setdefault(caller.certificate, name)) != name:
+            problems.add((*at, "caller", name, "certificate"), f"is the same as that of control.caller.{owner}")
         if caller.token is None and not caller.certificate:
             problems.add((*at, "caller", name), 'has neither "token" nor "certificate": nobody could be it')
         if caller.certificate and control.tls_client_cert == "none":

@@ -15,6 +15,8 @@ from proxy.config.table import Table
 if TYPE_CHECKING:
     from proxy.config.service import ServiceConfig
 
+StrategyName = Literal["graceful", "immediate", "rolling", "canary"]
+
 
 class PolicyConfig(Table, frozen=True, kw_only=True):
     """When Turnout switches by itself, and to which engine. Its name is the key, and no other policy of any service has
@@ -28,7 +30,7 @@ class PolicyConfig(Table, frozen=True, kw_only=True):
     `cron_expression`."""
     target_engine: str
     """Engine to go to."""
-    strategy: Literal["graceful", "immediate", "rolling", "canary"] = "graceful"
+    strategy: StrategyName = "graceful"
     """How, as in `turnout switch --strategy`."""
     priority: Annotated[int, Meta(ge=0, le=255)] = 100
     """Of several that could fire at once the one with the highest number does; of equals the first by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -188,7 +189,10 @@ class Resolver:
 
         def read(name: str) -> str:
             with (folder / name).open("rb") as file:
-                return file.read(CONFIG_BYTES_MAX).decode("utf-8", "replace")
+                data = file.read(CONFIG_BYTES_MAX + 1)
+            if len(data) > CONFIG_BYTES_MAX:
+                raise OSError(errno.EFBIG, f"it is longer than {CONFIG_BYTES_MAX} bytes")
+            return data.decode("utf-8", "replace")
 
         try:
             text = expand(rules.value, read)

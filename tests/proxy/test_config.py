@@ -261,6 +261,15 @@ REFUSED = {
     ), [
         'turnout.toml:8: control.caller.al.certificate: needs tls_client_cert = "optional" or "required"'
     ]),
+    "one certificate for two callers": (change(
+        "[[listener]]",
+        '[control.caller.al]\nrole = "viewer"\ncertificate = "x"\n[control.caller.bo]\nrole = "admin"\ncertificate = "x"\n'
+        "[[listener]]",
+    ), [
+        'turnout.toml:8: control.caller.al.certificate: needs tls_client_cert = "optional" or "required"',
+        "turnout.toml:11: control.caller.bo.certificate: is the same as that of control.caller.al",
+        'turnout.toml:11: control.caller.bo.certificate: needs tls_client_cert = "optional" or "required"',
+    ]),
     "a secret in the file": (change('{ env = "ADMIN_PASSWORD" }', '{ value = "x" }'), [
         ("turnout.toml:15: service.shop.admin.password.value: a secret does not stand in the config file; "
         "name a variable (env) or a file (file)")
@@ -489,6 +498,13 @@ def test_an_error_in_the_rules_names_their_line(folder: Path, rules: str, compla
     (folder / "hba.conf").write_text(rules)
     [line] = complaints(folder, RULED)
     assert line.startswith(complaint)
+
+
+def test_no_rule_is_read_from_a_part_of_an_included_file(folder: Path) -> None:
+    (folder / "admins").write_text("anna\n" * 300_000)
+    (folder / "hba.conf").write_text("host all @admins all reject\nhost all all all md5\n")
+    [line] = complaints(folder, RULED)
+    assert line.startswith("hba.conf:1: @admins cannot be read: it is longer than 1048576 bytes")
 
 
 def test_rules_that_ask_for_passwords_need_users(folder: Path) -> None:

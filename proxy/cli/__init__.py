@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
@@ -53,6 +54,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Service = Annotated[str | None, typer.Option("--service", "-s", help="Service; needed if there are several.")]
 ConfigPath = Annotated[Path, typer.Argument(help="The config file, TOML.", metavar="CONFIG")]
 Target = Annotated[str, typer.Argument(help="Engine to switch to.", metavar="TARGET")]
+Strategy = Literal["graceful", "immediate", "rolling", "canary"]
 SwitchId = Annotated[str, typer.Argument(help="Id of the switch, as `turnout history` shows it.", metavar="ID")]
 
 
@@ -190,7 +192,8 @@ def serve(config: ConfigPath) -> None:
 
 @app.command()
 def check(config: ConfigPath, as_json: AsJson = False) -> None:
-    """Check the config file, and reach every engine: version, role, rights of the admin account."""
+    """Check the config file, and reach every engine that it names. Shows version and role, and what the admin account may not
+    do."""
     import asyncio
 
     from proxy.cli.check import reach_all
@@ -296,10 +299,8 @@ def switch(
     target: Target,
     service: Service = None,
     strategy: Annotated[
-        str,
-        typer.Option(
-            "--strategy", help="`graceful`, `immediate` (no drain), `rolling` (in batches) or `canary` (a share first)."
-        ),
+        Strategy,
+        typer.Option("--strategy", help="`immediate`: no drain; `rolling`: in batches; `canary`: a share first."),
     ] = "graceful",
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, metavar="N", help="Rolling: sessions that move at a time.")
@@ -361,43 +362,42 @@ def switch(
 
     client = _client(url, token_file)
     name = _service(client, service)
-    body = {"target_engine": target, "strategy": strategy, "force": force, "dry_run": dry_run, "reason": reason}
-    if drain_timeout is not None:
-        body["drain_timeout_seconds"] = drain_timeout
-    if not transaction_abort:
-        body["force_transaction_abort"] = False
-    if max_pending is not None:
-        body["max_pending_transactions"] = max_pending
-    if at:
-        body["at"] = at
-    if queue is not None:
-        body["when_busy"] = "queue" if queue else "refuse"
-    more = {
+    asked = {
+        "target_engine": target,
+        "strategy": strategy,
+        "drain_timeout_seconds": drain_timeout,
+        "max_pending_transactions": max_pending,
+        "force_transaction_abort": transaction_abort,
         "batch_size": batch_size,
         "interval_seconds": interval,
         "traffic_percentage": traffic_percentage,
         "validation_duration_seconds": validation_duration,
+        "at": at,
         "in_seconds": in_seconds,
+        "when_busy": None if queue is None else "queue" if queue else "refuse",
+        "force": force,
+        "dry_run": dry_run,
+        "reason": reason,
     }
-    body.update({key: value for key, value in more.items() if value is not None})
     try:
-        begun = client.post(f"/v1/services/{_segment(name)}/switch", body)
+        begun = client.post(f"/v1/services/{_segment(name)}/switch", asked)
     except ClientError as error:
         _refused(error, as_json)
     if dry_run:
         _show(begun, as_json, show.show_readiness)
         _exit_unless_ready(begun)
         return
-    if begun["phase"] == "pending":
-        _show(begun, as_json, show.show_waiting)
-        return
-    _see_through(client, begun["id"], as_json)
+    _see_through(client, begun, as_json)
 
 
-def _see_through(client: ControlClient, switch_id: str, as_json: bool) -> None:
-    """Wait for the end of a switch that has begun, show it, and fail if it did not complete."""
+def _see_through(client: ControlClient, begun: dict[str, Any], as_json: bool) -> None:
+    """Wait for the end of a switch, show it, and fail if it did not complete. One that waits for its time is only shown."""
     from proxy.cli import show
 
+    if begun["phase"] == "pending" and (begun["due_at"] is not None or begun["is_queued"]):
+        _show(begun, as_json, show.show_waiting)
+        return
+    switch_id = begun["id"]
     try:
         ended = _follow(client, switch_id, None if as_json else show.console())
     except KeyboardInterrupt:
@@ -431,12 +431,10 @@ def _refused(error: ClientError, as_json: bool) -> NoReturn:
 
 def _follow(client: ControlClient, switch_id: str, out: Any) -> dict[str, Any]:
     """Wait for the end of a switch; on `out`, if it is a console, a line for each phase as it is entered."""
-    from contextlib import nullcontext
-
     from proxy.cli.show import ENDED, show_phase
 
     seen: set[str] = set()
-    answered = time.monotonic()
+    answered, is_alone = time.monotonic(), False
     with out.status(f"switch {switch_id}") if out is not None else nullcontext():
         while True:
             try:
@@ -444,10 +442,17 @@ def _follow(client: ControlClient, switch_id: str, out: Any) -> dict[str, Any]:
                 answered = time.monotonic()
             except ClientError as error:
                 # The supervisor may be restarting: it finishes or undoes the switch when it is back.
-                if error.status or time.monotonic() - answered > GONE_S_MAX:
+                if error.status:
                     raise
+                if time.monotonic() - answered > GONE_S_MAX:
+                    remedy = "a supervisor that starts finishes or undoes the switch: look at it with `turnout history`"
+                    raise ClientError(f"switch {switch_id}: {error.text}", remedy) from error
+                if out is not None and not is_alone:
+                    out.print(f"no answer; waiting up to {GONE_S_MAX:g} s for the supervisor to come back")
+                is_alone = True
                 time.sleep(POLL_S)
                 continue
+            is_alone = False
             if out is not None:
                 for phase, at_us in sorted(record["stamps"].items(), key=lambda stamp: stamp[1]):
                     if phase not in seen:
@@ -483,7 +488,7 @@ def datacheck(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the rows of the active engine with those of TARGET, while clients work. Changes nothing."""
+    """Compare the rows of two engines while clients work. Those of the active one with those of TARGET; changes nothing."""
     from proxy.cli import show
 
     client = _client(url, token_file)
@@ -502,12 +507,12 @@ def datacheck(
         body |= {"chunk_rows": chunk_rows} if chunk_rows is not None else {}
         body |= {"rows_per_second": rows_per_second} if rows_per_second is not None else {}
         check = client.post(f"/v1/services/{_segment(_service(client, service))}/datacheck", body)
-    out = None if as_json else show.console()
-    while wait and check["state"] == "running":
-        time.sleep(POLL_S)
-        check = client.get(f"/v1/datachecks/{_segment(check['id'])}")
-        if out is not None:
-            show.show_progress(out, check)
+    with nullcontext() if as_json else show.console().status(show.progress(check)) as line:
+        while wait and check["state"] == "running":
+            time.sleep(POLL_S)
+            check = client.get(f"/v1/datachecks/{_segment(check['id'])}")
+            if line is not None:
+                line.update(show.progress(check))
     _show(check, as_json, show.show_datacheck)
     if check["state"] not in ("running", "equal"):
         _fail(f"data check {check['id']}: {check['state']}{': ' + check['error'] if check['error'] else ''}")
@@ -531,7 +536,7 @@ def failover(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let another engine take over by itself when the active one fails, or not; or order it, once the active one is gone."""
+    """Switch the automatic failover on or off, or order one. An order is for an active engine that is gone."""
     from proxy.cli.show import show_failover
 
     if order != "start" and (target is not None or force or reason):
@@ -540,7 +545,7 @@ def failover(
     path = f"/v1/services/{_segment(_service(client, service))}/failover"
     if order == "start":
         begun = client.post(f"{path}/start", {"target_engine": target, "force": force, "reason": reason})
-        _see_through(client, begun["id"], as_json)
+        _see_through(client, begun, as_json)
         return
     view = client.post(path, {"automatic": order == "on"})
     _show(view, as_json, show_failover)
@@ -550,7 +555,7 @@ def failover(
 
 @app.command()
 def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Undo a switch that has not begun to promote, or drop one that waits."""
+    """Undo a switch that does not promote yet, or drop one that waits."""
     from proxy.cli.show import show_outcome
 
     client = _client(url, token_file)
@@ -562,8 +567,9 @@ def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, a
 
 
 # The commands that change settings, engines and sessions and those for policies stand in modules of their own, and use what stands above.
-from proxy.cli import admin, alert, policy  # noqa: E402
+from proxy.cli import admin, alert, database, policy  # noqa: E402
 
 admin.register(app)
+database.register(app)
 policy.register(app)
 alert.register(app)

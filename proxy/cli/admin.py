@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -24,8 +25,11 @@ from proxy.cli import (
     _where,
 )
 
-TOKEN_BYTES = 32
+TOKEN_BYTES: Final = 32
 """Of randomness in a token: 43 characters."""
+
+DUMB: Final = ("", "dumb", "unknown")
+"""What TERM says of terminals that only print."""
 
 Engine = Annotated[str, typer.Argument(help="Name of the engine.", metavar="ENGINE")]
 
@@ -53,7 +57,7 @@ def token(as_json: AsJson = False) -> None:
 
 
 def mcp(url: Url = None, token_file: TokenFile = None) -> None:
-    """Speak MCP over standard input and output, for an agent that starts its servers itself."""
+    """Speak MCP over standard input and output. For an agent that starts its servers itself."""
     import asyncio
 
     _client(url, token_file).get("/v1/status")  # says in one line what is wrong, if nobody answers or the token is bad
@@ -65,8 +69,14 @@ def mcp(url: Url = None, token_file: TokenFile = None) -> None:
 
 def top(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Engines, pools, sessions and the running switch, live. With --json one look. Keys: q, s (sort), p (pause), arrows, tab."""
-    if not as_json and not sys.stdout.isatty():
+    if not as_json and not (sys.stdin.isatty() and sys.stdout.isatty()):
         _fail("`turnout top` needs a terminal", "--json prints one look", code=WRONG_USE)
+    if not as_json and os.environ.get("TERM", "dumb") in DUMB:
+        _fail(
+            "`turnout top` needs a terminal that can move its cursor; TERM says that this one cannot",
+            "--json prints one look",
+            code=WRONG_USE,
+        )
     client = _client(url, token_file)
     client.get("/v1/status")  # says in one line what is wrong, if nobody answers or the token is bad
     from proxy.cli.top import Top, take
@@ -78,7 +88,7 @@ def top(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) 
 
 
 def pools(service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Backends of each engine, database and user, in all workers together."""
+    """Backends of each engine, database and user. Those of all workers together."""
     from proxy.cli.show import show_pools
 
     _show(_client(url, token_file).get("/v1/pools", service=service), as_json, show_pools)
@@ -92,7 +102,7 @@ def audit(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Who did what through the control port, and who was refused; newest first."""
+    """Who did what through the control port, and who was refused. Newest first."""
     from proxy.cli.show import show_audit
 
     entries = _client(url, token_file).get("/v1/audit", limit=limit, action=action, outcome=outcome)
@@ -147,7 +157,7 @@ def log_level(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show or set what a running Turnout logs, until a reload or a restart."""
+    """Show or set what a running Turnout logs. Until a reload or a restart."""
     client = _client(url, token_file)
     setting = client.get("/v1/log") if level is None else client.put("/v1/log", {"level": level})
     if as_json:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from proxy.cli import (
     AsJson,
     Service,
+    Strategy,
     TokenFile,
     Url,
     _client,
-    _fail,
-    _follow,
+    _refused,
+    _see_through,
     _segment,
     _service,
     _show,
 )
+from proxy.control.client import ClientError
+
+Trigger = Literal["performance_degradation", "load_threshold", "error_rate", "failure", "manual", "scheduled"]
 
 Name = Annotated[str, typer.Argument(help="Name of the policy, of whatever service.", metavar="NAME")]
 
@@ -44,17 +48,13 @@ def list_policies(
 
 def set_policy(
     name: Name,
-    trigger: Annotated[
-        str,
-        typer.Option(
-            "--trigger",
-            help="performance_degradation, load_threshold, error_rate, failure, manual or scheduled.",
-        ),
-    ],
+    trigger: Annotated[Trigger, typer.Option("--trigger", help="What makes it fire; docs/policies.md has each.")],
     target: Annotated[str, typer.Option("--target", help="Engine to go to.", metavar="ENGINE")],
     service: Service = None,
-    strategy: Annotated[str | None, typer.Option("--strategy", help="As of `turnout switch`.")] = None,
-    priority: Annotated[int | None, typer.Option("--priority", help="0 to 255; the highest goes first.")] = None,
+    strategy: Annotated[Strategy | None, typer.Option("--strategy", help="As of `turnout switch`.")] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=0, max=255, metavar="N", help="0 to 255; the highest goes first.")
+    ] = None,
     disabled: Annotated[bool, typer.Option("--disabled", help="Keep it, and let it never fire.")] = False,
     window: Annotated[
         int | None, typer.Option("--window-duration", metavar="S", help="Seconds that are looked at as a whole.")
@@ -141,14 +141,12 @@ def remove(name: Name, url: Url = None, token_file: TokenFile = None, as_json: A
 
 def run(name: Name, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Let a policy fire now, whatever its trigger, and wait until its switch has ended."""
-    from proxy.cli.show import show_outcome
-
     client = _client(url, token_file)
-    begun = client.post(f"/v1/policies/{_segment(name)}/run")
-    ended = _follow(client, begun["id"], None)
-    _show(ended, as_json, show_outcome)
-    if ended["phase"] != "completed":
-        _fail(f"switch {ended['id']} {ended['phase'].replace('_', ' ')}: {ended['error']}", ended["remedy"])
+    try:
+        begun = client.post(f"/v1/policies/{_segment(name)}/run")
+    except ClientError as error:
+        _refused(error, as_json)
+    _see_through(client, begun, as_json)
 
 
 def history(

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Literal
 
 from rich.console import Console
 from rich.padding import Padding
@@ -41,10 +41,12 @@ def console(stream: IO[str] | None = None) -> Console:
     return Console(file=stream, highlight=False, markup=False, emoji=False, width=width, soft_wrap=False)
 
 
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+def _table(*columns: str, right: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
+    """`right`: columns of numbers; `whole`: those that others make room for, so that they stay on one line."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     return table
 
 
@@ -128,7 +130,7 @@ def show_service(out: Console, service: Json) -> None:
     stopped = {"paused": ["all databases"] if view["is_paused"] else view["paused"], "disabled": view["disabled"]}
     for word, databases in stopped.items():
         if databases:
-            out.print(Text(f"  {word} at the console: {', '.join(databases)}", "yellow"))
+            out.print(Text(f"  {word} by an operator: {', '.join(databases)}", "yellow"))
     if view["success_rate"] is not None:
         rolled_back = view["tally"]["rolled_back"]
         out.print(f"  {100 * view['success_rate']:g} % of its switches completed, {rolled_back} rolled back")
@@ -223,7 +225,8 @@ def show_sessions(out: Console, rows: list[Json]) -> None:
 
 def _why(row: Json) -> list[str]:
     """Pins, or else what is carried with counts."""
-    return [*row["pins"]] or [f"{count} {name}" for name, count in row.get("carried", {}).items()]
+    carried = row.get("carried", {}).items()
+    return [*row["pins"]] or [f"{count} {name.removesuffix('s') if count == 1 else name}" for name, count in carried]
 
 
 # --- switching ----------------------------------------------------------------------------------------------------
@@ -305,11 +308,11 @@ def show_waiting(out: Console, record: Json) -> None:
     out.print(f"drop it with: turnout cancel {record['id']}")
 
 
-def show_progress(out: Console, check: Json) -> None:
-    """How far a data check has come: one line, written over."""
+def progress(check: Json) -> str:
+    """How far a data check has come."""
     done = sum(one["is_done"] for one in check["tables"])
     rows = sum(one["rows"] for one in check["tables"])
-    out.print(f"{done} of {counted(len(check['tables']), 'table')}, {counted(rows, 'row')} compared  ", end="\r")
+    return f"{done} of {counted(len(check['tables']), 'table')}, {counted(rows, 'row')} compared"
 
 
 def show_datacheck(out: Console, check: Json) -> None:
@@ -332,7 +335,7 @@ def show_datacheck(out: Console, check: Json) -> None:
 
 def show_datachecks(out: Console, checks: list[Json]) -> None:
     """One line for each, newest first."""
-    table = _table("id", "service", "engines", "state", "tables", "rows", right=("tables", "rows"))
+    table = _table("id", "service", "engines", "state", "tables", "rows", right=("tables", "rows"), whole=("id",))
     for check in checks:
         table.add_row(
             check["id"], check["service"], f"{check['source']}, {check['target']}", check["state"],
@@ -343,8 +346,8 @@ def show_datachecks(out: Console, checks: list[Json]) -> None:
 
 def show_history(out: Console, records: list[Json]) -> None:
     """One line for each switch, newest first."""
-    table = _table("id", "service", "from > to", "phase", "cutover", "hold max", right=("cutover", "hold max"))
-    table.columns[0].no_wrap = True
+    numbers = ("cutover", "hold max")
+    table = _table("id", "service", "from > to", "phase", *numbers, right=numbers, whole=("id", *numbers))
     for record in records:
         figures = record["figures"] or {}
         waits = figures.get("hold_ms") or {}
@@ -489,15 +492,30 @@ def show_pools(out: Console, rows: list[Json]) -> None:
         out.print("no pool yet")
 
 
+def show_standstills(out: Console, rows: list[Json]) -> None:
+    """One line for each service: what is paused and disabled."""
+    table = _table("service", "paused", "disabled", "backends left", right=("backends left",))
+    for row in rows:
+        paused = "all databases" if row["is_paused"] else ", ".join(row["paused"])
+        left = "?" if row["backends_left"] is None else str(row["backends_left"])
+        is_still = row["is_paused"] or bool(row["paused"])
+        table.add_row(
+            row["service"], Text(paused or "-", "yellow" if is_still else ""), ", ".join(row["disabled"]) or "-",
+            left if is_still else "-",
+        )  # fmt: skip
+    out.print(table)
+
+
 def show_audit(out: Console, entries: list[Json]) -> None:
-    """One line for each entry; why something was refused stands below it."""
-    table = _table("when", "who", "role", "action", "outcome", "what")
+    """What was done, and below it by whom, and why it was refused."""
+    table = _table("when", "outcome", "what, and by whom", whole=("when", "outcome"))
     for entry in entries:
-        what = Text(entry["target"])
+        what = Text.assemble((entry["action"], "bold"), f" {entry['target']}\n{entry['caller']}")
+        if entry["role"]:
+            what.append(f" ({entry['role']})")
         if entry["outcome"] != "done":
-            what.append(f"\n{entry['detail'].get('why', '')}", "yellow")
-        outcome = Text(entry["outcome"], "" if entry["outcome"] == "done" else "yellow")
-        table.add_row(moment(entry["at"]), entry["caller"], entry["role"] or "-", entry["action"], outcome, what)
+            what.append(f": {entry['detail'].get('why', '')}", "yellow")
+        table.add_row(moment(entry["at"]), Text(entry["outcome"], "" if entry["outcome"] == "done" else "yellow"), what)
     out.print(table)
     if not entries:
         out.print("no entry")
@@ -528,11 +546,12 @@ _CODE_STYLE: Final = {"fired": "bold", "switched": "green", "refused": "bold red
 
 
 def show_policies(out: Console, views: list[Json]) -> None:
-    """One line for each policy, and what was decided last."""
+    """One line for each policy; what was decided last stands below them."""
     if not views:
         out.print("no policies: Turnout switches when it is told to")
         return
-    table = _table("policy", "service", "trigger", "target", "priority", "", "last", right=("priority",))
+    table = _table("policy", "service", "trigger", "target", "priority", "", right=("priority",), whole=("trigger",))
+    remarks = []
     for view in views:
         policy, last = view["policy"], view["last"]
         state = Text("on", "green") if policy["enabled"] else Text("off", "yellow")
@@ -547,9 +566,12 @@ def show_policies(out: Console, views: list[Json]) -> None:
             policy["target_engine"],
             str(policy["priority"]),
             state,
-            said,
         )
+        if said:
+            remarks.append(f"{policy['name']}: {said}")
     out.print(table)
+    for remark in remarks:
+        out.print(remark)
 
 
 def show_decisions(out: Console, decisions: list[Json]) -> None:
@@ -557,9 +579,9 @@ def show_decisions(out: Console, decisions: list[Json]) -> None:
     if not decisions:
         out.print("nothing was decided yet")
         return
-    table = _table("at", "policy", "", "why")
+    table = _table("at", "policy", "what, and why", whole=("at",))
     for one in decisions:
-        code = Text(one["code"].replace("_", " "), _CODE_STYLE.get(one["code"], "dim"))
-        why = one["text"] + (f" (switch {one['switch']})" if one["switch"] else "")
-        table.add_row(moment(one["at"]), one["policy"], code, why)
+        code = (one["code"].replace("_", " "), _CODE_STYLE.get(one["code"], "dim"))
+        switch = f" (switch {one['switch']})" if one["switch"] else ""
+        table.add_row(moment(one["at"]), one["policy"], Text.assemble(code, f": {one['text']}{switch}"))
     out.print(table)

@@ -25,7 +25,7 @@ def show_alerts(out: Console, alerts: list[Json]) -> None:
     if not alerts:
         out.print("no alert fires, and none did within a day")
         return
-    table = _table("", "severity", "alert", "since", "what")
+    table = _table("", "severity", "alert", "since", "what", whole=("since",))
     for one in alerts:
         state = one["state"] + (" (silenced)" if one["silenced_by"] is not None else "")
         since = one["resolved_at"] if one["state"] == "resolved" else one["fired_at"] or one["since"]
@@ -53,35 +53,37 @@ def show_rules(out: Console, rules: list[Json]) -> None:
 
 
 def show_receivers(out: Console, receivers: list[Json]) -> None:
-    """One line for each receiver."""
+    """One line for each receiver; what became of its last message stands below them."""
     if not receivers:
         out.print("nobody is told of alerts: the config has no [alerts.receiver.NAME]")
         return
-    table = _table("receiver", "kind", "where", "waiting", "delivered", "failed", "last", right=("waiting",))
+    numbers = ("waiting", "delivered", "failed")
+    table = _table("receiver", "kind", "where", *numbers, right=numbers)
     for one in receivers:
-        last = one["last"]
-        said = f"{last['state']}: {last['outcome']}" if last is not None else ""
-        failed = str(one["failed"] + one["dropped"])
-        table.add_row(
-            one["name"], one["kind"], Text(one["where"]), str(one["waiting"]), str(one["delivered"]), failed, Text(said)
-        )
+        counts = (one["waiting"], one["delivered"], one["failed"] + one["dropped"])
+        table.add_row(one["name"], one["kind"], Text(one["where"]), *map(str, counts))
     out.print(table)
+    for one in receivers:
+        if one["last"] is not None:
+            out.print(Text(f"{one['name']}: {one['last']['state']}: {one['last']['outcome']}"))
 
 
 def show_deliveries(out: Console, deliveries: list[Json]) -> None:
-    """One line for each message."""
+    """One line for each message; why it was not delivered stands below it."""
     if not deliveries:
         out.print("no message was sent yet")
         return
-    table = _table("at", "receiver", "alert", "", "tries", "outcome", right=("tries",))
+    table = _table("at", "receiver", "", "tries", "alert", right=("tries",), whole=("at", ""))
     for one in deliveries:
+        alert = Text(f"{one['alert']['name']} {one['what']}")
+        if one["state"] != "delivered" and one["outcome"]:
+            alert.append(f"\n{one['outcome']}")
         table.add_row(
             moment(one["at"]),
             one["receiver"],
-            f"{one['alert']['name']} {one['what']}",
             Text(one["state"], _STYLE[one["state"]]),
             str(one["tries"]),
-            Text(one["outcome"]),
+            alert,
         )
     out.print(table)
 
@@ -91,7 +93,7 @@ def show_silences(out: Console, silences: list[Json]) -> None:
     if not silences:
         out.print("nothing is silenced")
         return
-    table = _table("number", "alerts", "until", "by", "reason", right=("number",))
+    table = _table("number", "alerts", "until", "by", "reason", right=("number",), whole=("until",))
     for one in silences:
         what = one["alert"] or "all"
         where = "/".join(filter(None, (one["service"], one["engine"])))

@@ -38,6 +38,7 @@ class Access:
     """Decides for each request who calls. One for the life of the control port; `reconfigure` at each reload."""
 
     def __init__(self, config: ControlConfig) -> None:
+        self._oidc: Oidc | None = None
         self.reconfigure(config)
 
     def reconfigure(self, config: ControlConfig) -> None:
@@ -53,8 +54,7 @@ class Access:
                 self._by_hash[hash_token(caller.token.value)] = (name, _ROLES[caller.role])
             if caller.certificate:
                 self._by_certificate[caller.certificate] = (name, _ROLES[caller.role])
-        before: Oidc | None = getattr(self, "_oidc", None)
-        if before is None or before.config != config.jwt:  # else its keys are good still
+        if self._oidc is None or self._oidc.config != config.jwt:  # else its keys are good still
             self._oidc = Oidc(config.jwt) if config.jwt is not None else None
 
     async def admit(

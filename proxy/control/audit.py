@@ -26,6 +26,9 @@ STRANGERS_PER_S: Final = 2.0
 TEXT_LENGTH_MAX: Final = 500
 """Longest name or target of an entry."""
 
+FIELD_LENGTH_MAX: Final = 4_000
+"""Longest field of an entry's detail, as JSON; of a longer one the beginning is kept. What callers send is in there, and the log is never cut."""
+
 Outcome = Literal["done", "refused", "failed"]
 
 
@@ -105,10 +108,16 @@ class AuditLog:
         try:
             self._database.execute(
                 "insert into audit (at, caller, role, action, target, outcome, detail) values (?, ?, ?, ?, ?, ?, ?)",
-                (*row, msgspec.json.encode(detail)),
+                (*row, msgspec.json.encode({name: _bounded(value) for name, value in detail.items()})),
             )
         except sqlite3.Error as error:
             _log.error(
                 "an entry of the audit log could not be written",
                 caller=caller, role=role, action=action, target=target, outcome=outcome, detail=detail, error=str(error),
             )  # fmt: skip
+
+
+def _bounded(value: Any) -> Any:
+    """A field of an entry's detail: as it is, or the beginning of what is too long."""
+    text = msgspec.json.encode(value)
+    return value if len(text) <= FIELD_LENGTH_MAX else text[:FIELD_LENGTH_MAX].decode(errors="ignore") + "…"

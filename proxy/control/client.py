@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import ssl
 import time
 from collections.abc import Iterator
@@ -15,11 +16,16 @@ DEFAULT_URL: Final = "http://127.0.0.1:7432"
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 """A list of 100,000 sessions has about 40 MB."""
 
+_GRAPHIC: Final = re.compile(r"[!-~]+")
+"""What a line of HTTP may have in one word. What it may not have must not get there: http.client would quote it, tokens too."""
 
 EVENTS_SILENCE_S: Final = 40.0
 """A stream of events that says nothing for so long, not even that nothing happened, is broken."""
 
 EVENTS_RETRY_S: Final = 1.0
+
+EVENTS_GONE_S: Final = 30.0
+"""How long a control port that has answered is waited for when it does not any more: a supervisor restarts."""
 
 
 class ClientError(Exception):
@@ -51,13 +57,21 @@ class ControlClient:
         timeout_s: float = 30.0,
     ) -> None:
         """`tls`: for https://, if the system's CAs are not those to trust, or a certificate is to be shown. Raises
-        ValueError if `url` is none."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        ValueError if `url` is none, or no request could show `token`."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _GRAPHIC.fullmatch(url):
             raise ValueError(f"{url!r} is not a URL like {DEFAULT_URL}")
+        if token is not None and not _GRAPHIC.fullmatch(token):
+            raise ValueError(
+                "the token has a character that no token has: a space, the end of a line, or a letter beyond ASCII"
+            )
         self.url = url.rstrip("/")
         self._host = parts.hostname
-        self._port = parts.port
+        self._port = port
         self._prefix = parts.path.rstrip("/")
         self._is_tls = parts.scheme == "https"
         self._tls = tls
@@ -90,11 +104,18 @@ class ControlClient:
         return self._ask("DELETE", _with_query(path, query), None)[0]
 
     def events(self, **query: str | int | None) -> Iterator[dict[str, Any]]:
-        """What happens, as it happens; for ever, over breaks of the connection. Raises ClientError: refused, or nobody
-        answers."""
+        """What happens, as it happens; for ever, over breaks of the connection and restarts of the supervisor. Raises
+        ClientError: refused, or nobody answers, not for `EVENTS_GONE_S` either if somebody did before."""
         last_id: str | None = None
+        answered: float | None = None
         while True:
-            connection = self._connect(timeout_s=EVENTS_SILENCE_S)
+            try:
+                connection = self._connect(timeout_s=EVENTS_SILENCE_S)
+            except NotRunning:
+                if answered is None or time.monotonic() - answered > EVENTS_GONE_S:
+                    raise
+                time.sleep(EVENTS_RETRY_S)
+                continue
             try:
                 headers = self._headers() | {"Accept": "text/event-stream"}
                 if last_id is not None:
@@ -104,6 +125,7 @@ class ControlClient:
                     if answer.status != 200:
                         self._judge(answer, answer.read(ANSWER_BYTES_MAX))
                     for line in answer:
+                        answered = time.monotonic()
                         field, _colon, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(": ")
                         if field == "id":
                             last_id = value
@@ -130,10 +152,10 @@ class ControlClient:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
             connection.connect()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a host with a part that is too long for a name
             connection.close()
             raise NotRunning(
-                f"no Turnout answers at {self.url} ({error.strerror or error})",
+                f"no Turnout answers at {self.url} ({getattr(error, 'strerror', None) or error})",
                 "start one with `turnout serve CONFIG`, or say where it is with --url or TURNOUT_URL",
             ) from error
         return connection

@@ -23,9 +23,10 @@ from mcp.shared.exceptions import MCPError
 from msgspec import Meta
 
 from proxy import VERSION
-from proxy.config import PolicyConfig
+from proxy.config import PolicyConfig, StrategyName
 from proxy.control.roles import Caller
-from proxy.control.service import ControlService, EngineRow, Readiness, SwitchRefused
+from proxy.control.service import ControlService
+from proxy.control.views import SWITCHES_MAX, EngineRow, Readiness, SwitchRefused
 from proxy.engines.figures import EngineFigures
 from proxy.errors import ControlError, NotFound, ProxyError
 from proxy.policy.model import PolicyView
@@ -52,7 +53,7 @@ ServiceName = (
     Annotated[str, Meta(max_length=63, description="Which service; may be left out if there is only one.")] | None
 )
 Strategy = Annotated[
-    Literal["graceful", "immediate", "rolling", "canary"],
+    StrategyName,
     Meta(
         description="`graceful` waits for open transactions, `immediate` ends them, `rolling` moves sessions in batches, "
         "`canary` moves a share first."
@@ -262,7 +263,7 @@ async def _trigger(door: ControlService, who: Caller, wanted: TriggerWanted) -> 
 
 
 async def _history(door: ControlService, who: Caller, wanted: HistoryWanted) -> History:
-    found = door.switches(who, 1_000 if wanted.service is not None else wanted.limit)
+    found = door.switches(who, SWITCHES_MAX if wanted.service is not None else wanted.limit)
     fitting = [one for one in found if wanted.service in (None, one.service)]
     return History(switches=fitting[: wanted.limit])
 
@@ -484,8 +485,9 @@ async def _prompt(door: ControlService, who: Caller, name: str, arguments: Mappi
             switch_id = newest[0].id
         record = door.switch_record(who, switch_id)
         facts: dict[str, Any] = {"switch": record, "before_and_after": door.switches(who, 5)}
-        if record.phase in ENDED:
-            facts["report"] = door.report(who, switch_id)
+        report = door.report_of(who, record)
+        if report is not None:
+            facts["report"] = report
         return (
             f"Explain to an operator why service {record.service} was switched from {record.source} to {record.target} "
             "(who or what asked for it, and on which figures), how it went (phases, waits, clients that saw an error) and "
@@ -513,6 +515,11 @@ def _json(value: Any) -> str:
 # --- the server ---------------------------------------------------------------------------------------------------
 
 _T = TypeVar("_T")
+
+
+def named_server(**answers: Any) -> Server[Any]:
+    """A server that shows itself as Turnout's; `answers` are the SDK's `on_…`."""
+    return Server("turnout", version=VERSION, title="Turnout", instructions=INSTRUCTIONS, **answers)
 
 
 def build_server(door: ControlService) -> Server[Any]:
@@ -565,11 +572,7 @@ def build_server(door: ControlService) -> Server[Any]:
         message = types.PromptMessage(role="user", content=types.TextContent(text=text))
         return types.GetPromptResult(description=PROMPTS[params.name].description, messages=[message])
 
-    return Server(
-        "turnout",
-        version=VERSION,
-        title="Turnout",
-        instructions=INSTRUCTIONS,
+    return named_server(
         on_list_tools=list_tools,
         on_call_tool=call_tool,
         on_list_resources=list_resources,
@@ -602,22 +605,23 @@ async def _call(door: ControlService, who: Caller, name: str, arguments: Mapping
     if tool is None:
         raise MCPError(types.INVALID_PARAMS, f"there is no tool {name[:100]!r}")
     try:
-        wanted = msgspec.convert(arguments, tool.takes)
-    except msgspec.ValidationError as error:
-        door.record_call(who, name, dict(arguments), str(error))
-        return _failed(f"the input is wrong: {error}", "")
-    try:
-        given = await tool.run(door, who, wanted)
+        with door.recorded_call(who, name, arguments):
+            given = await tool.run(door, who, _wanted(tool, arguments))
     except SwitchRefused as error:
-        door.record_call(who, name, dict(arguments), error.text)
         failed = [f"- {one.name}: {one.found}; {one.remedy}" for one in error.checks if one.verdict == "fail"]
         return _failed("\n".join([error.text, *failed]), error.hint)
     except ProxyError as error:
-        door.record_call(who, name, dict(arguments), error.text)
         return _failed(error.text, error.hint)
-    door.record_call(who, name, dict(arguments))
     content = msgspec.to_builtins(given)
     return types.CallToolResult(content=[types.TextContent(text=_json(given))], structured_content=content)
+
+
+def _wanted(tool: Tool, arguments: Mapping[str, Any]) -> msgspec.Struct:
+    """Raises ControlError: they are not what the tool takes."""
+    try:
+        return msgspec.convert(arguments, tool.takes)
+    except msgspec.ValidationError as error:
+        raise ControlError(f"the input is wrong: {error}") from None
 
 
 def _failed(text: str, hint: str) -> types.CallToolResult:

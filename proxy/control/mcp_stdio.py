@@ -7,7 +7,7 @@ so tools, roles and audit log are the same, whichever way an agent comes.
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 import mcp_types as types
@@ -17,10 +17,9 @@ from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
 
-from proxy import VERSION
-from proxy.control.mcp import INSTRUCTIONS, SWITCH_WAIT_S
+from proxy.control.mcp import SWITCH_WAIT_S, named_server
 
-TIMEOUT_S = SWITCH_WAIT_S + 30.0
+TIMEOUT_S: Final = SWITCH_WAIT_S + 30.0
 """Of one call; a switch is waited for."""
 
 
@@ -61,11 +60,7 @@ def _bridge(there: Client) -> Server[Any]:
     ) -> types.GetPromptResult:
         return await there.get_prompt(params.name, params.arguments)
 
-    return Server(
-        "turnout",
-        version=VERSION,
-        title="Turnout",
-        instructions=INSTRUCTIONS,
+    return named_server(
         on_list_tools=list_tools,
         on_call_tool=call_tool,
         on_list_resources=list_resources,

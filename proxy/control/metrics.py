@@ -26,7 +26,7 @@ from protocols.wire import Grade
 from proxy import VERSION, ipc, latency
 from proxy.control.alerts.keeper import Alerts
 from proxy.control.alerts.model import State
-from proxy.control.service import Supervisor
+from proxy.control.beneath import Supervisor
 from proxy.control.sums import Sums
 from proxy.errors import NotFound
 from proxy.switch.failover_run import FAILOVER

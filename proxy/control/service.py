@@ -9,33 +9,51 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from proxy import VERSION, ipc
 from proxy.clock import Clock, SystemClock
-from proxy.config import NAME, Config, EngineConfig, LogLevel, PolicyConfig, masked, parse_address
+from proxy.config import LogLevel, PolicyConfig, masked
 from proxy.control.alerts.keeper import Alerts
 from proxy.control.alerts.model import AlertView, Delivery, ReceiverView, RuleView, Silence
 from proxy.control.audit import AuditEntry, AuditLog
+from proxy.control.beneath import Supervisor
 from proxy.control.events import EventLog
 from proxy.control.roles import Caller, Role, require
-from proxy.control.standstill import Place, Standstills
-from proxy.control.sums import added
+from proxy.control.standstill import Place
+from proxy.control.sums import sum_figures
+from proxy.control.views import (
+    AUDIT_MAX,
+    DECISIONS_MAX,
+    DELIVERIES_MAX,
+    SILENCE_S_MAX,
+    SWITCHES_MAX,
+    EngineRow,
+    EngineSpec,
+    PoolRow,
+    Readiness,
+    Reloaded,
+    ServiceStatus,
+    SessionFilter,
+    SessionPage,
+    StandstillRow,
+    Status,
+    SwitchRefused,
+    engine_config,
+)
 from proxy.engines.figures import EngineFigures
 from proxy.errors import Conflict, ControlError, NotFound, ProxyError
-from proxy.policy.keeper import PolicyKeeper
 from proxy.policy.model import Decision, Policy, PolicyView
-from proxy.switch.datacheck import DataCheck, DataChecks
+from proxy.switch.datacheck import DataCheck
 from proxy.switch.plan import SwitchPlan, SwitchRecord, accept
 from proxy.switch.readiness import Check, failures
-from proxy.switch.state import Phase
-from proxy.switch.views import EngineView, Event, FailoverView, ServiceView, WorkerView
-from proxy.tls import MYSQL_NAMES, TlsProblem, TlsSetting, engine_tls
+from proxy.switch.state import ENDED, Phase
+from proxy.switch.views import FailoverView, ServiceView
 
 _log = structlog.get_logger("turnout.control")
 
@@ -44,190 +62,6 @@ VALIDATION_WAIT_S: Final = 8.0
 
 LOOK_S: Final = 0.05
 """Between two looks whether the backends that shall go are gone."""
-
-SWITCHES_MAX: Final = 1_000
-"""Most records of one listing."""
-
-DECISIONS_MAX: Final = 1_000
-"""Most decisions of policies of one listing."""
-
-AUDIT_MAX: Final = 1_000
-"""Most entries of one listing."""
-
-DELIVERIES_MAX: Final = 1_000
-"""Most messages of one listing."""
-
-SILENCE_S_MAX: Final = 30 * 86_400.0
-"""Longest silence; nobody remembers one for longer."""
-
-
-class Supervisor(Protocol):
-    """What the door needs of `proxy.supervisor.Supervisor`, which stands above it."""
-
-    config: Config
-    started_at: float
-
-    @property
-    def database(self) -> sqlite3.Connection: ...
-    @property
-    def policies(self) -> PolicyKeeper: ...
-    @property
-    def data_checks(self) -> DataChecks: ...
-    def is_ready(self) -> bool: ...
-    def services(self) -> list[ServiceView]: ...
-    def workers(self) -> list[WorkerView]: ...
-    async def figures(self) -> list[ipc.WorkerFigures]: ...
-    @property
-    def standstills(self) -> Standstills: ...
-    @property
-    def end(self) -> Callable[[], None]: ...
-    async def sessions(
-        self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
-    ) -> list[ipc.Session]: ...
-    async def backends(self) -> list[ipc.Backend]: ...
-    async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None: ...
-    def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None: ...
-    def span_counts(self) -> dict[str, int]: ...
-    async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]: ...
-    async def start_switch(self, plan: SwitchPlan) -> SwitchRecord: ...
-    def switches(self, limit: int = 50) -> list[SwitchRecord]: ...
-    def switch(self, switch_id: str) -> SwitchRecord: ...
-    def report(self, switch_id: str) -> dict[str, Any]: ...
-    async def cancel(self, switch_id: str, by: str = "") -> SwitchRecord: ...
-    async def end_session(self, session: int, reason: str) -> bool: ...
-    def add_engine(self, service: str, name: str, engine: EngineConfig) -> None: ...
-    async def remove_engine(self, service: str, name: str) -> None: ...
-    def reload(self) -> tuple[list[str], list[str]]: ...
-    def set_log_level(self, level: LogLevel) -> None: ...
-    def switch_automation(self, service: str, is_on: bool, by: str = "") -> FailoverView: ...
-    async def start_failover(
-        self, service: str, target: str | None, *, force: bool = False, by: str = "", reason: str = ""
-    ) -> SwitchRecord: ...
-    def publish(self, event: Event) -> None: ...
-    def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]: ...
-
-
-class SwitchRefused(ControlError):
-    """A switch was refused by a check. `checks` has all of them, the failed ones among them."""
-
-    status = 409
-
-    def __init__(self, text: str, *, hint: str, switch: str, checks: list[Check]) -> None:
-        super().__init__(text, hint=hint)
-        self.switch = switch
-        self.checks = checks
-
-
-class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One service with the sums of what its workers count."""
-
-    view: ServiceView
-    sessions: int
-    """Client connections now."""
-    held: int
-    """Of these, held by a switch."""
-    requests_total: int
-    """Since the workers began; so are the other totals."""
-    transactions_total: int
-    errors_total: int
-    grades: dict[str, int] = {}
-    """Sessions by portability, A to D; of many sessions, as of some seconds ago."""
-    pinned: dict[str, int] = {}
-    """Sessions by what they cannot be carried for; the same."""
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole Turnout at a glance."""
-
-    version: str
-    started_at: float
-    """Seconds since 1970."""
-    is_ready: bool
-    """Every worker has its config and its listeners are open."""
-    services: list[ServiceStatus]
-    workers: list[WorkerView]
-
-
-class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine, with the service it belongs to."""
-
-    service: str
-    engine: EngineView
-
-
-class SessionFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which sessions; None: whichever."""
-
-    service: str | None = None
-    user: str | None = None
-    database: str | None = None
-    engine: str | None = None
-    portability: str | None = None
-    """A, B, C or D."""
-    standing: str | None = None
-    in_transaction: bool | None = None
-
-    def fits(self, session: ipc.Session) -> bool:
-        """All that is asked for is so."""
-        return all(
-            wanted is None or getattr(session, name) == wanted
-            for name in self.__struct_fields__
-            if (wanted := getattr(self, name)) is not None
-        )
-
-
-class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a list of sessions."""
-
-    total: int
-    """Sessions that fit, on all pages."""
-    sessions: list[ipc.Session]
-
-
-class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The backends of one (service, engine, database, user), in all workers together."""
-
-    service: str
-    engine: str
-    database: str
-    user: str
-    idle: int
-    """Open, and nobody's."""
-    in_use: int
-    waiting: int
-    """Clients that wait for one."""
-
-
-class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reload of the config came to. A line is `service.shop.pool_size: 200 -> 300`."""
-
-    applied: list[str]
-    """In force now."""
-    needs_restart: list[str]
-    """Changed in the file, and not in force."""
-
-
-class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An engine to be added. The keys are those of `[service.NAME.engine.NAME]` in the config, but for `login`."""
-
-    address: str
-    """host:port of the server."""
-    role: Literal["primary", "standby", "secondary"] = "standby"
-    server_tls_sslmode: TlsSetting = "prefer"
-    server_tls_ca_file: str = ""
-    """A path on Turnout's machine; so are the other files."""
-    server_tls_cert_file: str = ""
-    server_tls_key_file: str = ""
-
-
-class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """The readiness report: may a switch to `target` begin?"""
-
-    service: str
-    target: str
-    is_ready: bool
-    """No check refuses the switch. Warnings do not hold it up."""
-    checks: list[Check]
 
 
 class ControlService:
@@ -359,7 +193,7 @@ class ControlService:
     def switches(self, who: Caller, limit: int = 50, offset: int = 0) -> list[SwitchRecord]:
         """The newest `limit` switches but for the first `offset`, newest first, running ones among them."""
         require(who, Role.VIEWER)
-        limit, offset = min(max(limit, 1), SWITCHES_MAX), min(max(offset, 0), SWITCHES_MAX)
+        limit, offset = min(max(limit, 1), SWITCHES_MAX), max(offset, 0)
         return self.supervisor.switches(offset + limit)[offset:]
 
     def switch_record(self, who: Caller, switch_id: str) -> SwitchRecord:
@@ -372,15 +206,23 @@ class ControlService:
         require(who, Role.VIEWER)
         return self.supervisor.report(switch_id)
 
+    def report_of(self, who: Caller, record: SwitchRecord) -> dict[str, Any] | None:
+        """The evidence report of this switch; None: it has not ended, or its report is still being written."""
+        try:
+            return self.report(who, record.id) if record.phase in ENDED else None
+        except NotFound:
+            return None
+
     def config(self, who: Caller) -> dict[str, Any]:
         """The config in force, each value with its origin; secrets are never shown."""
         require(who, Role.VIEWER)
         return masked(self.supervisor.config)
 
-    def record_call(self, who: Caller, tool: str, arguments: dict[str, Any], refused: str = "") -> None:
-        """Keep in the audit log that an agent called a tool, and why it was refused."""
-        detail: dict[str, Any] = {"arguments": arguments} | ({"why": refused} if refused else {})
-        self.audit.record(who, "mcp", tool, "refused" if refused else "done", detail)
+    @contextmanager
+    def recorded_call(self, who: Caller, tool: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Keep in the audit log that an agent called a tool, whatever the tool does, and how it came out."""
+        with self._recorded(who, "mcp", tool, {"arguments": dict(arguments)}):
+            yield
 
     def log_level(self, who: Caller) -> LogLevel:
         """The lowest level that is logged."""
@@ -504,7 +346,7 @@ class ControlService:
         with self._recorded(who, "add_engine", f"{service}.{name}", asked):
             require(who, Role.ADMIN, "add an engine")
             view = self._service(service)
-            engine = _engine_config(name, spec, view.protocol)
+            engine = engine_config(name, spec, view.protocol)
             for one in view.engines:
                 if one.name == name:
                     raise Conflict(f"service {service!r} has an engine {name!r} already", hint="take another name")
@@ -573,10 +415,26 @@ class ControlService:
 
     # --- standing still -------------------------------------------------------------------------------------------
 
-    def standstill(self, who: Caller, service: str) -> ipc.Standstill:
-        """What is paused and disabled of a service."""
+    async def standstills(self, who: Caller) -> list[StandstillRow]:
+        """What is paused and disabled of each PostgreSQL service, and how many backends a pause still waits for."""
         require(who, Role.VIEWER)
-        return self.supervisor.standstills.of(service)
+        stopped = self.supervisor.standstills
+        rows = []
+        for place in stopped.places("", "look at"):
+            one = stopped.of(place.service)
+            paused: list[str | None] = [None] if one.is_paused else [*one.paused]
+            counts = [await self.supervisor.count_backends(place.service, database) for database in paused]
+            left = None if None in counts else sum(count.left for count in counts if count is not None)
+            rows.append(
+                StandstillRow(
+                    service=place.service,
+                    is_paused=one.is_paused,
+                    paused=one.paused,
+                    disabled=one.disabled,
+                    backends_left=left,
+                )
+            )
+        return rows
 
     async def backends(self, who: Caller) -> list[ipc.Backend]:
         """Every connection to an engine that is in a pool, as each worker sees it now."""
@@ -866,31 +724,6 @@ class ControlService:
             return []
 
 
-def _engine_config(name: str, spec: EngineSpec, protocol: str) -> EngineConfig:
-    """Raises ControlError, as the config loader would tell it."""
-    if not NAME.fullmatch(name):
-        raise ControlError(
-            "that is no name for an engine", hint="letters, digits, _ . - only, at most 63, a letter or digit first"
-        )
-    try:
-        parse_address(spec.address)
-        if protocol != "mysql" and spec.server_tls_sslmode in MYSQL_NAMES:
-            raise ValueError(f"{spec.server_tls_sslmode} is for mysql only")
-        if protocol == "mysql" and spec.server_tls_sslmode == "allow":
-            raise ValueError("allow is for postgresql only")
-        engine = EngineConfig(**msgspec.structs.asdict(spec))
-        engine_tls(engine, protocol)
-    except ValueError as error:
-        raise ControlError(
-            f"the engine cannot be: {error}", hint="see [service.NAME.engine.NAME] in the config"
-        ) from None
-    except TlsProblem as problem:
-        raise ControlError(f"server_tls_{problem.key}: {problem.text}", hint="see the page about TLS") from None
-    return engine
-
-
-# --- sums over the workers ----------------------------------------------------------------------------------------
-
 _SUMMED: Final = (
     "sessions", "held", "requests_total", "transactions_total", "errors_total", "grades", "pinned",
 )  # fmt: skip
@@ -900,12 +733,3 @@ _NOTHING: Final = ipc.ServiceFigures(
     service="", sessions=0, sessions_total=0, requests_total=0, transactions_total=0, errors_total=0,
     login_failures_total=0, bytes_in_total=0, bytes_out_total=0, request_us_total=0, held=0, pools=[], pinned={},
 )  # fmt: skip
-
-
-def sum_figures(workers: list[ipc.WorkerFigures]) -> dict[str, ipc.ServiceFigures]:
-    """What all workers count, by service."""
-    sums: dict[str, ipc.ServiceFigures] = {}
-    for worker in workers:
-        for figures in worker.services:
-            sums[figures.service] = added(sums.get(figures.service), figures)
-    return sums

@@ -85,3 +85,12 @@ def _name(part: ipc.EngineFigures | ipc.DatabaseFigures | ipc.PoolFigures) -> tu
     if isinstance(part, ipc.DatabaseFigures):
         return (part.database,)
     return (part.engine, part.database, part.user)
+
+
+def sum_figures(workers: list[ipc.WorkerFigures]) -> dict[str, ipc.ServiceFigures]:
+    """What all workers count, by service."""
+    sums: dict[str, ipc.ServiceFigures] = {}
+    for worker in workers:
+        for figures in worker.services:
+            sums[figures.service] = added(sums.get(figures.service), figures)
+    return sums

@@ -31,7 +31,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from proxy import VERSION, ipc
 from proxy.config import Config, TelemetryConfig, parse_address
-from proxy.control.service import Supervisor
+from proxy.control.beneath import Supervisor
 from proxy.fingerprint import fingerprint
 from proxy.switch.evidence import Figures
 from proxy.switch.plan import SwitchRecord

@@ -49,9 +49,9 @@ def demo(
     ] = 50.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
 ) -> None:
-    """Two servers with replication, clients at work through Turnout, and switches while they work.
+    """Two servers, clients at work through Turnout, and switches.
 
-    At the end every acknowledged transfer is read back from the last primary. Exit code 1 if a client saw an error, a
+    The servers replicate, and it is switched while the clients work. At the end every acknowledged transfer is read back from the last primary. Exit code 1 if a client saw an error, a
     commit was lost, or a cutover reached the limit. Leaves no process and no file behind.
     """
     from proxy.demo.options import DemoOptions

@@ -87,6 +87,12 @@ async def test_no_generated_request_meets_a_server_error_or_an_undeclared_answer
 ) -> None:
     assert await generated_requests(turnout, tmp_path, "admin", "coverage,fuzzing") == ""
     assert "request failed" not in turnout.text_of_log()
+    async with turnout.control() as client:
+        for row in (await client.get("/v1/databases/standstills")).json():
+            for database in ["" for _ in range(row["is_paused"])] + row["paused"]:
+                await client.post("/v1/databases/resume", json={"database": database})
+            for database in row["disabled"]:
+                await client.post("/v1/databases/enable", json={"database": database})
 
 
 async def state_of(turnout: Turnout) -> dict[str, Any]:
@@ -102,6 +108,7 @@ async def state_of(turnout: Turnout) -> dict[str, Any]:
             "policies": [view["policy"] for view in (await client.get("/v1/policies")).json()],
             "datachecks": (await client.get("/v1/datachecks")).json(),
             "failover": (await client.get("/v1/services/app")).json()["failover"],
+            "standstills": (await client.get("/v1/databases/standstills")).json(),
             "sessions": [row["id"] for row in (await client.get("/v1/sessions")).json()],
         }
 

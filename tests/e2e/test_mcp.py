@@ -13,16 +13,21 @@ from typing import Any, Final
 import asyncpg
 import httpx2
 import mcp_types as types
+import msgspec
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
+from proxy.control import mcp
+from proxy.control.roles import Caller, Role
+from proxy.control.service import ControlService
 from proxy.embedded import PostgresPair, Turnout
 from proxy.embedded.postgres import PASSWORD
 from tests.e2e.test_control import TOKENS, setup_for
 from tests.kit.turnouts import StartTurnout
 from tests.kit.waiting import until
+from tests.proxy.control.scripted import ScriptedSupervisor
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
 
@@ -205,3 +210,18 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
         assert "needs the role operator" in await refused(client, "switch_database_engine", target_engine=target)
         assert len((await client.get_prompt("plan_maintenance_switch", {"target_engine": target})).messages) == 1
     await session.close()
+
+
+async def test_a_call_that_ends_by_a_mistake_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = ControlService(ScriptedSupervisor())
+    who = Caller(name="agent", role=Role.OPERATOR)
+
+    async def mistaken(*_: object) -> msgspec.Struct:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(mcp.TOOLS, "list_available_engines", mcp.TOOLS["list_available_engines"]._replace(run=mistaken))  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        await mcp._call(door, who, "list_available_engines", {"service": None})
+    [entry] = door.audit.entries(1)
+    assert (entry.action, entry.target, entry.outcome) == ("mcp", "list_available_engines", "failed")
+    assert entry.detail == {"arguments": {"service": None}, "why": "ZeroDivisionError"}

@@ -122,6 +122,24 @@ def test_every_command_but_those_that_stay_has_json() -> None:
     assert {name for name, has_json in found.items() if not has_json} == {"serve", "mcp"}
 
 
+def test_every_command_has_its_line_in_the_help_whole(turnout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in turnout("--help").out
+    for group in ("engine", "policy", "alert"):
+        assert "..." not in turnout(group, "--help").out
+
+
+def test_top_says_that_it_needs_a_terminal_that_can_do_more_than_print(
+    served: Served, turnout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    ran = turnout("top")
+    assert ran.code == 2
+    assert "a terminal that can move its cursor" in ran.err
+
+
 def test_top_is_one_look_with_json_and_wrong_use_without_a_terminal(served: Served, turnout: Any) -> None:
     found = turnout("top", "--json").json
     assert found["status"]["services"][0]["grades"] == {"A": 6, "D": 4}
@@ -161,6 +179,9 @@ def test_a_shell_completes_commands_and_options(shell: str) -> None:
         ["switch", "green", "--strategy", "gracefull"],
         ["history", "--limit", "0"],
         ["--url", "nonsense", "status"],
+        ["--url", "http://127.0.0.1:x", "status"],
+        ["--url", "http://exa mple", "status"],
+        ["--url", "http://[::1", "status"],
         ["--token-file", "nowhere.txt", "status"],
         [],
     ],
@@ -177,6 +198,12 @@ def test_not_running_is_one_line_that_says_what_to_do(turnout: Any) -> None:
     assert ran.out == ""
     assert ran.err.count("\n") == 1
     assert "start one with `turnout serve CONFIG`" in ran.err
+
+
+def test_a_host_that_is_no_name_is_told_as_one_that_nobody_answers_at(turnout: Any) -> None:
+    ran = turnout("--url", f"http://{'a' * 64}.example", "status")
+    assert ran.code == 1
+    assert "label empty or too long" in ran.err
 
 
 def test_something_else_on_that_port_is_told(turnout: Any) -> None:
@@ -344,9 +371,18 @@ def test_a_service_has_to_be_named_only_if_there_are_several(turnout: Any, monke
 def test_nothing_is_wider_than_80_columns(served: Served, turnout: Any) -> None:
     served.supervisor.checks = [PASSED, WARNED]
     switch_id = turnout("switch", "green", "--json").json["id"]
-    for arguments in (["status"], ["engines"], ["sessions"], ["history"], ["ready", "blue"], ["report", switch_id]):
+    turnout("policy", "set", "a-name-that-people-give-when-they-have-room", *SLOW[1:])
+    turnout("policy", "run", "a-name-that-people-give-when-they-have-room")
+    for arguments in (
+        ["status"], ["engines"], ["sessions"], ["history"], ["ready", "blue"], ["report", switch_id], ["policy", "list"],
+        ["policy", "history"], ["alert", "rules"],
+    ):  # fmt: skip
         ran = turnout(*arguments)
         assert max(map(len, ran.out.splitlines())) <= 80, arguments
+    entries = turnout("audit").out
+    assert max(map(len, entries.splitlines())) <= 80
+    for whole in ("set_policy a-name-that-people-give-when-they-have-room", "local user at 127.0.0.1"):
+        assert whole in entries
 
 
 def test_names_are_shown_as_they_are(served: Served, turnout: Any) -> None:
@@ -379,6 +415,12 @@ def test_a_token_is_taken_from_the_environment_or_from_a_file(
         assert ran.code == 1
         assert "wrong" in ran.err
         assert "s3cret" not in ran.err
+        for unfit in ("two words", "two\nlines", "tök€n"):
+            monkeypatch.setenv("TURNOUT_TOKEN", unfit)
+            ran = turnout("status")
+            assert ran.code == 2
+            assert "the token has a character that no token has" in ran.err
+            assert unfit not in ran.err
 
 
 # --- without a running Turnout ------------------------------------------------------------------------------------
@@ -448,6 +490,34 @@ def test_a_policy_that_cannot_be_is_refused_with_the_key(
     ran = turnout("policy", "set", *SLOW, *more)
     assert ran.code != 0
     assert says in ran.err
+
+
+def test_a_pause_waits_for_the_last_backend_and_shows_what_stands_still(served: Served, turnout: Any) -> None:
+    supervisor = served.supervisor
+    supervisor.backends_left = 1
+
+    def leave() -> None:
+        """After some looks, the last one."""
+        supervisor.backends_left = 1 if supervisor.counted < 3 else 0
+        if supervisor.backends_left:
+            served.later(leave)
+
+    served.later(leave)
+    [row] = turnout("database", "pause", "--json").json
+    assert (row["is_paused"], row["backends_left"]) == (True, 0)
+    assert supervisor.counted >= 3
+    again = turnout("database", "pause")
+    assert (again.code, "already suspended/paused" in again.err) == (1, True)
+    assert "all databases" in turnout("database", "list").out
+    assert "paused by an operator: all databases" in turnout("status").out
+    assert not turnout("database", "resume", "--json").json[0]["is_paused"]
+    assert turnout("database", "disable", "shop", "--json").json[0]["disabled"] == ["shop"]
+    assert turnout("database", "enable", "shop", "--json").json[0]["disabled"] == []
+    assert turnout("database", "kill", "nowhere").code == 1
+    assert supervisor.retired == []
+    turnout("database", "kill", "shop")
+    assert supervisor.retired == [("shop", "shop", True)]
+    assert turnout("database", "resume", "shop", "--json").json[0]["paused"] == []
 
 
 def test_alerts_are_shown_silenced_and_their_receivers_tested(served: Served, turnout: Any) -> None:

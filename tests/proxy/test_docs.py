@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -100,3 +101,19 @@ def test_every_command_is_described_in_the_docs() -> None:
     page = (ROOT / "docs/operation.md").read_text()
     for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
         assert re.search(rf"`(?:turnout )?{command}\b", page), command
+
+
+def test_every_command_that_the_docs_show_is_one_with_these_options() -> None:
+    shown = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in re.findall(r"(?:`|^(?:\$ )?)turnout ([^`\n#|]+)", page.read_text(), re.MULTILINE):
+            words = [word.strip("\\,;:()") for word in line.split()]
+            command: Any = typer.main.get_command(app)
+            while words and not words[0].startswith("-") and hasattr(command, "commands"):
+                assert words[0] in command.commands, f"{page.name}: turnout {line}"
+                command = command.commands[words.pop(0)]
+            known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            for option in (word.partition("=")[0] for word in words if word.startswith("-")):
+                assert option in {*known, "--help", "-h", "--install-completion"}, f"{page.name}: turnout {line}"
+            shown += 1
+    assert shown > 50

@@ -12,7 +12,7 @@ from proxy.control.alerts.model import AlertView, Delivery, ReceiverView, RuleVi
 from proxy.control.rest.bodies import SilenceRequest
 from proxy.control.rest.common import Change, Door, ReceiverName, SilenceNumber, Who
 from proxy.control.rest.problems import CHANGE, PROBLEMS
-from proxy.control.service import DELIVERIES_MAX
+from proxy.control.views import DELIVERIES_MAX
 
 
 @get("/v1/alerts", tags=["alerts"], responses=PROBLEMS)

@@ -24,7 +24,7 @@ from proxy.control.api_page import ApiPage
 from proxy.control.gate import Gate
 from proxy.control.mcp_mount import McpMount
 from proxy.control.metrics import Metrics
-from proxy.control.rest import alerts, changing, comparing, looking, machines, policies, switching
+from proxy.control.rest import alerts, changing, comparing, looking, machines, policies, stopping, switching
 from proxy.control.rest.common import the_caller, the_door
 from proxy.control.rest.problems import on_bug, on_http_error, on_proxy_error, on_state_error
 from proxy.control.service import ControlService
@@ -54,7 +54,7 @@ async def harden(message: Message, scope: Scope) -> None:
 
 
 HANDLERS: Final = [
-    *(handler for topic in (looking, changing, switching, comparing, policies, alerts, machines) for handler in topic.HANDLERS),
+    *(handler for topic in (looking, changing, stopping, switching, comparing, policies, alerts, machines) for handler in topic.HANDLERS),
     pages.index, pages.file,
 ]  # fmt: skip
 

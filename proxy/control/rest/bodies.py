@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from proxy.config import LogLevel, PolicyConfig
-from proxy.control.service import SILENCE_S_MAX
+from proxy.config import LogLevel, PolicyConfig, StrategyName
+from proxy.control.views import SILENCE_S_MAX
 from proxy.switch.agenda import AHEAD_S_MAX
 from proxy.switch.plan import DRAIN_TIMEOUT_S_MAX, SwitchRecord
 
@@ -18,7 +18,7 @@ class SwitchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     target_engine: Annotated[str, Meta(min_length=1, max_length=63, description="Name of the engine to go to.")]
     strategy: Annotated[
-        Literal["graceful", "immediate", "rolling", "canary"],
+        StrategyName,
         Meta(
             description="`graceful`: hold, drain, move; `immediate`: what is open is ended; `rolling`: sessions move in "
             "batches; `canary`: a share of them is compared with the rest, then all or none. The last two need engines "
@@ -109,6 +109,20 @@ class PolicyRequest(PolicyConfig, frozen=True, kw_only=True):
     """A policy: the keys of `[service.NAME.policy.NAME]` in the config, and its service."""
 
     service: Annotated[str, Meta(min_length=1, max_length=63, description="Name of a service in the config.")]
+
+
+class DatabasesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which databases of the PostgreSQL services are meant."""
+
+    database: Annotated[
+        str, Meta(max_length=63, description="The name that clients connect to; empty: all of them.")
+    ] = ""
+
+
+class DatabaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which database of a PostgreSQL service is meant."""
+
+    database: Annotated[str, Meta(min_length=1, max_length=63, description="The name that clients connect to.")]
 
 
 class SilenceRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from proxy import ipc
 from proxy.control.rest.bodies import LogSetting
 from proxy.control.rest.common import Change, Door, EngineName, ServiceName, SessionId, Who
 from proxy.control.rest.problems import CHANGE
-from proxy.control.service import EngineRow, EngineSpec, Reloaded
+from proxy.control.views import EngineRow, EngineSpec, Reloaded
 
 
 @put(

@@ -13,7 +13,8 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 
 from proxy.control.answers import KEY_LENGTH_MAX
 from proxy.control.roles import Caller
-from proxy.control.service import DECISIONS_MAX, ControlService
+from proxy.control.service import ControlService
+from proxy.control.views import DECISIONS_MAX
 
 OFFSET_MAX: Final = 10_000_000
 

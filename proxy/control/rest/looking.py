@@ -14,7 +14,7 @@ from proxy.control.audit import AuditEntry
 from proxy.control.rest.bodies import LogSetting
 from proxy.control.rest.common import Door, EngineName, Offset, OneService, ServiceName, SessionId, Who, page_of
 from proxy.control.rest.problems import OR_UNKNOWN, PROBLEMS
-from proxy.control.service import AUDIT_MAX, EngineRow, PoolRow, SessionFilter, Status
+from proxy.control.views import AUDIT_MAX, EngineRow, PoolRow, SessionFilter, Status
 from proxy.engines.figures import EngineFigures
 from proxy.switch.views import Event, ServiceView
 

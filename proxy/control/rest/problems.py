@@ -14,7 +14,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
 from proxy.control.gate import TooMany
-from proxy.control.service import SwitchRefused
+from proxy.control.views import SwitchRefused
 from proxy.errors import ConfigError, ControlError, PlanRefused, ProxyError
 from proxy.switch.readiness import Check
 

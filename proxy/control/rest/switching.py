@@ -13,11 +13,9 @@ from litestar.params import JSONBody, QueryParameter
 from proxy.control.rest.bodies import AutomationRequest, FailoverOrder, SwitchDetail, SwitchRequest
 from proxy.control.rest.common import Change, Door, EngineName, Offset, ServiceName, SwitchId, Who, page_of
 from proxy.control.rest.problems import CHANGE, OR_UNKNOWN, PROBLEMS
-from proxy.control.service import SWITCHES_MAX, Readiness
-from proxy.errors import NotFound
+from proxy.control.views import SWITCHES_MAX, Readiness
 from proxy.switch.agenda import begins_at
 from proxy.switch.plan import SwitchPlan, SwitchRecord
-from proxy.switch.state import ENDED
 from proxy.switch.views import FailoverView
 
 
@@ -85,11 +83,7 @@ async def switches(
 async def switch_detail(door: Door, who: Who, switch_id: SwitchId) -> SwitchDetail:
     """One switch: phase and times while it runs, its evidence report once it has ended."""
     record = door.switch_record(who, switch_id)
-    try:
-        report = door.report(who, switch_id) if record.phase in ENDED else None
-    except NotFound:  # it has just ended, and the report is being written
-        report = None
-    return SwitchDetail(**msgspec.structs.asdict(record), report=report)
+    return SwitchDetail(**msgspec.structs.asdict(record), report=door.report_of(who, record))
 
 
 @get("/v1/switches/{switch_id:str}/report", tags=["switching"], responses=OR_UNKNOWN)

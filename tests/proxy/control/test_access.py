@@ -23,9 +23,10 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from proxy.config import CallerConfig, Config, ControlConfig, JwtConfig, Secret, hash_token
+from proxy.control.audit import FIELD_LENGTH_MAX, TEXT_LENGTH_MAX, AuditLog
 from proxy.control.oidc import RETRY_S, BadToken, Oidc
 from proxy.control.rest import build_app
-from proxy.control.roles import Role
+from proxy.control.roles import Caller, Role
 from proxy.control.service import ControlService
 from proxy.errors import NotAllowed
 from tests.proxy.control.scripted import ScriptedSupervisor, make_config
@@ -75,6 +76,12 @@ CHANGES: dict[str, tuple[str, str, Any, str]] = {
     "reload": ("POST", "/v1/config/reload", {}, "admin"),
     "log level": ("PUT", "/v1/log", {"level": "debug"}, "admin"),
     "read the audit log": ("GET", "/v1/audit", None, "admin"),
+    "pause": ("POST", "/v1/databases/pause", {}, "operator"),
+    "resume": ("POST", "/v1/databases/resume", {}, "operator"),
+    "reconnect": ("POST", "/v1/databases/reconnect", {"database": "shop"}, "operator"),
+    "kill": ("POST", "/v1/databases/kill", {}, "admin"),
+    "disable": ("POST", "/v1/databases/disable", {"database": "shop"}, "admin"),
+    "enable": ("POST", "/v1/databases/enable", {"database": "shop"}, "admin"),
 }
 
 
@@ -161,6 +168,18 @@ def test_nobody_can_change_or_delete_an_entry(client: TestClient[Litestar], supe
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             supervisor.database.execute(statement)
     assert len(entries(client)) == 1
+
+
+def test_of_what_a_caller_sends_the_log_keeps_the_beginning(supervisor: ScriptedSupervisor) -> None:
+    """It is never cut: what goes in has a bound."""
+    log = AuditLog(supervisor.database)
+    who = Caller(name="agent", role=Role.VIEWER)
+    log.record(who, "mcp", "t" * 9_999, "refused", {"arguments": {"x": "y" * 1_000_000}, "why": "no"})
+    [entry] = log.entries(1)
+    assert len(entry.target) == TEXT_LENGTH_MAX
+    assert entry.detail["why"] == "no"
+    assert entry.detail["arguments"].startswith('{"x":"yyy')
+    assert len(entry.detail["arguments"]) <= FIELD_LENGTH_MAX + 1
 
 
 def test_a_flood_of_strangers_does_not_fill_the_log(client: TestClient[Litestar]) -> None:

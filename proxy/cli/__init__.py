@@ -555,7 +555,7 @@ def failover(
 
 @app.command()
 def cancel(switch_id: SwitchId, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Undo a switch that does not promote yet, or drop one that waits."""
+    """Undo a switch that may be undone, or drop one that waits."""
     from proxy.cli.show import show_outcome
 
     client = _client(url, token_file)

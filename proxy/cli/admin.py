@@ -190,7 +190,7 @@ def add_engine(
 def remove_engine(
     engine: Engine, service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False
 ) -> None:
-    """Take an engine that does not serve from its service; kept over restarts. The server itself is left alone."""
+    """Take an engine that does not serve from its service. Kept over restarts; the server itself is left alone."""
     client = _client(url, token_file)
     name = _service(client, service)
     client.delete(f"/v1/services/{_segment(name)}/engines/{_segment(engine)}")

@@ -74,7 +74,7 @@ def silence(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep messages about alerts back for a time; what still fires then is told."""
+    """Keep messages about alerts back for a time. What still fires then is told."""
     from proxy.cli.show_alerts import show_silences
 
     body = {"duration_s": duration, "alert": alert, "service": service, "engine": engine, "reason": reason}

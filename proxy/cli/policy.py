@@ -87,7 +87,7 @@ def set_policy(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set a policy, or replace the one of this name: what is not said has its default."""
+    """Set a policy, or replace the one of this name. What is not said has its default."""
     from proxy.cli.show import show_policies
 
     client = _client(url, token_file)
@@ -122,7 +122,7 @@ def enable(name: Name, url: Url = None, token_file: TokenFile = None, as_json: A
 
 
 def disable(name: Name, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Keep a policy from firing, also one of the config file, until it is enabled again."""
+    """Keep a policy from firing. Also one of the config file, until it is enabled again."""
     _switch(name, "disable", url, token_file, as_json)
 
 
@@ -140,7 +140,7 @@ def remove(name: Name, url: Url = None, token_file: TokenFile = None, as_json: A
 
 
 def run(name: Name, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Let a policy fire now, whatever its trigger, and wait until its switch has ended."""
+    """Let a policy fire now, whatever its trigger. Waits until its switch has ended."""
     client = _client(url, token_file)
     try:
         begun = client.post(f"/v1/policies/{_segment(name)}/run")

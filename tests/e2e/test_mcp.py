@@ -219,7 +219,7 @@ async def test_a_call_that_ends_by_a_mistake_is_kept_too(monkeypatch: pytest.Mon
     async def mistaken(*_: object) -> msgspec.Struct:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(mcp.TOOLS, "list_available_engines", mcp.TOOLS["list_available_engines"]._replace(run=mistaken))  # type: ignore[arg-type]
+    monkeypatch.setitem(mcp.TOOLS, "list_available_engines", mcp.TOOLS["list_available_engines"]._replace(run=mistaken))
     with pytest.raises(ZeroDivisionError):
         await mcp._call(door, who, "list_available_engines", {"service": None})
     [entry] = door.audit.entries(1)

@@ -10,7 +10,7 @@ import ast
 import json
 import sqlite3
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -478,17 +478,16 @@ def _json_kind(schema: dict[str, Any]) -> str:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def produced() -> dict[Path, str]:
-    """Every file that is made here, with its text."""
-    return {
-        ROOT / "conf/turnout.toml": sample(),
-        ROOT / "docs/reference-config.md": config_reference(),
-        ROOT / "docs/reference-rest.md": rest_reference(),
-        ROOT / "docs/what-we-handle.md": handled.page(ROOT, MARK),
-        ROOT / "docs/openapi.json": json.dumps(openapi(), indent=1) + "\n",
-    }
+PRODUCED: Final[Mapping[Path, Callable[[], str]]] = {
+    ROOT / "conf/turnout.toml": sample,
+    ROOT / "docs/reference-config.md": config_reference,
+    ROOT / "docs/reference-rest.md": rest_reference,
+    ROOT / "docs/what-we-handle.md": lambda: handled.page(ROOT, MARK),
+    ROOT / "docs/openapi.json": lambda: json.dumps(openapi(), indent=1) + "\n",
+}
+"""Every file that is made here, and what makes its text."""
 
 
 if __name__ == "__main__":
-    for path, text in produced().items():
-        path.write_text(text)
+    for path, make in PRODUCED.items():
+        path.write_text(make())

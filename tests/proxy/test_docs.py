@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from docs.generate import ROOT, Docs, produced, sample
+from docs.generate import PRODUCED, ROOT, Docs, sample
 from proxy.cli import app
 from proxy.config import Config, load
 from proxy.config.table import Table
@@ -15,9 +15,9 @@ from proxy.control.metrics import Metrics
 from tests.proxy.control.scripted import ScriptedSupervisor
 
 
-@pytest.mark.parametrize("path", produced(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PRODUCED, ids=lambda path: path.name)
 def test_what_is_made_from_the_code_is_up_to_date(path: Path) -> None:
-    assert path.read_text() == produced()[path], "run `make docs`"
+    assert path.read_text() == PRODUCED[path](), "run `make docs`"
 
 
 SECRETS = dict.fromkeys(("TURNOUT_ADMIN_PASSWORD", "TURNOUT_TOKEN", "REPLICATION_PASSWORD", "HOOK_TOKEN"), "x" * 16) | {

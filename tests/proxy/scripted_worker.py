@@ -26,6 +26,7 @@ SESSION: dict[str, Any] = {
 async def talk(path: str, index: int) -> None:
     """Connect again and again, until told to quit or alone for ten seconds."""
     epochs: dict[str, int] = {}
+    last_part: ipc.SessionList | None = None
     alone_since = time.monotonic()
     while time.monotonic() - alone_since < 10.0:
         try:
@@ -47,12 +48,16 @@ async def talk(path: str, index: int) -> None:
                 case ipc.CollectFigures():
                     figures = ipc.WorkerFigures(request=order.request, cpu_s=0.0, rss_bytes=index, services=[])
                     writer.write(ipc.encode(figures))
+                    if last_part is not None:
+                        writer.write(ipc.encode(last_part))
+                        last_part = None
                 case ipc.ListSessions():
-                    # In two parts, as a worker with many tells them.
-                    for number, is_last in ((1, False), (2, True)):
-                        one = SESSION | {"id": (index << 24) + number, "worker": index}
-                        part = ipc.SessionList(request=order.request, sessions=[ipc.Session(**one)], is_last=is_last)
-                        writer.write(ipc.encode(part))
+                    # In two parts, as a worker with many tells them; the last one once something else is asked.
+                    one, two = (
+                        ipc.Session(**SESSION | {"id": (index << 24) + number, "worker": index}) for number in (1, 2)
+                    )
+                    writer.write(ipc.encode(ipc.SessionList(request=order.request, sessions=[one], is_last=False)))
+                    last_part = ipc.SessionList(request=order.request, sessions=[two])
                 case ipc.CancelQuery():
                     writer.write(ipc.encode(ipc.CancelTaken(request=order.request)))
                 case ipc.Quit():

@@ -279,11 +279,14 @@ async def test_a_switch_to_the_standby_that_is_read_from_loses_nothing(
     await _create(pair)
     await turnout.start()
     ending = asyncio.Event()
+    # Afterwards nobody is read from any more.
+    all_are_routed = asyncio.Barrier(5)
 
     async def work(name: int) -> int:
         written = 0
         async with await psycopg.AsyncConnection.connect(_dsn(turnout), autocommit=True) as connection:
             await _until_routed(connection)
+            await all_are_routed.wait()
             while not ending.is_set():
                 await connection.execute("insert into routed values (%s)", [name])
                 written += 1
@@ -295,6 +298,8 @@ async def test_a_switch_to_the_standby_that_is_read_from_loses_nothing(
 
     try:
         workers = [spawn(work(name), name=f"client {name}") for name in range(4)]
+        async with asyncio.timeout(30):
+            await all_are_routed.wait()
         ended = await turnout.switch(pair.standby.name)
         assert ended["phase"] == "completed", ended
         assert ended["figures"]["errors_visible"] == 0

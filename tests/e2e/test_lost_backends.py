@@ -127,7 +127,10 @@ async def test_a_transaction_gets_one_error_and_goes_on_after_rollback(server: P
 async def test_a_commit_of_what_was_lost_meanwhile_is_an_error(
     server: PostgresServer, door: Door, threshold: int | None
 ) -> None:
-    """The server would answer ROLLBACK, without an error, which drivers take for a commit. A rollback is none."""
+    """The server would answer ROLLBACK, without an error, which drivers take for a commit. A rollback is none. What follows in
+    the same Query is run after a rollback only."""
+    await server.execute("create table if not exists seen (i int); truncate seen")
+    more = "; insert into seen values (1)" if threshold is None else ""
     for last in ("rollback", "commit"):
         async with await _connect(door, autocommit=True, prepare_threshold=threshold) as connection:
             await connection.execute("begin")
@@ -135,10 +138,11 @@ async def test_a_commit_of_what_was_lost_meanwhile_is_an_error(
             await _crash(server)
             if last == "commit":
                 with pytest.raises(psycopg.errors.SerializationFailure):
-                    await connection.execute(last, prepare=threshold == 0)
+                    await connection.execute((last + more).encode(), prepare=threshold == 0)
             else:
-                await connection.execute(last)
+                await connection.execute((last + more).encode())
             assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            assert await _value(connection, "select count(*) from seen") == (1 if more else 0)
             assert await _value(connection, "select 4") == 4
             with pytest.raises(psycopg.errors.DivisionByZero):
                 await connection.execute("select 1 / 0")

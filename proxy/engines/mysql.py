@@ -60,6 +60,9 @@ _NO_SUCH_THREAD: Final = 1094
 ACKNOWLEDGED_S: Final = 0.5
 """A replica that is there acknowledges a commit within that."""
 
+_AWAITS_REPLICA: Final = "Waiting for semi-sync ACK"
+"""State of a session whose commit is to be acknowledged; "from replica" follows, or what replicas were called before."""
+
 PUT_BACK_S: Final = 0.4
 """Time for the statement that puts a server's setting back, also after the deadline of what it was changed for."""
 
@@ -769,7 +772,15 @@ class MySqlEngine(Engine):
         KILL does not end that wait on MySQL, and after a failover there may be no replica to end it: the fence would wait
         for as long as semi-synchronous replication is told to (for ever, where it must not lose anything). It is switched
         off until these sessions are gone; no client of theirs learns of their commits, for KILL has closed its connection.
+        Raises EngineError if somebody waits like that whose connection is open: it would be told of a commit that no replica
+        has.
         """
+        others = [row["Id"] for row in _outsiders(link, ended) if str(row["State"]).startswith(_AWAITS_REPLICA)]
+        if others:
+            raise EngineError(
+                f"engine {self.name} is not fenced: connections that may not be ended wait for a replica to acknowledge"
+                f" their commits: {', '.join(map(str, others))}"
+            )
         waiting = link.ask("show global status like 'Rpl\\_semi\\_sync\\_%%\\_wait\\_sessions'")
         for row in waiting:
             if int(row["Value"]) == 0:

@@ -4,8 +4,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal
 
 import pymysql
 import pytest
@@ -22,6 +22,8 @@ from tests.kit.waiting import until
 pytestmark = pytest.mark.slow
 
 Pair = MariaDBPair | MySQLPair
+
+WaitingCommit = Callable[["pymysql.Connection[Any]"], Awaitable[asyncio.Task[int]]]
 
 
 def engine_of(server: MySqlFamilyServer, user: str = "turnout", password: str = "secret") -> MySqlEngine:
@@ -110,41 +112,73 @@ async def test_a_session_that_we_may_not_end_does_not_keep_a_server_from_being_f
         await source.unfence()
 
 
-async def test_a_commit_that_waits_for_a_replica_which_is_gone_does_not_keep_a_server_from_being_fenced(
-    pair: Pair, source: MySqlEngine
-) -> None:
-    """KILL does not end that wait on MySQL."""
+@pytest_asyncio.fixture
+async def waiting_commit(pair: Pair) -> AsyncIterator[WaitingCommit]:
+    """Begins a commit of a client that waits for the acknowledgement of a replica, which never comes."""
     is_maria = isinstance(pair, MariaDBPair)
     name = "rpl_semi_sync_master" if is_maria else "rpl_semi_sync_source"
     if not is_maria:
         await pair.primary.execute("install plugin rpl_semi_sync_source soname 'semisync_source.so'")
     await pair.primary.execute("create table app.lonely (i int)", f"set global {name}_timeout = 3600000")
     await pair.primary.execute(f"set global {name}_enabled = 1")
-    client = pair.primary.connect_blocking("app", "app")
-    client.autocommit(True)
-    committing = asyncio.create_task(asyncio.to_thread(client.cursor().execute, "insert into lonely values (1)"))
+    begun: list[asyncio.Task[int]] = []
 
-    async def is_waiting() -> bool:
-        found = await pair.primary.fetch(f"show global status like '{name}_wait_sessions'")
-        return int(found[0]["Value"]) == 1
+    async def begin(client: pymysql.Connection[Any]) -> asyncio.Task[int]:
+        async def is_waiting() -> bool:
+            """Commits wait in a row: one for the replica, the others for that one."""
+            found = await pair.primary.fetch(f"show global status like '{name}_wait_sessions'")
+            at_work = f"select 1 from information_schema.processlist where id = {number} and command = 'Query'"
+            return int(found[0]["Value"]) == 1 and bool(await pair.primary.fetch(at_work))
 
-    try:
+        client.autocommit(True)
+        number = client.thread_id()
+        task = asyncio.create_task(asyncio.to_thread(client.cursor().execute, "insert into app.lonely values (1)"))
+        begun.append(task)
         await until(is_waiting, "the commit waits for a replica")
+        return task
+
+    yield begin
+    rows = await pair.primary.fetch(f"show global variables like '{name}_enabled'")
+    await pair.primary.execute(f"set global {name}_enabled = 0")
+    await asyncio.wait(begun)
+    await pair.primary.execute("set global read_only = 0")
+    await pair.primary.execute("drop table app.lonely", f"set global {name}_timeout = 10000")
+    if not is_maria:
+        await pair.primary.execute("uninstall plugin rpl_semi_sync_source")
+    assert rows[0]["Value"] == "ON", "what an operator has set is put back"
+
+
+async def test_a_commit_that_waits_for_a_replica_which_is_gone_does_not_keep_a_server_from_being_fenced(
+    pair: Pair, waiting_commit: WaitingCommit, source: MySqlEngine
+) -> None:
+    """KILL does not end that wait on MySQL."""
+    client = pair.primary.connect_blocking("app", "app")
+    try:
+        committing = await waiting_commit(client)
         proof = await source.fence()
         assert proof.sessions_ended == 1
         assert (await source.probe()).is_fenced
         with pytest.raises(pymysql.err.OperationalError):
             await committing
-        rows = await pair.primary.fetch(f"show global variables like '{name}_enabled'")
-        assert rows[0]["Value"] == "ON", "what an operator has set is put back"
     finally:
-        await pair.primary.execute(f"set global {name}_enabled = 0")
-        await asyncio.wait([committing])
         await source.unfence()
         client.close()
-        await pair.primary.execute("drop table app.lonely", f"set global {name}_timeout = 10000")
-        if not is_maria:
-            await pair.primary.execute("uninstall plugin rpl_semi_sync_source")
+
+
+@pytest.mark.parametrize("pair", [pytest.param("mysql_pair", marks=pytest.mark.mysql)], indirect=True)
+async def test_nobody_is_told_of_a_commit_that_no_replica_has(
+    pair: Pair, waiting_commit: WaitingCommit, source: MySqlEngine
+) -> None:
+    """Root's session may not be ended by our account: it goes on waiting, and so does whoever was told to end."""
+    clients = [pair.primary.connect_blocking("app"), pair.primary.connect_blocking("app", "app")]
+    try:
+        of_root, _ = [await waiting_commit(client) for client in clients]
+        with pytest.raises(EngineError, match="may not be ended wait for a replica"):
+            await source.fence()
+        assert not of_root.done()
+    finally:
+        for client in clients:
+            client.close()
 
 
 async def test_a_fence_and_its_undoing_may_be_repeated(source: MySqlEngine) -> None:

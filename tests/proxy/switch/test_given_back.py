@@ -144,6 +144,7 @@ async def test_of_rows_that_are_found_to_differ_at_the_fence(pair: PostgresPair,
         await standby._tool("pg_checksums", "--disable", "-D", str(standby.data), timeout_s=30.0)
     path.write_bytes(path.read_bytes().replace(b"unaltered", b"unalterec"))
     await standby.start()
+    await standby.wait_streaming(primary)
     try:
         record, after_s = await _aborts(stage)
         assert record.error == "rows on green are not those of blue: app.public.marked: (2): not alike"

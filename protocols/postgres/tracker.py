@@ -1424,7 +1424,8 @@ class PostgresTracker(Tracker):
     def lose(self, aborted: ErrorReply, unknown: ErrorReply) -> bytes | None:
         """See `wire.Tracker`. What was owed to the client is paid in errors: one for each Query, and one for each batch
         up to its Sync, with a ReadyForQuery at its end; a batch that had its error gets no second one (libpq loses
-        count of its pipeline). A batch whose Sync has not come gets its error now, and the rest of it is skipped."""
+        count of its pipeline), and a Sync alone gets none unless a transaction was lost with it. A batch whose
+        Sync has not come gets its error now, and the rest of it is skipped."""
         if self._server_left > 0:
             return None
         if self._is_commit_alone():
@@ -1440,11 +1441,17 @@ class PostgresTracker(Tracker):
         answer = []
         is_told = self._unit_failed
         has_open_batch = False
+        # What was answered already of the first one is committed by its Sync.
+        has_work = self._has_run
+        is_harmless = self._tx != 0x54 and self._untold is None  # T
         for place in range(self._head, self._tail):
             kind = self._ring[place & self._mask] & KIND
             if kind == COPY_END or self._ring[place & self._mask] == QUERY | SWALLOWED:
                 continue
+            if kind == SYNC and is_harmless and not has_open_batch and not has_work:
+                is_told = True
             has_open_batch = True
+            has_work = False
             if kind == SYNC or kind == QUERY or kind == CALL:
                 if not is_told:
                     answer.append(told)
@@ -1468,6 +1475,8 @@ class PostgresTracker(Tracker):
             # It awaits nothing now, so it is told in the place of the next error or of the answer to its COMMIT, or before
             # the batch ends.
             self._untold = told
+        if told in answer:
+            self._untold = None
         if self._copying == 1:
             # Its CopyData, CopyDone and CopyFail are still on their way; the next server ignores them.
             self._unsynced = self._skipping

@@ -291,6 +291,49 @@ def test_a_batch_that_had_run_nothing_goes_on_after_the_loss() -> None:
     assert relay.server(ready()) == ready()
 
 
+def test_a_sync_alone_that_is_lost_loses_nothing() -> None:
+    relay = Relay()
+    relay.client(SYNC)
+    assert relay.tracker.lose(ABORTED, UNKNOWN) == ready()
+
+
+def test_a_batch_that_is_lost_twice_has_one_error() -> None:
+    """An idle backend of the server that has crashed may be found before it is known to be dead. libpq loses count of a
+    pipeline that has two errors for one batch."""
+    relay = Relay()
+    relay.client(parse("", "insert") + bind("") + execute() + FLUSH)
+    told = relay.tracker.lose(ABORTED, UNKNOWN)
+    assert told is not None
+    assert tags(told) == "E"
+    relay.link()
+    relay.client(SYNC)
+    assert relay.tracker.lose(ABORTED, UNKNOWN) == ready()
+
+
+def test_a_sync_that_is_lost_tells_what_its_client_was_not_told() -> None:
+    relay = Relay()
+    relay.client(parse("", "insert") + bind("") + execute() + FLUSH)
+    relay.server(PARSED + BOUND + done("INSERT 0 1"))
+    lost_while_idle(relay)
+    relay.client(SYNC)
+    told = relay.tracker.lose(ABORTED, UNKNOWN)
+    assert told is not None
+    assert tags(told) == "EZ"
+    assert b"08007" in told
+    relay.link()
+    relay.client(SYNC)
+    assert relay.server(ready()) == ready(), "once is enough"
+
+
+def test_a_sync_that_is_lost_with_a_transaction_tells_it() -> None:
+    relay = in_transaction(resolves=False)
+    relay.client(SYNC)
+    told = relay.tracker.lose(ABORTED, UNKNOWN)
+    assert told is not None
+    assert tags(told) == "EZ"
+    assert b"40001" in told
+
+
 def test_a_client_whose_commit_was_lost_is_outside_of_a_transaction() -> None:
     relay = in_transaction()
     relay.client(query("COMMIT"))

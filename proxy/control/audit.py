@@ -27,7 +27,8 @@ TEXT_LENGTH_MAX: Final = 500
 """Longest name or target of an entry."""
 
 FIELD_LENGTH_MAX: Final = 4_000
-"""Longest field of an entry's detail, as JSON; of a longer one the beginning is kept. What callers send is in there, and the log is never cut."""
+"""Longest field of an entry's detail, in bytes of JSON; of a longer one the beginning is kept. What callers send is in there, and
+no entry is ever deleted."""
 
 Outcome = Literal["done", "refused", "failed"]
 

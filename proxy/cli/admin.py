@@ -61,7 +61,7 @@ def mcp(url: Url = None, token_file: TokenFile = None) -> None:
     import asyncio
 
     _client(url, token_file).get("/v1/status")  # says in one line what is wrong, if nobody answers or the token is bad
-    from proxy.control.mcp_stdio import serve_stdio
+    from proxy.control.mcp.stdio import serve_stdio
 
     address, shown = _where(url, token_file)
     asyncio.run(serve_stdio(address, shown, _tls()))

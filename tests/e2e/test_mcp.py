@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -17,17 +18,22 @@ import msgspec
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server import Server
 from mcp.shared.exceptions import MCPError
 
-from proxy.control import mcp
+from proxy.control.app import serve_control
+from proxy.control.mcp import server
+from proxy.control.mcp.server import build_server
+from proxy.control.mcp.tools import TOOLS
 from proxy.control.roles import Caller, Role
 from proxy.control.service import ControlService
-from proxy.embedded import PostgresPair, Turnout
+from proxy.embedded import PostgresPair, Turnout, free_port
 from proxy.embedded.postgres import PASSWORD
 from tests.e2e.test_control import TOKENS, setup_for
 from tests.kit.turnouts import StartTurnout
 from tests.kit.waiting import until
 from tests.proxy.control.scripted import ScriptedSupervisor
+from tests.proxy.control.test_app import config_on
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
 
@@ -140,6 +146,7 @@ async def test_an_agent_looks_rehearses_switches_and_cancels_within_its_role(
         with pytest.raises(MCPError, match="there is no tool"):
             await viewer.call_tool("drop_database", {})
         assert (await call(viewer, "get_switch_history"))["switches"] == []
+        assert "no service 'shops'" in await refused(viewer, "get_switch_history", service="shops")
 
     async with agent(turnout, "operator") as operator:
         assert "needs the role admin" in await refused(
@@ -219,9 +226,38 @@ async def test_a_call_that_ends_by_a_mistake_is_kept_too(monkeypatch: pytest.Mon
     async def mistaken(*_: object) -> msgspec.Struct:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(mcp.TOOLS, "list_available_engines", mcp.TOOLS["list_available_engines"]._replace(run=mistaken))
+    monkeypatch.setitem(TOOLS, "list_available_engines", TOOLS["list_available_engines"]._replace(run=mistaken))
     with pytest.raises(ZeroDivisionError):
-        await mcp._call(door, who, "list_available_engines", {"service": None})
+        await server.call(door, who, "list_available_engines", {"service": None})
     [entry] = door.audit.entries(1)
     assert (entry.action, entry.target, entry.outcome) == ("mcp", "list_available_engines", "failed")
     assert entry.detail == {"arguments": {"service": None}, "why": "ZeroDivisionError"}
+
+
+async def test_who_comes_after_a_start_that_failed_has_it_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [OSError("no room for it"), None]
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+        yield
+
+    def build(door: ControlService) -> Server[Any]:
+        made = build_server(door)
+        made.lifespan = lifespan
+        return made
+
+    monkeypatch.setattr(server, "build_server", build)
+    control = await serve_control(ControlService(ScriptedSupervisor()), config_on(free_port()))
+    try:
+        async with asyncio.timeout(20), httpx2.AsyncClient(trust_env=False) as http:
+            url = f"http://{control.addresses[0]}/mcp"
+            answer = await http.post(url, json={}, headers={"Accept": "application/json"})
+            assert answer.status_code == 503, answer.text
+            async with Client(streamable_http_client(url, http_client=http)) as client:
+                assert {tool.name for tool in (await client.list_tools()).tools} == INPUTS.keys()
+    finally:
+        await control.close()
+    assert outcomes == []

@@ -22,7 +22,7 @@ from proxy.control.access import Access
 from proxy.control.answers import Answers
 from proxy.control.api_page import ApiPage
 from proxy.control.gate import Gate
-from proxy.control.mcp_mount import McpMount
+from proxy.control.mcp.mount import McpMount
 from proxy.control.metrics import Metrics
 from proxy.control.rest import alerts, changing, comparing, looking, machines, policies, stopping, switching
 from proxy.control.rest.common import the_caller, the_door

@@ -17,7 +17,8 @@ from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
 
-from proxy.control.mcp import SWITCH_WAIT_S, named_server
+from proxy.control.mcp.server import named_server
+from proxy.control.mcp.tools import SWITCH_WAIT_S
 
 TIMEOUT_S: Final = SWITCH_WAIT_S + 30.0
 """Of one call; a switch is waited for."""

@@ -1,14 +1,15 @@
 """MySQL (8.0 and newer) and MariaDB (10.5 and newer) from the admin side, by PyMySQL.
 
 PyMySQL blocks, so each engine has two threads with a connection each: one looks, one acts. What belongs together runs
-as one function in the thread, so that the fence costs a handful of round trips and one change of thread.
+as one function in the thread, so that the fence costs a handful of round trips and few changes of thread.
 
 Why the fence is built as it is
 -------------------------------
 - MySQL's `super_read_only` binds every account; MariaDB's `read_only` does not bind those with READ_ONLY ADMIN (before
   10.11: SUPER). Such accounts are named in the proof as exempt. Replication threads are exempt in both, and stay.
-- Setting it waits for statements and commits that are under way. So sessions that are not Turnout's own are ended first;
-  the wait has a deadline (`lock_wait_timeout`); and those who came back in between are ended again afterwards.
+- Setting it waits for statements and commits that are under way. So where it is not done at once, sessions that are not
+  Turnout's own are ended meanwhile, by the other thread; the wait has a deadline (`lock_wait_timeout`). Once it is set all
+  that are there are ended. To look for them takes a server with a thousand sessions several milliseconds: it is done once.
 - It is one global variable, in force for all sessions at once, so reading it is proof that it is set. On MySQL a real
   write is tried as well. On MariaDB the account that may set it is itself exempt, so there is no write to try.
 """
@@ -50,6 +51,7 @@ from proxy.engines.mysql_rows import MySqlRows
 from proxy.engines.positions import covers
 from proxy.engines.rows import RowReader
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost
+from proxy.tasks import cancel_and_wait, spawn
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
 T = TypeVar("T")
@@ -93,6 +95,16 @@ _MONITORED_CHANGES: Final = re.compile(r"\bundo log entries \d")
 
 _SERVER_USERS: Final = frozenset({"system user", "event_scheduler", "unauthenticated user"})
 _SERVER_COMMANDS: Final = frozenset({"Binlog Dump", "Binlog Dump GTID", "Daemon"})
+_CLIENTS: Final = "user not in ({}) and command not in ({})".format(
+    *(", ".join(f"'{name}'" for name in sorted(names)) for names in (_SERVER_USERS, _SERVER_COMMANDS))
+)
+"""Sessions of clients, in the server's list of its processes."""
+
+_WHOLE_LISTS: Final = "set session group_concat_max_len = 16777216"
+"""For the admin connections. In bytes; MySQL's own length is 1,024, and what is longer is cut off."""
+
+UNHINDERED_S: Final = 0.005
+"""A server that has nothing to wait for is closed to writes within that."""
 
 
 class _NoTls(ConnectFailed):
@@ -271,6 +283,7 @@ class MySqlEngine(Engine):
             read_timeout=timeout_s,
             write_timeout=timeout_s,
             program_name="turnout",
+            init_command=_WHOLE_LISTS,
             cursorclass=pymysql.cursors.DictCursor,
             defer_connect=True,
             ssl=context,
@@ -441,8 +454,7 @@ class MySqlEngine(Engine):
         ]
 
     async def sessions_outside(self, own_backend_pids: Collection[int]) -> list[OutsideSession]:
-        own = {*own_backend_pids, *self._admin_ids()}
-        rows = await self._watching.run(lambda link: _outsiders(link, own | {link.thread_id}), 5.0)
+        rows = await self._watching.run(lambda link: _outsiders(link, {*own_backend_pids, *self._admin_ids()}), 5.0)
         return [
             OutsideSession(
                 pid=row["Id"],
@@ -519,7 +531,7 @@ class MySqlEngine(Engine):
         def warm(link: _Link) -> None:
             self._read_only(link)
             self._position(link)
-            _outsiders(link, set())
+            _client_ids(link)
             _replica(link)
 
         async def warm_both() -> None:
@@ -541,16 +553,44 @@ class MySqlEngine(Engine):
         return await self._acting.run(resolve, timeout_s)
 
     async def fence(self, own_backend_pids: Collection[int] = (), timeout_s: float = 5.0) -> FenceProof:
-        own = {*own_backend_pids, *self._admin_ids()}
-        return await self._acting.run(lambda link: self._fence(link, own, timeout_s), timeout_s)
-
-    def _fence(self, link: _Link, own: set[int], timeout_s: float) -> FenceProof:
         began_ns = time.monotonic_ns()
-        own = own | {link.thread_id} if link.thread_id is not None else own
+        own = frozenset(own_backend_pids)
+        await self._acting.run(self._refuse_replica, timeout_s)
+        closing = spawn(self._close_to_writes(timeout_s), name=f"close {self.name} to writes")
+        ended = 0
+        try:
+            # It waits for transactions that are open: those of others are ended meanwhile, which need not be looked for
+            # where there are none.
+            while not (await asyncio.wait({closing}, timeout=UNHINDERED_S))[0]:
+                ended += await self._watching.run(lambda link: self._end_others(link, own), timeout_s)
+        except EngineError:
+            # Or it might be closed after somebody has opened it again.
+            await self._watching.run(self._give_up_closing, timeout_s)
+            await asyncio.wait({closing})
+            raise
+        finally:
+            await cancel_and_wait(closing)
+        if (error := closing.result()) is not None:
+            raise error
+        return await self._acting.run(lambda link: self._prove_fenced(link, own, ended, began_ns), timeout_s)
+
+    async def _close_to_writes(self, timeout_s: float) -> EngineError | None:
+        """What went wrong, if something did: the fence may be busy with sessions of others then."""
+        try:
+            await self._acting.run(lambda link: self._set_read_only(link, True, timeout_s), timeout_s)
+        except EngineError as error:
+            return error
+        return None
+
+    def _give_up_closing(self, link: _Link) -> None:
+        if (waiting := self._acting.thread_id) is not None:
+            link.ask(f"kill query {waiting}")
+
+    def _refuse_replica(self, link: _Link) -> None:
         if _replica(link):
             raise EngineError(f"engine {self.name} is a replica: there is nothing to fence")
-        ended = self._end_others(link, own)
-        self._set_read_only(link, True, timeout_s)
+
+    def _prove_fenced(self, link: _Link, own: Collection[int], ended: int, began_ns: int) -> FenceProof:
         ended += self._end_others(link, own)
         if self._read_only(link) != (True, self._flavour == "mysql"):
             raise EngineError(f"engine {self.name} is not fenced: it was told to be read-only and is not")
@@ -738,14 +778,14 @@ class MySqlEngine(Engine):
             link.ask("set global super_read_only = 0")
             link.ask("set global read_only = 0")
 
-    def _end_others(self, link: _Link, own: set[int]) -> int:
-        """End every client session but Turnout's, and wait until they are gone. MySQL keeps sessions of accounts with
+    def _end_others(self, link: _Link, own: Collection[int]) -> int:
+        """End every client session but `own` and the links, and wait until they are gone. MySQL keeps sessions of accounts with
         SYSTEM_USER from one without it; `super_read_only` binds them all the same, and who writes is waited for."""
         ended: set[int] = set()
         kept: set[int] = set()
         patience_ends = time.monotonic() + ACKNOWLEDGED_S
         while True:
-            others = [row["Id"] for row in _outsiders(link, own | kept)]
+            others = _client_ids(link).difference(self._admin_ids(), kept, own)
             if not others:
                 return len(ended)
             if ended.issuperset(others) and time.monotonic() > patience_ends:
@@ -788,7 +828,7 @@ class MySqlEngine(Engine):
             switch = str(row["Variable_name"]).lower().replace("_wait_sessions", "_enabled")
             link.ask(f"set global {switch} = 0")
             try:
-                while any(row["Id"] in ended for row in _outsiders(link, ())):
+                while not ended.isdisjoint(_client_ids(link)):
                     link.pause(0.001)
             finally:
                 link.allow(PUT_BACK_S)
@@ -830,14 +870,22 @@ class MySqlEngine(Engine):
             raise EngineError(f"engine {self.name} still refuses writes (read_only = {int(is_plain)}, {code})")
 
 
-def _outsiders(link: _Link, own: Collection[int | None]) -> list[dict[str, Any]]:
-    """Client sessions but for `own`. Not by SHOW PROCESSLIST: a thousand rows of our own take PyMySQL longer than all else
-    that a fence does. (performance_schema's table of the same name is empty where that schema is switched off.)"""
-    ours = ", ".join(str(int(one)) for one in own if one is not None) or "0"
+def _client_ids(link: _Link) -> set[int]:
+    """The server's ids of all client sessions, ours among them. Not by SHOW PROCESSLIST, and not in rows: a thousand of them
+    take PyMySQL longer than all else that a fence does. (performance_schema's table of the same name is empty where that
+    schema is switched off, and has no threads that it does not watch.)"""
+    ids = link.value(f"select group_concat(id) from information_schema.processlist where {_CLIENTS}")
+    return {int(one) for one in str(ids).split(",")} if ids else set()
+
+
+def _outsiders(link: _Link, own: Collection[int]) -> list[dict[str, Any]]:
+    """Client sessions but for `own`, as the server describes them."""
+    ids = ", ".join(str(one) for one in sorted(_client_ids(link).difference(own)))
+    if not ids:
+        return []
     return link.ask(
         "select id as Id, user as User, host as Host, db, command as Command, time as Time, state as State"
-        f" from information_schema.processlist where id not in ({ours})"
-        f" and user not in ({_quoted(_SERVER_USERS)}) and command not in ({_quoted(_SERVER_COMMANDS)})"
+        f" from information_schema.processlist where id in ({ids}) and {_CLIENTS}"
     )
 
 
@@ -858,10 +906,6 @@ def _monitored_writers(text: str) -> list[str]:
         for block in found
         if _MONITORED_CHANGES.search(block) and (thread := _MONITORED_THREAD.search(block)) is not None
     ]
-
-
-def _quoted(names: Collection[str]) -> str:
-    return ", ".join(f"'{name}'" for name in sorted(names))
 
 
 def _in_doubt(link: _Link) -> list[str]:

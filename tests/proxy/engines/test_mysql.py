@@ -98,6 +98,21 @@ async def test_a_fence_refuses_real_writes_and_can_be_taken_back_within_a_second
     other.close()
 
 
+async def test_a_table_lock_of_somebody_else_does_not_hold_the_fence_up(pair: Pair, source: MySqlEngine) -> None:
+    """To be closed to writes the server waits for it, and ends nobody for that."""
+    await pair.primary.execute("create table if not exists app.locked (i int)")
+    other = pair.primary.connect_blocking("app", "app")
+    try:
+        other.cursor().execute("lock tables locked write")
+        proof = await source.fence(timeout_s=2.0)
+        assert (proof.sessions_ended, proof.writers_left) == (1, 0)
+        assert (await source.probe()).is_fenced
+    finally:
+        await source.unfence()
+        other.close()
+        await pair.primary.execute("drop table app.locked")
+
+
 async def test_a_session_that_we_may_not_end_does_not_keep_a_server_from_being_fenced(
     pair: Pair, source: MySqlEngine
 ) -> None:
@@ -140,7 +155,7 @@ async def waiting_commit(pair: Pair) -> AsyncIterator[WaitingCommit]:
     yield begin
     rows = await pair.primary.fetch(f"show global variables like '{name}_enabled'")
     await pair.primary.execute(f"set global {name}_enabled = 0")
-    await asyncio.wait(begun)
+    await asyncio.gather(*begun, return_exceptions=True)
     await pair.primary.execute("set global read_only = 0")
     await pair.primary.execute("drop table app.lonely", f"set global {name}_timeout = 10000")
     if not is_maria:
@@ -178,6 +193,9 @@ async def test_nobody_is_told_of_a_commit_that_no_replica_has(
         assert not of_root.done()
     finally:
         for client in clients:
+            # Who is being answered is closed once the answer is there, or the read has timed out.
+            if client._sock is not None:
+                client._sock.shutdown(socket.SHUT_RDWR)
             client.close()
 
 

@@ -162,6 +162,12 @@ class Tracker:
         """
         return None
 
+    def take_back(self) -> bool:
+        """The backend is gone, and nothing of what is in flight has reached it: forget that it was sent, since it will
+        be judged again from its first byte. Call only where nothing was in flight and no transaction open before; in
+        place of `unlink`. False: some of it cannot be unsaid, and nothing was changed."""
+        return False
+
     def commit_in_doubt(self) -> str:
         """With `resolves_commits`, when the backend is gone: the id of the transaction whose COMMIT is all that is in
         flight, as the server writes it; "0" if it has none, and so has written nothing. Empty: nothing of the kind."""
@@ -713,7 +719,8 @@ class Wire(Protocol):
         """Make a used backend of `startup` like a fresh one of it. `query`: in place of PostgreSQL's DISCARD ALL."""
 
     def check(self, startup: Startup, query: str) -> Exchange | None:
-        """Ask an idle backend something it can only answer if it is well. None: this protocol has no such thing."""
+        """Ask an idle backend something it can only answer if it is well. An empty query: the least there is, Sync or
+        COM_PING. None: this protocol has no such thing."""
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         """An error message for a client outside of a login, complete (PostgreSQL non-fatal: with ReadyForQuery).

@@ -769,5 +769,6 @@ def _reset_questions(startup: Startup) -> list[Question]:
 
 
 def check(startup: Startup, query: str) -> Exchange:
-    """Ask an idle backend whether it answers."""
-    return Exchange([_query(query.encode(), "check")], capabilities=startup.capabilities)
+    """Ask an idle backend whether it answers: by a query, or by COM_PING if that is empty."""
+    question = _query(query.encode(), "check") if query else Question(command(c.COM_PING), "check")
+    return Exchange([question], capabilities=startup.capabilities)

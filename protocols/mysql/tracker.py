@@ -2070,6 +2070,21 @@ class MysqlTracker(Tracker):
         self.unlink()
         return answer
 
+    def take_back(self) -> bool:
+        """See `wire.Tracker`."""
+        if self._server_left != 0 or self._server_continued or self._phase == P_FILE or self._has_untold:
+            return False
+        for index in range(self._count):
+            if self._ring[8 * ((self._head + index) % self._capacity)] == COM_INVENTED:
+                # Some of these are made of what is said once.
+                return False
+        self._client_left = 0
+        self._client_continued = False
+        self._scans_text = False
+        self.has_invented = False
+        self.unlink()
+        return True
+
     def asks_quietly(self) -> bool:
         """An inspection would end in OK without counts and warnings, and so did the last answer: ROW_COUNT() and SHOW
         WARNINGS say the same afterwards. (FOUND_ROWS() belongs to the statement just before; LAST_INSERT_ID() stays.)"""

@@ -11,7 +11,7 @@ from protocols.postgres import lookup, replies, units
 from protocols.postgres.exchange import Group, PostgresExchange
 from protocols.postgres.handshake import NEWEST_MINOR, PostgresClientLogin, PostgresServerLogin, PostgresTlsRequest
 from protocols.postgres.ledger import PostgresLedger
-from protocols.postgres.messages import build_query
+from protocols.postgres.messages import build_query, build_sync
 from protocols.postgres.startup import RefusedOption, as_settings, without
 from protocols.postgres.statements import PER_BACKEND_MAX
 from protocols.postgres.tracker import PostgresTracker
@@ -119,7 +119,7 @@ class PostgresWire:
         return _ledger.reset(query)
 
     def check(self, startup: Startup, query: str) -> Exchange | None:
-        return PostgresExchange([Group("check", build_query(query.encode()))])
+        return PostgresExchange([Group("check", build_query(query.encode()) if query else build_sync())])
 
     def error(self, error: ErrorReply, tracker: Tracker | None) -> bytes:
         if isinstance(tracker, PostgresTracker) and tracker.is_within_answer:

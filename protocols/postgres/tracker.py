@@ -1491,6 +1491,19 @@ class PostgresTracker(Tracker):
         self._is_lost = True
         return b"".join(answer)
 
+    def take_back(self) -> bool:
+        """See `wire.Tracker`."""
+        if self._tx != 0x49 or self._unit_failed or self._untold is not None or self._is_lost:  # I
+            return False
+        if self._server_left > 0 or self._server_fetching:
+            return False
+        self._client_left = 0
+        self._client_fetching = False
+        self._left_behind_fetched = 0
+        self._unsynced = self._may_commit = False
+        self.unlink()
+        return True
+
     def _is_commit_alone(self) -> bool:
         """A COMMIT before which the transaction's id was asked for is all that is in flight, to its last message."""
         if self._commit_tail < 0 or self._tail != self._commit_tail or self._head == self._tail:

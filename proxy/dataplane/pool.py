@@ -43,6 +43,13 @@ own sessions use all the time would only be taken to and fro."""
 STARTING_RETRY_S: Final = 0.1
 """Pause between tries while it does."""
 
+SUSPECT_PAUSE_NS: Final = 10_000_000
+"""After a loss the idle backends are asked whether they live; a loss that follows so soon is part of the same, in
+nanoseconds."""
+
+SUSPECT_WAIT_NS: Final = 50_000_000
+"""While they are asked no others are opened in their place, for so long, in nanoseconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRules:
@@ -105,18 +112,26 @@ class Pool:
         service: str = "",
         redress: Callable[[Backend, Startup], Awaitable[None]] | None = None,
         check: Callable[[Backend], Exchange | None] | None = None,
+        ping: Callable[[Backend], Exchange | None] | None = None,
+        on_loss: Callable[[str], None] | None = None,
         reset_timeout_s: float = 10.0,
         waits: Lengths | None = None,
     ) -> None:
         """`redress` makes an idle backend of one Startup like a fresh one of another (raises EngineError); None where
-        the protocol cannot. `check` gives what to ask an idle backend to see that it answers. `waits` counts how long clients
-        waited that were not served at once."""
+        the protocol cannot. `check` gives what to ask an idle backend to see that it answers, now and then; `ping` the same
+        after a loss. `on_loss` is told the engine of an idle backend that was lost. `waits` counts how long clients waited that
+        were not served at once."""
         self.name = name
         self.rules = rules
         self._seats = seats
         self._open_one = open_one
         self._redress = redress
         self._check = check
+        self._ping = ping
+        self._on_loss = on_loss
+        self._suspects: set[Backend] = set()
+        """Idle ones that are being asked because another was lost."""
+        self._suspected_ns = 0
         self._reset_timeout_s = reset_timeout_s
         self._waits = waits if waits is not None else Lengths()
         engine, database, user = name
@@ -317,6 +332,9 @@ class Pool:
         """Open as many backends as there are waiters nobody opens one for, within the bounds. True if all are seen
         to."""
         wanted = self.waiting - self._opening
+        if self._suspects and time.monotonic_ns() - self._suspected_ns < SUSPECT_WAIT_NS:
+            # They come back in a moment, or else this is asked again.
+            wanted -= len(self._suspects)
         if wanted <= 0:
             return True
         if not self._may_open or self._is_paused:
@@ -494,7 +512,7 @@ class Pool:
                     shelf.idle.remove(backend)
                     backend.close(says_goodbye=True)
                 elif self._check is not None and self._is_unchecked(backend, now_ns):
-                    self._begin_check(shelf, backend)
+                    self._begin_check(shelf, backend, self._check(backend))
         if (
             rules.size_min
             and self._last_startup is not None
@@ -512,11 +530,22 @@ class Pool:
         since = max(backend.idle_since_ns, backend.checked_ns)
         return self.rules.check_after_s > 0 and now_ns - since > self.rules.check_after_s * 1e9
 
-    def _begin_check(self, shelf: Shelf, backend: Backend) -> None:
+    def suspect(self) -> None:
+        """A backend of the same engine was lost, or nobody is let in there: when a server goes its connections end one after
+        another. Those that are idle are lent again when they have said that they live."""
+        now_ns = time.monotonic_ns()
+        if self._ping is None or now_ns - self._suspected_ns < SUSPECT_PAUSE_NS:
+            return
+        self._suspected_ns = now_ns
+        for shelf in list(self._shelves.values()):
+            for backend in list(shelf.idle):
+                self._suspects.add(backend)
+                self._begin_check(shelf, backend, self._ping(backend))
+
+    def _begin_check(self, shelf: Shelf, backend: Backend, exchange: Exchange | None) -> None:
         """Ask an idle backend whether it answers. Before a client wants it, not when: nobody waits for the answer."""
-        assert self._check is not None
-        exchange = self._check(backend)
         if exchange is None:
+            self._suspects.discard(backend)
             return
         shelf.idle.remove(backend)
         self._busy.add(backend)
@@ -527,16 +556,22 @@ class Pool:
             await backend.run(exchange, self._reset_timeout_s)
         except EngineError:
             # It is closed, and counted no more.
-            self._busy.discard(backend)
+            self._end_check(backend)
+            self._open_for_waiters()
             return
-        self._busy.discard(backend)
+        self._end_check(backend)
         if exchange.errors:
             backend.close()
+            self._open_for_waiters()
             return
         idle_since_ns, backend.checked_ns = backend.idle_since_ns, time.monotonic_ns()
         self._lent.add(backend)
         self.give_back(backend)
         backend.idle_since_ns = idle_since_ns
+
+    def _end_check(self, backend: Backend) -> None:
+        self._busy.discard(backend)
+        self._suspects.discard(backend)
 
     def stop_opening(self) -> None:
         """Before a hold: open nothing, and throw away what is being opened. Who waits may still be lent another's."""
@@ -669,6 +704,8 @@ class Pool:
     def _on_lost(self, backend: Backend) -> None:
         if backend.shelf is not None and backend in backend.shelf.idle:
             backend.shelf.idle.remove(backend)
+        if self._on_loss is not None:
+            self._on_loss(self.name[0])
 
     def close(self) -> None:
         """The engine serves no more: idle backends are closed now, lent ones when they come back."""

@@ -24,7 +24,7 @@ may be small and what it stands for large: a rest is kept, and the loop calls fo
 unless the link is paused.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
@@ -63,7 +63,12 @@ cdef extern from "string.h" nogil:
 
 cdef extern from *:
     """
+    #include <errno.h>
+    #include <linux/sockios.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
     #include <sys/epoll.h>
+    #include <sys/ioctl.h>
     #include <sys/socket.h>
     #include <sys/syscall.h>
     #include <sys/timerfd.h>
@@ -118,6 +123,28 @@ cdef extern from *:
     #endif
     }
 
+    /* The peer's FIN has come, and before any RST: one that comes behind it is EPIPE, another ECONNRESET. */
+    static inline int has_fin_first(int fd)
+    {
+        struct tcp_info info;
+        socklen_t size = sizeof info;
+        int error = 0;
+        if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+            return 0;
+        if (info.tcpi_state == TCP_CLOSE_WAIT)
+            return 1;
+        size = sizeof error;
+        return info.tcpi_state == TCP_CLOSE && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0
+            && error == EPIPE;
+    }
+
+    /* Bytes that were sent and that the peer has not acknowledged; -1 if nobody knows. */
+    static inline long unacknowledged(int fd)
+    {
+        int size;
+        return ioctl(fd, SIOCOUTQ, &size) == 0 ? size : -1;
+    }
+
     static inline int events_wait(int epfd, struct epoll_event *events, int count, int timeout_ms)
     {
         return (int) syscall(SYS_epoll_pwait, epfd, events, count, timeout_ms, NULL, 8);
@@ -129,6 +156,8 @@ cdef extern from *:
     int bits_of(unsigned long long number) noexcept nogil
     int events_wait(int epfd, epoll_event* events, int count, int timeout_ms) noexcept nogil
     int timer_set(int fd, long span_ns) noexcept nogil
+    bint has_fin_first(int fd) noexcept nogil
+    long unacknowledged(int fd) noexcept nogil
     int timerfd_create(int clock, int flags) noexcept nogil
     enum:
         TFD_CLOEXEC
@@ -165,6 +194,8 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     # Bytes asked of the kernel at once. Larger chunks did not help on loopback; smaller ones cost more calls.
     CHUNK_BYTES = 65536
+    # Bytes of clients' requests that are kept, in the order in which they came; those of the last one included.
+    KEPT_BYTES = 262144
     # Longest incomplete header a tracker leaves (protocols.wire.CARRY_BYTES_MAX).
     CARRY_BYTES = 64
     # Of Link._receive: nothing to read now.
@@ -213,6 +244,11 @@ cdef set _in_haste = in_haste
 # One buffer for the whole process: a worker has one thread, and nothing below a receive receives again.
 # Behind a chunk there is room for the record that the TLS of a link had begun before it.
 cdef unsigned char SCRATCH[CARRY_BYTES + CHUNK_BYTES + SEALED_RECORD_BYTES]
+
+# A chunk of a client is received behind those of others, in a ring: what was sent on may have to be sent again.
+cdef unsigned char KEPT[KEPT_BYTES + CARRY_BYTES + CHUNK_BYTES + SEALED_RECORD_BYTES]
+# Where the next one begins, counted from the first byte ever received there.
+cdef unsigned long long kept_next = 0
 
 # The same for TLS: a chunk as it comes from the kernel.
 cdef unsigned char SEALED[CHUNK_BYTES]
@@ -707,6 +743,8 @@ cdef class Link:
         Packing _packing
         # The loop has been asked to unpack what was kept.
         bint _is_called_for
+        # The peer has ended the connection in order before it refused what we sent (see `has_nothing_since`).
+        bint _is_fin_first
         # Called with bytes while the link is part of no relay.
         public object sink
         # Why the connection was lost; empty while it is not, and after an orderly end.
@@ -1120,7 +1158,7 @@ cdef class Link:
                 return 0
             if sent < 0:
                 if not (errno == EAGAIN or errno == EINTR):
-                    return 0
+                    return self._note_refused()
                 sent = 0
             self.bytes_out += sent
         self._keep(data + sent, size - sent)
@@ -1178,7 +1216,7 @@ cdef class Link:
                 return 0
             # Nobody will ever take these bytes; that the connection is gone shows when it is read.
             self._out_start = self._out_end = 0
-            return 0
+            return self._note_refused()
         self.bytes_out += sent
         self._out_start += sent
         if self._out_start == self._out_end:
@@ -1189,6 +1227,36 @@ cdef class Link:
                 self._out = NULL
                 self._out_capacity = 0
         return 0
+
+    cdef int _note_refused(self) except -1:
+        """A send has failed, and its errno was the only sign of why: reading will show an end without a reason."""
+        if not self.lost and not self._is_fin_first:
+            if errno == EPIPE:
+                self._is_fin_first = True
+            else:
+                self.lost = os.strerror(errno)
+        return 0
+
+    cdef bint has_nothing_since(self, unsigned long long mark) noexcept:
+        """The peer surely has nothing of what was sent since `bytes_out` was `mark`.
+
+        Either none of it was sent, or the peer had ended the connection before: its FIN, like all that TCP sends, says how
+        much has come, and that was not more than `mark`. Nobody reads on behind a FIN of a database server, whoever
+        stands between it and us. A lone RST proves nothing: it may be a load balancer's, or of a host that was rebooted
+        in the midst of its work.
+        """
+        cdef long unheard
+        if self.bytes_out == mark:
+            return True
+        if self.fd < 0 or self.lost:
+            return False
+        if not self._is_fin_first:
+            # The kernel tells of the RST behind it once.
+            self._is_fin_first = has_fin_first(self.fd)
+        if not self._is_fin_first:
+            return False
+        unheard = unacknowledged(self.fd)
+        return unheard > 0 and self.bytes_out - mark <= <unsigned long long> unheard
 
     cdef int _writable(self) except -1:
         self._flush()
@@ -1397,6 +1465,15 @@ cdef class Relay:
         Py_ssize_t _server_have
         # Client bytes the gate keeps back.
         bytes _stash
+        # What the client has sent since the boundary, should it have to be sent again: in one chunk, of which KEPT has
+        # `_kept_size` bytes from `_kept_at` on, or from the gate, and then `_sent_on` has it. Neither: nobody has it any more.
+        unsigned long long _kept_at
+        Py_ssize_t _kept_size
+        bytes _sent_on
+        # `bytes_out` of the server side when the request came that is in flight.
+        unsigned long long _server_mark
+        # The client has had an answer of ours since the boundary.
+        bint _has_told
         # Transaction mode's short way; None where the owner has to be asked.
         public Lending lending
         # When the work that waits came in, monotonic nanoseconds; 0 if none waits.
@@ -1426,6 +1503,7 @@ cdef class Relay:
         """From now on the server side is `server`."""
         assert self.server is None, "one server at a time"
         self.server = server
+        self._server_mark = server.bytes_out
         server._relay = self
         server._is_client = False
         server.sink = None
@@ -1468,6 +1546,44 @@ cdef class Relay:
             self.client._pause(PAUSED_BY_GATE)
         return told
 
+    def is_untaken(self, Link server not None):
+        """The request in flight surely has not reached `server`, which is or was the server side."""
+        return server.has_nothing_since(self._server_mark)
+
+    def may_take_back(self, Link server not None):
+        """So it is, and `take_back` is likely to have it wait again."""
+        return (self._sent_on is not None or self._is_kept()) and not self._has_told and self.is_untaken(server)
+
+    cdef bint _is_kept(self) noexcept:
+        """KEPT still has the chunk: a later one of any size has not come near it."""
+        return self._kept_size > 0 and (
+            kept_next - self._kept_at <= KEPT_BYTES - CARRY_BYTES - CHUNK_BYTES - SEALED_RECORD_BYTES
+        )
+
+    def take_back(self, Link server not None):
+        """The server side is gone before it had anything of what the client has sent since the boundary: that waits at the
+        gate, which closes, as if it had come just now. False: it may have been taken, or nobody has it any more, or it is
+        part of something longer."""
+        cdef unsigned long long began_ns = self._span_began_ns
+        cdef bytes work = self._sent_on
+        if not self.may_take_back(server) or not self.tracker.take_back():
+            return False
+        if work is None:
+            work = PyBytes_FromStringAndSize(<char*> KEPT + self._kept_at % KEPT_BYTES, self._kept_size)
+        self._sent_on = None
+        self._kept_size = 0
+        self.tracker.gate = GATE_CLOSED
+        self.detach()
+        # Its wait counts.
+        self._span_began_ns = self._unit_began_ns = began_ns
+        self._client_carried = self._client_skip = 0
+        self._client_message = None
+        self._stash = work
+        if self.waiting_since_ns == 0:
+            self.waiting_since_ns = now_ns()
+        self.client._pause(PAUSED_BY_GATE)
+        return True
+
     def settle(self):
         """Have the meter know of what was answered without a server as well."""
         self._count_requests()
@@ -1487,6 +1603,7 @@ cdef class Relay:
         self.owner = None
         self.lending = None
         self._stash = b""
+        self._sent_on = None
         self._client_message = None
 
     # --- transaction mode's short way ---
@@ -1605,6 +1722,11 @@ cdef class Relay:
         if self._stash:
             stash = self._stash
             self._stash = b""
+            if self.server is not None and self.at_boundary():
+                self._sent_on = stash
+                self._kept_size = 0
+                self._server_mark = self.server.bytes_out
+                self._has_told = False
             self._feed(stash, True)
         if not self._stash and self.owner is not None:
             if self.waiting_since_ns and not self.is_held:
@@ -1668,9 +1790,11 @@ cdef class Relay:
     # --- client to server ---
 
     cdef int _client_readable(self) except -1:
+        global kept_next
         cdef Py_ssize_t size
         cdef Py_ssize_t carried = self._client_carried
         cdef Link client = self.client
+        cdef unsigned char* chunk = KEPT + kept_next % KEPT_BYTES
         if self.is_held:
             if client.peek_end():
                 self._told().on_client_end()
@@ -1680,7 +1804,7 @@ cdef class Relay:
             client._pause(PAUSED_BY_HOLD)
             return 0
         self._ask_for(self.server)
-        size = client._receive(SCRATCH + carried)
+        size = client._receive(chunk + carried)
         if size <= 0:
             if size == 0:
                 self._told().on_client_end()
@@ -1688,19 +1812,29 @@ cdef class Relay:
         self.meter.bytes_in += size
         self.last_request_ns = client._reactor._now_ns
         if carried:
-            memcpy(SCRATCH, self._client_carry, carried)
+            memcpy(chunk, self._client_carry, carried)
             self._client_carried = 0
         if self.memo is not None:
             if self._span_began_ns == 0:
                 # With what was carried of it.
-                self.memo.hear(SCRATCH, carried + size, True, self.tracker.errors)
+                self.memo.hear(chunk, carried + size, True, self.tracker.errors)
             else:
-                self.memo.hear(SCRATCH + carried, size, False, self.tracker.errors)
+                self.memo.hear(chunk + carried, size, False, self.tracker.errors)
+        # More of a request, or another one behind it: not all of that is in one chunk.
+        self._kept_size = 0
+        self._sent_on = None
         if self._span_began_ns == 0:
             self._span_began_ns = self.last_request_ns
+            self._has_told = False
+            if self.server is not None:
+                self._server_mark = self.server.bytes_out
             if self._unit_began_ns == 0:
                 self._unit_began_ns = self.last_request_ns
-        self._feed_client(SCRATCH, carried + size)
+                if self._client_skip == 0:
+                    self._kept_at = kept_next
+                    self._kept_size = carried + size
+                    kept_next += <unsigned long long> (carried + size)
+        self._feed_client(chunk, carried + size)
         if self.tracker.is_idle():
             # Nothing that is answered: the span ends unmeasured.
             self._span_began_ns = 0
@@ -1783,7 +1917,7 @@ cdef class Relay:
                     self._client_skip = tracker.message_size
                     at = sent = stop
                     if tracker.has_invented:
-                        self.client.send(tracker.take_invented())
+                        self._tell_invented()
                 elif verdict == GATE:
                     self._forward(data + sent, stop - sent)
                     at = sent = stop
@@ -1834,10 +1968,16 @@ cdef class Relay:
             self._forward(<const unsigned char*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         return 0
 
+    cdef int _tell_invented(self) except -1:
+        """What no server says."""
+        self._has_told = True
+        self.client.send(self.tracker.take_invented())
+        return 0
+
     cdef bint _after_fetch(self) except -1:
         """True if the session has ended."""
         if self.tracker.has_invented:
-            self.client.send(self.tracker.take_invented())
+            self._tell_invented()
         if self.tracker.client_left:
             # Quietly: what is to be done with its backend is a task, and in haste.
             self.owner.on_client_left()
@@ -1885,6 +2025,8 @@ cdef class Relay:
             if self.memo is not None and self.memo.is_wanted(self.last_answer_ns - self._span_began_ns):
                 self._tell_answered(self.memo, self._span_began_ns, self.last_answer_ns)
             self._span_began_ns = 0
+        if self._sent_on is not None and self.tracker.is_idle():
+            self._sent_on = None
         if self._stash and self.tracker.gate == GATE_DRAIN:
             self._go_on()
         if self.notifies and self.owner is not None and self.at_boundary() and not self._give_back():
@@ -1937,7 +2079,7 @@ cdef class Relay:
                     client._is_corked = is_corked = True
                     client.send(tracker.take_server(message))
                     if tracker.has_invented:
-                        client.send(tracker.take_invented())
+                        self._tell_invented()
                     continue
                 verdict = tracker.scan_server(data, at, size)
                 stop = tracker.stop
@@ -1954,7 +2096,7 @@ cdef class Relay:
                         client.send(tracker.take_server(message))
                         at = sent = stop + take
                         if tracker.has_invented:
-                            client.send(tracker.take_invented())
+                            self._tell_invented()
                     else:
                         self._server_message = PyBytes_FromStringAndSize(NULL, take)
                         self._server_have = 0
@@ -1966,7 +2108,7 @@ cdef class Relay:
                 elif verdict == SWALLOW:
                     self._server_skip = tracker.message_size
                 elif verdict == INVENT:
-                    client.send(tracker.take_invented())
+                    self._tell_invented()
                 else:
                     raise AssertionError(f"verdict {verdict} for a server's bytes")
             client._send(data + sent, at - sent)

@@ -441,8 +441,16 @@ class Runtime:
         self.losses.clear()
         return taken
 
+    def suspect(self, engine: str) -> None:
+        """One of its backends was lost, or it lets nobody in: its idle ones may be next. Not in a switch, which ends
+        backends itself, and counts them."""
+        if self.move is None or self.move.phase == "sharing":
+            for pool in self.pools(engine):
+                pool.suspect()
+
     def report_lost(self, engine: str, why: str) -> None:
-        """Tell the supervisor that the data plane saw an engine fail."""
+        """The data plane saw an engine fail: tell the supervisor, and be careful with what else comes from there."""
+        self.suspect(engine)
         now = time.monotonic_ns()
         if now - self._engine_lost_ns.get(engine, 0) > 1_000_000_000:
             self._engine_lost_ns[engine] = now
@@ -516,6 +524,8 @@ class Runtime:
                 waits=self.waits.setdefault(engine, Lengths()),
                 redress=self.redress if self.redresses else None,
                 check=self._check,
+                ping=self._ping,
+                on_loss=self.suspect,
             )
             if not self._may_open:
                 pool.stop_opening()
@@ -589,6 +599,9 @@ class Runtime:
 
     def _check(self, backend: Backend) -> Exchange | None:
         return self.wire.check(backend.startup, self.config.server_check_query)
+
+    def _ping(self, backend: Backend) -> Exchange | None:
+        return self.wire.check(backend.startup, "")
 
     def tick(self, now_ns: int) -> None:
         """Expire waits; called a few times a second."""

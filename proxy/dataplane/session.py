@@ -93,6 +93,9 @@ LOOK_AFTER_S: Final = 0.5
 UNASKED_PAUSE_S: Final = 0.001
 """Between looks whether the server has ended what it says unasked."""
 
+LAST_WORDS_S: Final = 0.2
+"""How long the end of a connection may take that a server has announced, in seconds."""
+
 RESTORE_PAUSE_S: Final = 0.1
 """Between tries to get another backend for a session that has lost its own."""
 
@@ -1234,6 +1237,10 @@ class Session(Owner):
             # The server said why (25P03, 57P05, 1053 …); the client has it and is not told twice.
             self._end(f"engine {backend.engine} ended the session")
             return
+        if self._shares_backend and relay.may_take_back(backend.link):
+            # Whoever ended it did not mean the one that was to have it next.
+            self.lose_backend(backend.link.lost or "it closed the connection")
+            return
         is_moving = runtime.move is not None and runtime.move.may_end_backends
         if not is_moving and backend.link.lost in _ENDED_BY_PEER:
             meant = self.wire.meant_by(words)
@@ -1255,6 +1262,7 @@ class Session(Owner):
     async def _ask_who_was_meant(self, backend: Backend, words: bytes) -> None:
         assert self.runtime is not None
         is_up = await self.runtime.is_up(backend.engine)
+        is_own = not self._shares_backend or not await self._turns_out_untaken(backend)
         if self._judged is not backend:
             # Its engine was given up meanwhile.
             return
@@ -1262,12 +1270,23 @@ class Session(Owner):
         self._is_asking = False
         if self.has_ended or self.backend is not backend:
             self._forget(backend)
-        elif is_up:
+        elif is_up and is_own:
             self.link.send(words)
             self._end(f"engine {backend.engine} ended the session")
         else:
             self.link.resume()
-            self.lose_backend("the server is going down")
+            self.lose_backend("the server is going down" if not is_up else "it closed the connection")
+
+    async def _turns_out_untaken(self, backend: Backend) -> bool:
+        """The server's last words came to a session that was just lent its backend, and perhaps the end that follows them
+        tells that they were said before it had anything of that session's."""
+        assert self.relay is not None
+        deadline = time.monotonic() + LAST_WORDS_S
+        while not backend.link.peek_end():
+            if time.monotonic() > deadline or self.has_ended or self._judged is not backend:
+                return False
+            await asyncio.sleep(UNASKED_PAUSE_S)
+        return self.relay is not None and self.relay.may_take_back(backend.link)
 
     def abandon(self, why: str) -> None:
         """Its engine has failed, by the supervisor's word: its backend is lost, whatever is heard from it later."""
@@ -1292,8 +1311,8 @@ class Session(Owner):
     def lose_backend(self, why: str) -> None:
         """The backend is gone and the session was not meant: it goes on with another one.
 
-        At a boundary nobody is told anything. A request in flight may have been executed and is never sent again: its
-        client gets one error. In a transaction that is over then, too, and the client has to roll it back. What another
+        At a boundary nobody is told anything, nor of a request that surely did not reach the server: it is sent to the next
+        one. Any other request in flight may have been executed and is never sent again: its client gets one error. In a transaction that is over then, too, and the client has to roll it back. What another
         backend cannot be given (a temp table, an advisory lock, or state nobody has asked for yet) ends the session, as
         the loss of a server would.
         """
@@ -1316,9 +1335,10 @@ class Session(Owner):
             self._tell_loss(engine, gone)
             self.end_with(gone)
             return
-        if relay.at_boundary():
+        if relay.at_boundary() or relay.take_back(backend.link):
+            # Nothing was under way, or it comes again: the server surely has nothing of it.
             self.drop_lost_backend()
-        elif transaction := relay.tracker.commit_in_doubt():
+        elif not relay.is_untaken(backend.link) and (transaction := relay.tracker.commit_in_doubt()):
             self._doubt_commit(backend, Doubt(transaction, time.monotonic_ns(), engine, why))
             return
         else:
@@ -1337,9 +1357,12 @@ class Session(Owner):
         relay = self.relay
         assert relay is not None
         aborted = TransactionLost(f"{text}; the transaction was rolled back", hint="Roll back and try again.")
-        unknown = OutcomeUnknown(
+        unknown: EngineError = OutcomeUnknown(
             f"{text}; whether what it worked on was committed is not known", hint="Look before you try again."
         )
+        if relay.is_untaken(backend.link):
+            # Too long to be kept, or in a transaction. A COMMIT is none, either.
+            unknown = TransactionLost(f"{text}; nothing of this was executed", hint="Try again.")
         told = relay.lose(aborted.reply(is_fatal=False), unknown.reply(is_fatal=False))
         self.backend = None
         self._forget(backend)
@@ -1369,6 +1392,9 @@ class Session(Owner):
         _log.info("backend lost", session=self.id, client=self.client, engine=engine, why=why)
         assert self.tracker is not None
         self.must_restore = not runtime.shares_backends or not ledger.is_empty or self.tracker.wreckage() is not None
+        if self.must_restore:
+            # The short way would give it one that is not like its own.
+            relay.lending = None
         if self.standing is Standing.DRAINING:
             self.tell_move()
         elif relay.has_work or ledger.replay(is_late=True) is not None:

@@ -162,6 +162,33 @@ async def test_what_follows_such_a_commit_in_its_batch_is_not_run(server: Postgr
         assert await _value(connection, "select count(*) from seen") == 0
 
 
+async def test_a_request_that_came_too_late_for_its_server_is_run_once_by_the_next(
+    server: PostgresServer, turnout: Turnout, door: Door
+) -> None:
+    """The worker gets no processor while the server ends: of what it finds then the requests come first, more of them than it
+    takes from the kernel at once, and are sent to servers that are gone. Nothing of them was run, and nobody is told."""
+    await server.execute("create table if not exists seen (i int); truncate seen")
+    connections = await asyncio.gather(*[_connect(door, autocommit=True) for _ in range(80)])
+    await asyncio.gather(*[one.execute("select pg_sleep(0.1)") for one in connections])
+    worker = turnout.processes()[1]
+    worker.suspend()
+    try:
+        asked = [
+            asyncio.create_task(one.execute(b"insert into seen values (%s)", (i,), prepare=i % 2 == 0))
+            for i, one in enumerate(connections)
+        ]
+        active = psycopg.pq.TransactionStatus.ACTIVE
+        await until(lambda: all(one.info.transaction_status == active for one in connections), "all have asked")
+        await server.stop("immediate")
+    finally:
+        worker.resume()
+    await server.start()
+    await asyncio.gather(*asked)
+    assert await server.fetchval("select array_agg(i order by i) from seen") == list(range(80))
+    for one in connections:
+        await one.close()
+
+
 async def test_a_request_in_flight_is_not_sent_again_and_its_client_is_told(server: PostgresServer, door: Door) -> None:
     await server.execute("create table if not exists seen (i int); truncate seen")
     async with await _connect(door, autocommit=True) as connection:

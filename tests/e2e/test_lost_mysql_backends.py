@@ -9,6 +9,7 @@ from typing import Any, Final
 import pymysql
 import pytest
 import pytest_asyncio
+from pymysql.constants import COMMAND
 
 from proxy.embedded import MariaDBServer, Setup, Turnout, Workspace
 from tests.e2e.doors import Door
@@ -116,6 +117,37 @@ async def test_an_open_transaction_gets_one_error_and_is_over(
     assert error.value.args[0] == LOST
     assert await _value(connection, "select count(*) from seen") == 0
     connection.close()
+
+
+async def test_a_statement_that_came_too_late_for_its_server_is_run_once_by_the_next(
+    server: MariaDBServer, turnout: Turnout, door: Door
+) -> None:
+    """As in test_lost_backends.py."""
+    await server.execute("create or replace table app.seen (i int)")
+    connections = await asyncio.gather(*[asyncio.to_thread(connect, door) for _ in range(80)])
+    await asyncio.gather(*[asyncio.to_thread(ask, one, "do sleep(0.1)") for one in connections])
+    if door.name == "session":
+        await asyncio.gather(*[asyncio.to_thread(ask, one, "set @mine = 7") for one in connections])
+
+        async def are_asked() -> bool:
+            return all(one["carried"].get("user variables") for one in await turnout.get("/v1/sessions"))
+
+        await until(are_asked, "their backends were asked what they hold")
+    worker = turnout.processes()[1]
+    worker.suspend()
+    try:
+        for i, one in enumerate(connections):
+            one._execute_command(COMMAND.COM_QUERY, f"insert into seen values ({i})")
+        await server.kill()
+    finally:
+        worker.resume()
+    await server.start()
+    for one in connections:
+        await asyncio.to_thread(one._read_query_result)
+    rows = await server.fetchval("select group_concat(i order by i) from app.seen")
+    assert rows == ",".join(map(str, range(80)))
+    for one in connections:
+        one.close()
 
 
 async def _runs(server: MariaDBServer, what: str) -> None:

@@ -183,6 +183,31 @@ async def test_a_backend_the_server_closed_is_not_lent(engine: Engine) -> None:
     assert await Asked(pool).answer() is not backend
 
 
+async def test_after_a_loss_the_others_are_lent_when_they_have_said_that_they_live(engine: Engine) -> None:
+    """When a server goes its connections end one after another. Nothing is opened in their place meanwhile."""
+    pool = Pool(
+        ("blue", "shop", "alice"),
+        rules=PoolRules(size=9, wait_timeout_s=1.0),
+        seats=Seats(None, 0, 1),
+        open_one=engine.open_one,
+        ping=lambda backend: postgres.WIRE.check(backend.startup, ""),
+        on_loss=lambda name: pool.suspect(),
+    )
+    for backend in [await Asked(pool).answer() for _ in range(3)]:
+        pool.give_back(backend)
+    lost, dying, well = (far for _, far in engine.opened)
+    lost.close()
+    await until(lambda: pool.checking == 2, "the others are asked")
+    asked = Asked(pool)
+    assert (dying.recv(99), well.recv(99)) == (b"S\0\0\0\x04", b"S\0\0\0\x04")
+    dying.close()
+    await until(lambda: pool.size == 1, "the second loss")
+    assert asked.backend is None
+    well.send(b"Z\0\0\0\x05I")
+    assert await asked.answer() is engine.opened[2][0]
+    assert len(engine.opened) == 3
+
+
 async def test_a_withdrawn_waiter_is_not_granted(engine: Engine) -> None:
     pool = pool_of(engine, size_max=1)
     backend = await Asked(pool).answer()

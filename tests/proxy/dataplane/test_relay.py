@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import sys
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -399,6 +400,108 @@ async def test_another_server_goes_on_where_the_first_one_stopped(scene: Scene) 
     assert scene.relay.server is not None
     scene.relay.server.close()
     far.close()
+
+
+def other_server(scene: Scene) -> tuple[socket.socket, Link]:
+    """Over TCP, which tells how much of what was sent has come; its far end, and the link that is the server side now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    near.setblocking(False)
+    far.setblocking(False)
+    link = Link(scene.loop, near.detach())
+    if scene.relay.server is not None:
+        scene.tracker.unlink()
+        scene.relay.detach()
+    scene.tracker.link(BackendFacts("18"), {})
+    scene.relay.attach(link)
+    return far, link
+
+
+def end(far: socket.socket, link: Link) -> None:
+    """Close the far end, and go on when that has come, before the event loop is told of it."""
+    far.close()
+    deadline = time.monotonic() + 5
+    while not link.peek_end():
+        assert time.monotonic() < deadline
+
+
+async def test_what_is_sent_to_a_server_that_has_ended_waits_at_the_gate_again(scene: Scene) -> None:
+    """Twice: what has waited may meet the next one that ends."""
+    first, first_link = other_server(scene)
+    end(first, first_link)
+    scene.client.send(QUERY)
+    scene.client_link.serve()
+    await scene.until("server end")
+    assert scene.relay.take_back(first_link)
+    assert scene.relay.peek_work() == QUERY
+    second, second_link = other_server(scene)
+    scene.owner.seen.clear()
+    end(second, second_link)
+    scene.relay.set_gate(GATE_OPEN)
+    await scene.until("server end")
+    assert scene.relay.take_back(second_link)
+    third, third_link = other_server(scene)
+    scene.relay.set_gate(GATE_OPEN)
+    assert await scene.receive(third, len(QUERY)) == QUERY
+    third.send(ANSWER)
+    assert await scene.receive(scene.client, len(ANSWER)) == ANSWER
+    assert scene.relay.at_boundary()
+    for link in (first_link, second_link, third_link):
+        link.close()
+    third.close()
+
+
+@pytest.mark.parametrize("has_read", [True, False], ids=["FIN behind it", "RST alone"])
+async def test_what_a_server_may_have_read_is_not_taken_back(scene: Scene, has_read: bool) -> None:
+    far, link = other_server(scene)
+    scene.client.send(QUERY)
+    scene.client_link.serve()
+    if has_read:
+        await scene.receive(far, len(QUERY))
+    far.close()
+    await scene.until("server end")
+    assert not scene.relay.is_untaken(link)
+    assert not scene.relay.take_back(link)
+    link.close()
+
+
+async def test_a_request_in_two_chunks_is_not_kept_although_it_was_not_taken(scene: Scene) -> None:
+    far, link = other_server(scene)
+    end(far, link)
+    for part in (QUERY[:7], QUERY[7:]):
+        scene.client.send(part)
+        scene.client_link.serve()
+    await scene.until("server end")
+    assert scene.relay.is_untaken(link)
+    assert not scene.relay.take_back(link)
+    link.close()
+
+
+async def test_what_was_answered_in_part_without_a_server_is_not_taken_back(scene: Scene) -> None:
+    """Transaction mode: a Close of a statement is answered here."""
+    ledger = postgres.WIRE.ledger(Startup("u", "d"), shares_backends=True)
+    tracker = postgres.WIRE.tracker(ledger, shares_backends=True)
+    scene.relay.detach()
+    relay = Relay(scene.owner, scene.client_link, tracker, scene.meter)
+    tracker.link(BackendFacts("18"), {})
+    relay.attach(scene.server_link)
+    prepare = message(b"P", b"s\0select 1\0\0\0") + message(b"S", b"")
+    scene.client.send(prepare)
+    await until(lambda: not tracker.is_idle(), "it is sent")
+    scene.server.send(message(b"1", b"") + message(b"Z", b"I"))
+    await until(tracker.is_idle, "it is answered")
+    tracker.unlink()
+    relay.detach()
+    scene.relay, scene.tracker = relay, tracker
+    far, link = other_server(scene)
+    end(far, link)
+    scene.client.send(message(b"C", b"Ss\0") + message(b"S", b""))
+    scene.client_link.serve()
+    await scene.until("server end")
+    assert relay.is_untaken(link)
+    assert not relay.take_back(link)
+    link.close()
 
 
 async def test_a_length_that_cannot_be_ends_only_this_relay(scene: Scene) -> None:

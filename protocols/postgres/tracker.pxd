@@ -130,6 +130,8 @@ cdef class PostgresTracker(Tracker):
         bint _bound_lasting
         # Bytes that follow a fetched part of a client's message and pass as they are.
         Py_ssize_t _left_behind_fetched
+        # They are not passed on.
+        bint _drops_rest
         # Whole sizes of those messages, or of their fetched parts.
         Py_ssize_t _client_fetch_size
         Py_ssize_t _server_fetch_size

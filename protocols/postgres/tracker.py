@@ -275,6 +275,7 @@ class PostgresTracker(Tracker):
         self._unnamed_commits = False
         self._named_commits = False
         self._is_lost = False
+        self._drops_rest = False
         self._commit_tail = -1
         self._commit_unsynced = 0
         self._commit_names: dict[bytes, bool] | None = None
@@ -320,6 +321,12 @@ class PostgresTracker(Tracker):
         while True:
             left = self._client_left
             if left > 0:
+                if self._drops_rest:
+                    self._drops_rest = False
+                    self._client_left = 0
+                    self.stop = position
+                    self.message_size = left
+                    return SWALLOW
                 if end - position < left:
                     self._client_left = left - (end - position)
                     position = end
@@ -369,14 +376,13 @@ class PostgresTracker(Tracker):
                     self._commit_unsynced = 0
             elif sent == QUERY:
                 if size > QUERY_BYTES_MAX:
+                    if self._may_be_commit_of_lost():
+                        return self._fetch_client(position, QUERY_BYTES_MAX // 2, size + 1)
                     self._unnamed = None
                     self._may_commit = True
                     if not self._skipping:
                         self._unsynced = False
                         self._push(QUERY | LASTING)
-                        if self._untold is not None:
-                            # Too long to be looked at; it may be a COMMIT with something behind it.
-                            self._stopped_tail = self._tail
                 elif (
                     end - position <= size
                     or not is_plain(data, position + 5, position + size)
@@ -794,7 +800,9 @@ class PostgresTracker(Tracker):
         if tag == 0x58:  # X
             self.client_left = True
             return b""
-        if tag == 0x51:  # Q
+        if tag == 0x51 and self._client_left > 0:  # Q
+            replacement = self._take_beginning(message)
+        elif tag == 0x51:
             replacement = self._take_query(message)
         elif tag == 0x50:  # P
             replacement = self._take_parse(message)
@@ -858,7 +866,7 @@ class PostgresTracker(Tracker):
         if self._skipping:
             return message
         is_commit_of_lost = False
-        if self._untold is not None and self._tx == 0x45 and not self._has_work():  # E
+        if self._may_be_commit_of_lost():
             message, is_commit_of_lost = self._commit_of_lost(message)
         text = message[5 : len(message) - 1]
         is_lasting = not changes_nothing(text)
@@ -887,6 +895,26 @@ class PostgresTracker(Tracker):
         """Something is in flight that may end the transaction."""
         kinds = [self._ring[place & self._mask] & KIND for place in range(self._head, self._tail)]
         return QUERY in kinds or EXECUTE in kinds
+
+    def _may_be_commit_of_lost(self) -> bool:
+        """A Query that comes now may commit what was lost with its server, which its client has not been told."""
+        return self._untold is not None and self._tx == 0x45 and not self._skipping and not self._has_work()  # E
+
+    def _take_beginning(self, message: bytes) -> bytes:
+        """The same where only the beginning of the Query has been assembled: if it commits, the rest is dropped."""
+        self._unnamed = None
+        self._may_commit = True
+        self._unsynced = False
+        self._push(QUERY | LASTING)
+        statements = split_statements(message[5:])
+        if len(statements) < 2:
+            # The first one is as long as that: whatever it is, it has to be answered as it was sent.
+            self._stopped_tail = self._tail
+        elif may_commit(statements[0], 0, len(statements[0])):
+            self._stopped_tail = self._tail
+            self._drops_rest = True
+            return build_query(statements[0])
+        return message
 
     def _commit_of_lost(self, message: bytes) -> tuple[bytes, bool]:
         """A Query in a transaction that was lost with its server, which its client has not been told: whether it begins by
@@ -1407,7 +1435,7 @@ class PostgresTracker(Tracker):
         self._lasting_in_flight = 0
         self._commit_tail = self._stopped_tail = -1
         self._commit_unsynced = 0
-        self._bound_commits = self._skips_error = False
+        self._bound_commits = self._skips_error = self._drops_rest = False
         self._server_left = 0
         self._server_fetching = False
         self._invent_due = False

@@ -24,7 +24,7 @@ may be small and what it stands for large: a rest is kept, and the loop calls fo
 unless the link is paused.
 """
 
-from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, errno
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 from libc.stdint cimport uint32_t
@@ -123,8 +123,9 @@ cdef extern from *:
     #endif
     }
 
-    /* The peer's FIN has come, and before any RST: one that comes behind it is EPIPE, another ECONNRESET. */
-    static inline int has_fin_first(int fd)
+    /* How the peer has ended a connection: 1 by a FIN; -1 by a RST, and no FIN before it; 0: it has not, or this is no
+       TCP. A RST behind a FIN is EPIPE, another ECONNRESET; the kernel tells it once. */
+    static inline int end_of(int fd)
     {
         struct tcp_info info;
         socklen_t size = sizeof info;
@@ -133,9 +134,10 @@ cdef extern from *:
             return 0;
         if (info.tcpi_state == TCP_CLOSE_WAIT)
             return 1;
+        if (info.tcpi_state != TCP_CLOSE)
+            return 0;
         size = sizeof error;
-        return info.tcpi_state == TCP_CLOSE && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0
-            && error == EPIPE;
+        return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == EPIPE ? 1 : -1;
     }
 
     /* Bytes that were sent and that the peer has not acknowledged; -1 if nobody knows. */
@@ -156,7 +158,7 @@ cdef extern from *:
     int bits_of(unsigned long long number) noexcept nogil
     int events_wait(int epfd, epoll_event* events, int count, int timeout_ms) noexcept nogil
     int timer_set(int fd, long span_ns) noexcept nogil
-    bint has_fin_first(int fd) noexcept nogil
+    int end_of(int fd) noexcept nogil
     long unacknowledged(int fd) noexcept nogil
     int timerfd_create(int clock, int flags) noexcept nogil
     enum:
@@ -1237,24 +1239,27 @@ cdef class Link:
                 self.lost = os.strerror(errno)
         return 0
 
-    cdef bint has_nothing_since(self, unsigned long long mark) noexcept:
+    cdef bint has_nothing_since(self, unsigned long long mark) except -1:
         """The peer surely has nothing of what was sent since `bytes_out` was `mark`.
 
-        Either none of it was sent, or the peer had ended the connection before: its FIN, like all that TCP sends, says how
-        much has come, and that was not more than `mark`. Nobody reads on behind a FIN of a database server, whoever
+        Either none of it was sent, or the peer had ended the connection before: its FIN, like all that TCP sends, says
+        how much has come, and that was not more than `mark`. Nobody reads on behind a FIN of a database server, whoever
         stands between it and us. A lone RST proves nothing: it may be a load balancer's, or of a host that was rebooted
         in the midst of its work.
         """
         cdef long unheard
+        cdef int end
         if self.bytes_out == mark:
             return True
         if self.fd < 0 or self.lost:
             return False
         if not self._is_fin_first:
-            # The kernel tells of the RST behind it once.
-            self._is_fin_first = has_fin_first(self.fd)
-        if not self._is_fin_first:
-            return False
+            end = end_of(self.fd)
+            if end < 0:
+                self.lost = os.strerror(ECONNRESET)
+            if end <= 0:
+                return False
+            self._is_fin_first = True
         unheard = unacknowledged(self.fd)
         return unheard > 0 and self.bytes_out - mark <= <unsigned long long> unheard
 
@@ -1288,7 +1293,12 @@ cdef class Link:
         if self.fd < 0:
             return True
         size = c_recv(self.fd, &one, 1, MSG_PEEK | MSG_DONTWAIT)
-        return size == 0 or (size < 0 and not (errno == EAGAIN or errno == EINTR))
+        if size >= 0 or errno == EAGAIN or errno == EINTR:
+            return size == 0
+        # The kernel tells it once.
+        if not self.lost:
+            self.lost = os.strerror(errno)
+        return True
 
     def finish(self):
         """Send what is left, say that no more comes, and read on to the peer's end before closing.
@@ -1466,7 +1476,7 @@ cdef class Relay:
         # Client bytes the gate keeps back.
         bytes _stash
         # What the client has sent since the boundary, should it have to be sent again: in one chunk, of which KEPT has
-        # `_kept_size` bytes from `_kept_at` on, or from the gate, and then `_sent_on` has it. Neither: nobody has it any more.
+        # `_kept_size` bytes from `_kept_at` on, or from the gate, and then `_sent_on` has it. Neither: nobody has it.
         unsigned long long _kept_at
         Py_ssize_t _kept_size
         bytes _sent_on
@@ -1535,6 +1545,8 @@ cdef class Relay:
         self.meter.errors += self.tracker.errors - errors
         self.meter.faults += self.tracker.faults - faults
         self.lending = None
+        self._sent_on = None
+        self._kept_size = 0
         self.tracker.gate = GATE_CLOSED
         self.detach()
         if told is None:
@@ -1561,9 +1573,9 @@ cdef class Relay:
         )
 
     def take_back(self, Link server not None):
-        """The server side is gone before it had anything of what the client has sent since the boundary: that waits at the
-        gate, which closes, as if it had come just now. False: it may have been taken, or nobody has it any more, or it is
-        part of something longer."""
+        """The server side is gone before it had anything of what the client has sent since the boundary: that waits at
+        the gate, which closes, as if it had come just now. False: it may have been taken, or nobody has it any more, or
+        it is part of something longer."""
         cdef unsigned long long began_ns = self._span_began_ns
         cdef bytes work = self._sent_on
         if not self.may_take_back(server) or not self.tracker.take_back():
@@ -1838,6 +1850,7 @@ cdef class Relay:
         if self.tracker.is_idle():
             # Nothing that is answered: the span ends unmeasured.
             self._span_began_ns = 0
+            self._kept_size = 0
             if self.tracker.at_boundary():
                 self._unit_began_ns = 0
         return 0
@@ -2025,6 +2038,7 @@ cdef class Relay:
             if self.memo is not None and self.memo.is_wanted(self.last_answer_ns - self._span_began_ns):
                 self._tell_answered(self.memo, self._span_began_ns, self.last_answer_ns)
             self._span_began_ns = 0
+            self._kept_size = 0
         if self._sent_on is not None and self.tracker.is_idle():
             self._sent_on = None
         if self._stash and self.tracker.gate == GATE_DRAIN:

@@ -450,10 +450,10 @@ class Runtime:
 
     def report_lost(self, engine: str, why: str) -> None:
         """The data plane saw an engine fail: tell the supervisor, and be careful with what else comes from there."""
-        self.suspect(engine)
         now = time.monotonic_ns()
         if now - self._engine_lost_ns.get(engine, 0) > 1_000_000_000:
             self._engine_lost_ns[engine] = now
+            self.suspect(engine)
             self._engine_lost(self.name, engine, why)
 
     def known_greeting(self) -> BackendFacts | None:

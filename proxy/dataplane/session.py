@@ -1323,6 +1323,7 @@ class Session(Owner):
         assert ledger is not None
         engine = backend.engine
         self._is_reading = False
+        runtime.suspect(engine)
         runtime.report_lost(engine, why)
         if self.placed_on == engine:
             self.place(None)

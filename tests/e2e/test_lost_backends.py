@@ -344,7 +344,7 @@ async def test_idle_backends_of_a_pool_that_an_operator_ended_harm_nobody(server
     if door.name == "session":
         return  # there a backend is its session's
     connections = [await _connect(door, autocommit=True) for _ in range(3)]
-    for _ in range(5):
+    for _ in range(20):
         assert [await _value(one, "select 1") for one in connections] == [1] * 3
         await server.fetchval(
             "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity"

@@ -150,6 +150,23 @@ async def test_a_statement_that_came_too_late_for_its_server_is_run_once_by_the_
         one.close()
 
 
+async def test_idle_backends_of_a_pool_that_an_operator_killed_harm_nobody(server: MariaDBServer, door: Door) -> None:
+    if door.name == "session":
+        return  # there a backend is its session's
+    connections = [await asyncio.to_thread(connect, door) for _ in range(3)]
+
+    async def are_gone() -> bool:
+        return not await server.fetchval("select count(*) from information_schema.processlist where user = 'app'")
+
+    for _ in range(20):
+        assert [await _value(one, "select 1") for one in connections] == [1] * 3
+        await server.execute("kill user app")
+        await until(are_gone, "they are gone")
+    assert [await _value(one, "select 1") for one in connections] == [1] * 3
+    for one in connections:
+        one.close()
+
+
 async def _runs(server: MariaDBServer, what: str) -> None:
     async def holds() -> bool:
         query = f"select count(*) from information_schema.processlist where info like '{what}%'"

@@ -24,7 +24,7 @@ from typing import Final, get_args
 import psutil
 
 from proxy.embedded import Setup, Turnout, Workspace, free_port
-from proxy.tasks import spawn
+from proxy.tasks import cancel_and_wait, spawn
 from tests.fuzz import Found
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.sides import HOSTILE, SIDES, PoolMode, Refused, Side
@@ -60,11 +60,20 @@ class GoBetween:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        # asyncio's own tasks for coroutines would outlive the server.
+        serving: set[asyncio.Task[None]] = set()
+
+        def come(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = spawn(self._serve(reader, writer), name="between a client and its server")
+            serving.add(task)
+            task.add_done_callback(serving.discard)
+
+        server = await asyncio.start_server(come, "127.0.0.1", self.port)
         try:
             yield
         finally:
             server.close()
+            await cancel_and_wait(*serving)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocols.errors import ProtocolViolation
+from protocols.postgres.constants import QUERY_BYTES_MAX
 from protocols.postgres.messages import build
 from protocols.postgres.text import is_commit
 from protocols.wire import ErrorReply
@@ -235,6 +236,48 @@ def test_what_follows_a_commit_of_what_was_lost_in_its_query_is_not_run(text: st
     assert b"40001" in told
     assert relay.tracker.at_boundary()
     assert relay.client(query(text)) == query(text)
+
+
+LONG = "insert into t values ('" + "x" * QUERY_BYTES_MAX + "')"
+
+
+def test_what_follows_a_commit_of_what_was_lost_in_a_query_too_long_to_be_assembled_is_not_run() -> None:
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    sent = query("commit; " + LONG)
+    parts = [sent[i : i + 65_536] for i in range(0, len(sent), 65_536)]
+    assert relay.client(*parts) == query("commit")
+    assert tags(relay.server(done("ROLLBACK") + ready())) == "EZ"
+    assert relay.tracker.at_boundary()
+    assert relay.client(sent) == sent
+
+
+def test_a_long_query_behind_a_commit_of_what_was_lost_is_one_of_its_own() -> None:
+    """As behind a COMMIT that fails: the server runs the next Query. In the extended protocol it skips it."""
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    sent = query("commit") + query(LONG)
+    assert relay.client(sent) == sent
+    told = relay.server(done("ROLLBACK") + ready() + done("INSERT 0 1") + ready())
+    assert tags(told) == "EZCZ"
+    assert b"40001" in told
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    batch = parse("", "COMMIT") + bind("") + execute()
+    assert relay.client(batch + query(LONG) + SYNC) == batch + STOP + query(LONG) + SYNC
+    told = relay.server(PARSED + BOUND + done("ROLLBACK") + failed() + ready())
+    assert tags(told) == "12EZ"
+    assert b"40001" in told
+    assert relay.tracker.at_boundary()
+
+
+def test_a_long_query_that_rolls_back_what_was_lost_is_passed_on_whole() -> None:
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    sent = query("rollback; " + LONG)
+    assert relay.client(sent) == sent
+    answer = done("ROLLBACK") + done("INSERT 0 1") + ready()
+    assert relay.server(answer) == answer
 
 
 @pytest.mark.parametrize("text", ["ROLLBACK; insert", "abort; begin; insert; commit"])

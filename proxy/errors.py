@@ -6,6 +6,7 @@ down, a client left) are values where they are looked for; they are exceptions o
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from protocols.wire import BackendRefused, ErrorReply
@@ -55,6 +56,12 @@ class EngineError(ProxyError):
     sqlstate = "08006"
     mysql_code = 2013
     failure: Failure = "silent"
+
+
+def unreachable(error: OSError) -> str:
+    """Why nothing could be reached, in the system's words; asyncio's name the address once more."""
+    why = error.strerror or str(error)
+    return os.strerror(error.errno) if error.errno and why.startswith("Connect call failed") else why
 
 
 class ConnectFailed(EngineError):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from proxy.cli import AsJson, TokenFile, Url, _client, _fail, _segment, _show
+from proxy.cli.common import AsJson, TokenFile, Url, client_of, fail, present, segment
 
 Receiver = Annotated[str, typer.Argument(help="Name of the receiver, as the config has it.", metavar="NAME")]
 
@@ -23,23 +23,23 @@ def register(app: typer.Typer) -> None:
 
 def list_alerts(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Alerts that are pending, fire, or were over within a day."""
-    from proxy.cli.show_alerts import show_alerts
+    from proxy.cli.show.alerts import show_alerts
 
-    _show(_client(url, token_file).get("/v1/alerts"), as_json, show_alerts)
+    present(client_of(url, token_file).get("/v1/alerts"), as_json, show_alerts)
 
 
 def rules(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Every rule that alerts come from."""
-    from proxy.cli.show_alerts import show_rules
+    from proxy.cli.show.alerts import show_rules
 
-    _show(_client(url, token_file).get("/v1/alerts/rules"), as_json, show_rules)
+    present(client_of(url, token_file).get("/v1/alerts/rules"), as_json, show_rules)
 
 
 def receivers(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Who is told of alerts, and what became of that."""
-    from proxy.cli.show_alerts import show_receivers
+    from proxy.cli.show.alerts import show_receivers
 
-    _show(_client(url, token_file).get("/v1/alerts/receivers"), as_json, show_receivers)
+    present(client_of(url, token_file).get("/v1/alerts/receivers"), as_json, show_receivers)
 
 
 def deliveries(
@@ -49,19 +49,19 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """Messages about alerts, newest first, with what became of each."""
-    from proxy.cli.show_alerts import show_deliveries
+    from proxy.cli.show.alerts import show_deliveries
 
-    _show(_client(url, token_file).get("/v1/alerts/deliveries", limit=limit), as_json, show_deliveries)
+    present(client_of(url, token_file).get("/v1/alerts/deliveries", limit=limit), as_json, show_deliveries)
 
 
 def send_test(name: Receiver, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Send a receiver a test message, and say what became of it."""
-    from proxy.cli.show_alerts import show_deliveries
+    from proxy.cli.show.alerts import show_deliveries
 
-    delivery = _client(url, token_file).post(f"/v1/alerts/receivers/{_segment(name)}/test")
-    _show(delivery if as_json else [delivery], as_json, show_deliveries)
+    delivery = client_of(url, token_file).post(f"/v1/alerts/receivers/{segment(name)}/test")
+    present(delivery if as_json else [delivery], as_json, show_deliveries)
     if delivery["state"] != "delivered":
-        _fail(f"the test message did not reach {name}: {delivery['outcome']}", "see [alerts.receiver] in the config")
+        fail(f"the test message did not reach {name}: {delivery['outcome']}", "see [alerts.receiver] in the config")
 
 
 def silence(
@@ -75,18 +75,18 @@ def silence(
     as_json: AsJson = False,
 ) -> None:
     """Keep messages about alerts back for a time. What still fires then is told."""
-    from proxy.cli.show_alerts import show_silences
+    from proxy.cli.show.alerts import show_silences
 
     body = {"duration_s": duration, "alert": alert, "service": service, "engine": engine, "reason": reason}
-    kept = _client(url, token_file).post("/v1/alerts/silences", body)
-    _show(kept if as_json else [kept], as_json, show_silences)
+    kept = client_of(url, token_file).post("/v1/alerts/silences", body)
+    present(kept if as_json else [kept], as_json, show_silences)
 
 
 def silences(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """What keeps messages back now."""
-    from proxy.cli.show_alerts import show_silences
+    from proxy.cli.show.alerts import show_silences
 
-    _show(_client(url, token_file).get("/v1/alerts/silences"), as_json, show_silences)
+    present(client_of(url, token_file).get("/v1/alerts/silences"), as_json, show_silences)
 
 
 def unsilence(
@@ -96,5 +96,5 @@ def unsilence(
     as_json: AsJson = False,
 ) -> None:
     """End a silence before its time."""
-    ended = _client(url, token_file).delete(f"/v1/alerts/silences/{number}")
-    _show(ended, as_json, lambda out, one: out.print(f"silence {one['number']} is over"))
+    ended = client_of(url, token_file).delete(f"/v1/alerts/silences/{number}")
+    present(ended, as_json, lambda out, one: out.print(f"silence {one['number']} is over"))

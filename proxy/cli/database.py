@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from proxy.cli import AsJson, TokenFile, Url, _client, _fail, _show
-from proxy.control.client import ControlClient
+from proxy.cli.common import POLL_S, AsJson, TokenFile, Url, client_of, fail, present
 
-POLL_S: Final = 0.1
-"""Between two looks whether a pause is done."""
+if TYPE_CHECKING:
+    from proxy.control.client import ControlClient
 
-Databases = Annotated[str, typer.Argument(help="The name that clients connect to; none: all.", metavar="[DATABASE]")]
+Databases = Annotated[str, typer.Argument(help="The name that clients connect to; none: all.", metavar="DATABASE")]
 Database = Annotated[str, typer.Argument(help="The name that clients connect to.", metavar="DATABASE")]
 
 
@@ -28,9 +27,9 @@ def register(app: typer.Typer) -> None:
 
 def list_standstills(url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """What is paused and disabled."""
-    from proxy.cli.show import show_standstills
+    from proxy.cli.show.admin import show_standstills
 
-    _show(_client(url, token_file).get("/v1/databases/standstills"), as_json, show_standstills)
+    present(client_of(url, token_file).get("/v1/databases/standstills"), as_json, show_standstills)
 
 
 def pause(
@@ -41,53 +40,53 @@ def pause(
     as_json: AsJson = False,
 ) -> None:
     """Let nobody have a backend, and wait until none is left. Clients wait; Ctrl-C leaves the pause behind."""
-    from proxy.cli.show import show_standstills
+    from proxy.cli.show.admin import show_standstills
 
-    client = _client(url, token_file)
+    client = client_of(url, token_file)
     rows = client.post("/v1/databases/pause", {"database": database})
     try:
         while wait and not _is_done(rows, database):
             time.sleep(POLL_S)
             rows = client.get("/v1/databases/standstills")
     except KeyboardInterrupt:
-        _fail("the pause goes on", f"`turnout database resume{f' {database}' if database else ''}` undoes it")
-    _show(rows, as_json, show_standstills)
+        fail("the pause goes on", f"`turnout database resume{f' {database}' if database else ''}` undoes it")
+    present(rows, as_json, show_standstills)
 
 
 def _is_done(rows: list[dict[str, Any]], database: str) -> bool:
     """No backend is left of what was paused."""
     paused = [row for row in rows if (database in row["paused"] if database else row["is_paused"])]
     if not paused:
-        _fail("the pause was undone before all backends were released")
+        fail("the pause was undone before all backends were released")
     return all(row["backends_left"] == 0 for row in paused)
 
 
 def resume(database: Databases = "", url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Undo a pause or a kill of the same name."""
-    _order(_client(url, token_file), "resume", database, as_json)
+    _order(client_of(url, token_file), "resume", database, as_json)
 
 
 def reconnect(database: Databases = "", url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Close the backends there are as they become free. New ones are opened as they are needed."""
-    _order(_client(url, token_file), "reconnect", database, as_json)
+    _order(client_of(url, token_file), "reconnect", database, as_json)
 
 
 def kill(database: Databases = "", url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """End every session at once, and pause. Newcomers wait for a resume."""
-    _order(_client(url, token_file), "kill", database, as_json)
+    _order(client_of(url, token_file), "kill", database, as_json)
 
 
 def disable(database: Database, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Let nobody log in; who is there stays."""
-    _order(_client(url, token_file), "disable", database, as_json)
+    _order(client_of(url, token_file), "disable", database, as_json)
 
 
 def enable(database: Database, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Let clients log in again."""
-    _order(_client(url, token_file), "enable", database, as_json)
+    _order(client_of(url, token_file), "enable", database, as_json)
 
 
 def _order(client: ControlClient, what: str, database: str, as_json: bool) -> None:
-    from proxy.cli.show import show_standstills
+    from proxy.cli.show.admin import show_standstills
 
-    _show(client.post(f"/v1/databases/{what}", {"database": database}), as_json, show_standstills)
+    present(client.post(f"/v1/databases/{what}", {"database": database}), as_json, show_standstills)

@@ -7,20 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from proxy.cli import (
+from proxy.cli.common import (
     AsJson,
     Service,
     Strategy,
     TokenFile,
     Url,
-    _client,
-    _refused,
-    _see_through,
-    _segment,
-    _service,
-    _show,
+    client_of,
+    present,
+    segment,
+    the_service,
 )
-from proxy.control.client import ClientError
+from proxy.cli.following import see_through, tell_refused
+from proxy.control.client_errors import ClientError
 
 Trigger = Literal["performance_degradation", "load_threshold", "error_rate", "failure", "manual", "scheduled"]
 
@@ -41,9 +40,9 @@ def list_policies(
     service: Service = None, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False
 ) -> None:
     """Every policy, and what was decided last."""
-    from proxy.cli.show import show_policies
+    from proxy.cli.show.policies import show_policies
 
-    _show(_client(url, token_file).get("/v1/policies", service=service), as_json, show_policies)
+    present(client_of(url, token_file).get("/v1/policies", service=service), as_json, show_policies)
 
 
 def set_policy(
@@ -88,11 +87,11 @@ def set_policy(
     as_json: AsJson = False,
 ) -> None:
     """Set a policy, or replace the one of this name. What is not said has its default."""
-    from proxy.cli.show import show_policies
+    from proxy.cli.show.policies import show_policies
 
-    client = _client(url, token_file)
+    client = client_of(url, token_file)
     said = {
-        "service": _service(client, service),
+        "service": the_service(client, service),
         "trigger": trigger,
         "target_engine": target,
         "strategy": strategy,
@@ -112,8 +111,8 @@ def set_policy(
         "min_evidence": evidence,
     }
     body = {key: value for key, value in said.items() if value is not None}
-    answer = client.put(f"/v1/policies/{_segment(name)}", body)
-    _show(answer if as_json else [answer], as_json, show_policies)
+    answer = client.put(f"/v1/policies/{segment(name)}", body)
+    present(answer if as_json else [answer], as_json, show_policies)
 
 
 def enable(name: Name, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
@@ -127,26 +126,26 @@ def disable(name: Name, url: Url = None, token_file: TokenFile = None, as_json: 
 
 
 def _switch(name: str, how: str, url: str | None, token_file: Path | None, as_json: bool) -> None:
-    from proxy.cli.show import show_policies
+    from proxy.cli.show.policies import show_policies
 
-    answer = _client(url, token_file).post(f"/v1/policies/{_segment(name)}/{how}")
-    _show(answer if as_json else [answer], as_json, show_policies)
+    answer = client_of(url, token_file).post(f"/v1/policies/{segment(name)}/{how}")
+    present(answer if as_json else [answer], as_json, show_policies)
 
 
 def remove(name: Name, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Forget a policy that was set by command."""
-    answer = _client(url, token_file).delete(f"/v1/policies/{_segment(name)}")
-    _show(answer, as_json, lambda out, policy: out.print(f"policy {policy['name']} is removed"))
+    answer = client_of(url, token_file).delete(f"/v1/policies/{segment(name)}")
+    present(answer, as_json, lambda out, policy: out.print(f"policy {policy['name']} is removed"))
 
 
 def run(name: Name, url: Url = None, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Let a policy fire now, whatever its trigger. Waits until its switch has ended."""
-    client = _client(url, token_file)
+    client = client_of(url, token_file)
     try:
-        begun = client.post(f"/v1/policies/{_segment(name)}/run")
+        begun = client.post(f"/v1/policies/{segment(name)}/run")
     except ClientError as error:
-        _refused(error, as_json)
-    _see_through(client, begun, as_json)
+        tell_refused(error, as_json)
+    see_through(client, begun, as_json)
 
 
 def history(
@@ -157,7 +156,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """What was decided and why, newest first; only what changed."""
-    from proxy.cli.show import show_decisions
+    from proxy.cli.show.policies import show_decisions
 
-    path = "/v1/policy-history" if name is None else f"/v1/policies/{_segment(name)}/history"
-    _show(_client(url, token_file).get(path, limit=limit), as_json, show_decisions)
+    path = "/v1/policy-history" if name is None else f"/v1/policies/{segment(name)}/history"
+    present(client_of(url, token_file).get(path, limit=limit), as_json, show_decisions)

@@ -16,8 +16,10 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Footer, Static
 
-from proxy.cli.show import ENDED, amount, counted, span
-from proxy.control.client import ClientError, ControlClient
+from proxy.cli.show.switches import ENDED
+from proxy.cli.show.terminal import amount, counted, span
+from proxy.control.client import ControlClient
+from proxy.control.client_errors import ClientError
 
 Json = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-DEFAULT_URL: Final = "http://127.0.0.1:7432"
+from proxy.control.client_errors import DEFAULT_URL, ClientError, NotRunning
 
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 """A list of 100,000 sessions has about 40 MB."""
@@ -26,23 +26,6 @@ EVENTS_RETRY_S: Final = 1.0
 
 EVENTS_GONE_S: Final = 30.0
 """How long a control port that has answered is waited for when it does not any more: a supervisor restarts."""
-
-
-class ClientError(Exception):
-    """A request did not do what was asked. `text` says why, `remedy` what to do, in one line each."""
-
-    def __init__(self, text: str, remedy: str = "", *, status: int = 0, problem: dict[str, Any] | None = None) -> None:
-        super().__init__(text)
-        self.text = text
-        self.remedy = remedy
-        self.status = status
-        """HTTP status; 0: there was no answer."""
-        self.problem = problem
-        """The answer, if it was problem+json."""
-
-
-class NotRunning(ClientError):
-    """Nobody answers at the control port's address. Nothing was sent."""
 
 
 class ControlClient:

@@ -85,7 +85,7 @@ class Standstills:
         if database == CONSOLE_DATABASE:
             raise Conflict(f"cannot {doing} admin db: {database}")
         if rest is None:
-            raise NoSuchDatabase(f"no such database: {database}", hint="SHOW DATABASES lists them")
+            raise NoSuchDatabase(f"no such database: {database}", hint="`turnout status` and SHOW DATABASES list them")
         return Place(rest, database)
 
     def places(self, database: str, doing: str) -> list[Place]:

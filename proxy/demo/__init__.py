@@ -5,7 +5,6 @@ This module has the command only; what is heavy is imported when it runs.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -39,11 +38,13 @@ def demo(
     protocol: Annotated[
         DemoProtocol, typer.Option(help="Two PostgreSQL servers, or two MariaDB (or MySQL) servers.")
     ] = DemoProtocol.POSTGRESQL,
-    clients: Annotated[int, typer.Option(min=1, max=5_000, help="Client connections.")] = 50,
-    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="How long the load runs at least.")] = 20.0,
-    switches: Annotated[int, typer.Option(min=0, max=1_000, help="Switches, there and back.")] = 3,
+    clients: Annotated[int, typer.Option(min=1, max=5_000, metavar="N", help="Client connections.")] = 50,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, metavar="S", help="How long the load runs at least.")
+    ] = 20.0,
+    switches: Annotated[int, typer.Option(min=0, max=1_000, metavar="N", help="Switches, there and back.")] = 3,
     pool_mode: Annotated[DemoPoolMode, typer.Option(help="How Turnout pools.")] = DemoPoolMode.SESSION,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes of Turnout.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Worker processes of Turnout.")] = 1,
     cutover_limit: Annotated[
         float, typer.Option(min=0.001, metavar="MS", help="Exit with 1 if a cutover_ms reaches this.")
     ] = 50.0,
@@ -51,9 +52,12 @@ def demo(
 ) -> None:
     """Two servers, clients at work through Turnout, and switches.
 
-    The servers replicate, and it is switched while the clients work. At the end every acknowledged transfer is read back from the last primary. Exit code 1 if a client saw an error, a
-    commit was lost, or a cutover reached the limit. Leaves no process and no file behind.
+    The servers replicate, and it is switched while the clients work. At the end every acknowledged transfer is read back
+    from the last primary. Exit code 1 if a client saw an error, a commit was lost, or a cutover reached the limit. Leaves
+    no process and no file behind.
     """
+    import asyncio
+
     from proxy.demo.options import DemoOptions
 
     options = DemoOptions(
@@ -69,6 +73,8 @@ def demo(
 
 
 async def _run(options: DemoOptions, as_json: bool) -> int:
+    import asyncio
+
     from proxy.demo.run import Demo
     from proxy.demo.view import LiveView, PlainView, View, print_table
     from proxy.errors import ProxyError

@@ -15,7 +15,7 @@ from protocols.postgres import WIRE
 from protocols.postgres.framing import Framer
 from protocols.postgres.messages import build_query, parse_error
 from protocols.wire import BackendReady, BackendRefused, Startup, TlsRefused, TlsWanted
-from proxy.errors import AuthRefused, ConnectFailed
+from proxy.errors import AuthRefused, ConnectFailed, unreachable
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, end_point_of
 
 _CHUNK_BYTES: Final = 65_536
@@ -41,7 +41,7 @@ async def sqlstate_of(
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError as error:
-        raise ConnectFailed(f"{where} cannot be reached: {error.strerror or error}") from error
+        raise ConnectFailed(f"{where} cannot be reached: {unreachable(error)}") from error
     try:
         binding = await _encrypt(reader, writer, where, tls) if tls.attempts()[0] else b""
         startup = Startup(user, database, (("application_name", "turnout"),))

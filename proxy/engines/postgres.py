@@ -64,7 +64,7 @@ from proxy.engines.engine import (
 from proxy.engines.newcomer import sqlstate_of
 from proxy.engines.postgres_rows import PostgresRows
 from proxy.engines.rows import RowReader
-from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost, Failure
+from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost, Failure, unreachable
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
 POLL_S: Final = 0.001
@@ -335,9 +335,8 @@ class PostgresEngine(Engine):
                 f"engine {self.name} at {self.address} does not answer within {timeout_s:g} s"
             ) from error
         except OSError as error:
-            why = error.strerror or str(error)
             failed = ConnectFailed(
-                f"engine {self.name} at {self.address} cannot be reached: {why}",
+                f"engine {self.name} at {self.address} cannot be reached: {unreachable(error)}",
                 failure="refused" if isinstance(error, ConnectionRefusedError) else "silent",
             )
             if isinstance(error, ssl.SSLError) or type(error) is ConnectionError:

@@ -422,6 +422,19 @@ def test_a_token_is_taken_from_the_environment_or_from_a_file(
             assert unfit not in ran.err
 
 
+def test_a_certificate_that_cannot_be_used_is_named(turnout: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("")
+    for option, name, why in (
+        ("--ca-file", "nowhere.pem", "No such file or directory"),
+        ("--cert-file", "nowhere.pem", "No such file or directory"),
+        ("--cert-file", "empty.pem", "PEM lib"),
+    ):
+        ran = turnout("--url", "https://127.0.0.1:1", option, str(tmp_path / name), "status")
+        assert ran.code == 2
+        assert ran.err.startswith(f"turnout: {option} {tmp_path / name} cannot be used: ")
+        assert why in ran.err
+
+
 # --- without a running Turnout ------------------------------------------------------------------------------------
 
 
@@ -443,6 +456,7 @@ def test_help_needs_no_heavy_module() -> None:
         "import sys\nsys.argv = ['turnout', '--help']\nfrom proxy.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'litestar', 'uvicorn', 'prometheus_client', 'asyncpg', 'pymysql', 'uvloop', 'httpx', 'rich.live'}\n"
+        "heavy |= {'asyncio', 'http.client', 'ssl'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -525,6 +539,7 @@ def test_alerts_are_shown_silenced_and_their_receivers_tested(served: Served, tu
     shown = turnout("alert", "rules").out
     assert "active_engine_down" in shown
     assert "30000" in shown
+    assert "service_takes_no_writes  service_takes_no_writes" in shown
     kept = turnout("alert", "silence", "--for", "60", "--alert", "engine_down", "--engine", "green", "--json").json
     assert (kept["alert"], kept["engine"]) == ("engine_down", "green")
     assert "engine_down of green" in turnout("alert", "silences").out

@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from proxy.cli.show import Json, _table, moment
+from proxy.cli.show.terminal import Json, moment, new_table
 
 _STYLE: Final = {
     "firing": "bold red",
@@ -25,7 +25,7 @@ def show_alerts(out: Console, alerts: list[Json]) -> None:
     if not alerts:
         out.print("no alert fires, and none did within a day")
         return
-    table = _table("", "severity", "alert", "since", "what", whole=("since",))
+    table = new_table("", "severity", "alert", "since", "what", whole=("since",))
     for one in alerts:
         state = one["state"] + (" (silenced)" if one["silenced_by"] is not None else "")
         since = one["resolved_at"] if one["state"] == "resolved" else one["fired_at"] or one["since"]
@@ -35,7 +35,9 @@ def show_alerts(out: Console, alerts: list[Json]) -> None:
 
 def show_rules(out: Console, rules: list[Json]) -> None:
     """One line for each rule."""
-    table = _table("rule", "when", "for", "severity", "", "receivers")
+    of_some = any(rule["receivers"] for rule in rules)
+    columns = ("rule", "when", "for", "severity", "", *(("receivers",) if of_some else ()))
+    table = new_table(*columns, whole=("" if of_some else "rule",))
     for rule in rules:
         limit = next((f" {word} {rule[word]:g}" for word in ("above", "below") if rule[word] is not None), "")
         of = "" if rule["of"] == "all" else f" ({rule['of']})"
@@ -47,7 +49,7 @@ def show_rules(out: Console, rules: list[Json]) -> None:
             f"{rule['for_s']:g} s",
             rule["severity"],
             state,
-            ", ".join(rule["receivers"]) or "all",
+            *((", ".join(rule["receivers"]) or "all",) if of_some else ()),
         )
     out.print(table)
 
@@ -58,7 +60,7 @@ def show_receivers(out: Console, receivers: list[Json]) -> None:
         out.print("nobody is told of alerts: the config has no [alerts.receiver.NAME]")
         return
     numbers = ("waiting", "delivered", "failed")
-    table = _table("receiver", "kind", "where", *numbers, right=numbers)
+    table = new_table("receiver", "kind", "where", *numbers, right=numbers)
     for one in receivers:
         counts = (one["waiting"], one["delivered"], one["failed"] + one["dropped"])
         table.add_row(one["name"], one["kind"], Text(one["where"]), *map(str, counts))
@@ -73,7 +75,7 @@ def show_deliveries(out: Console, deliveries: list[Json]) -> None:
     if not deliveries:
         out.print("no message was sent yet")
         return
-    table = _table("at", "receiver", "", "tries", "alert", right=("tries",), whole=("at", ""))
+    table = new_table("at", "receiver", "", "tries", "alert", right=("tries",), whole=("at", ""))
     for one in deliveries:
         alert = Text(f"{one['alert']['name']} {one['what']}")
         if one["state"] != "delivered" and one["outcome"]:
@@ -93,7 +95,7 @@ def show_silences(out: Console, silences: list[Json]) -> None:
     if not silences:
         out.print("nothing is silenced")
         return
-    table = _table("number", "alerts", "until", "by", "reason", right=("number",), whole=("until",))
+    table = new_table("number", "alerts", "until", "by", "reason", right=("number",), whole=("until",))
     for one in silences:
         what = one["alert"] or "all"
         where = "/".join(filter(None, (one["service"], one["engine"])))

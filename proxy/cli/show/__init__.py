@@ -1,0 +1,1 @@
+"""What the command line shows: JSON of the control port in, tables for people out. Eighty columns, colour optional."""

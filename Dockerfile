@@ -1,10 +1,14 @@
 # Turnout in a container: `make image`, or `docker build -t turnout .`
 #
-#   docker run -v ./turnout.toml:/etc/turnout/turnout.toml:ro -v turnout-state:/var/lib/turnout \
-#       -p 6432:6432 -p 6033:6033 -p 7432:7432 turnout
+#   docker run --init -v ./turnout.toml:/etc/turnout/turnout.toml:ro -v turnout-state:/var/lib/turnout \
+#       -p 6432:6432 -p 6033:6033 turnout
 #
-# The config's `state_file` and `runtime_dir` belong below /var/lib/turnout. Other commands go after the name:
-# `docker run … turnout check /etc/turnout/turnout.toml`.
+# The config's `state_file` and `runtime_dir` belong below /var/lib/turnout, and its listeners on 0.0.0.0. Other commands go
+# after the name: `docker run … turnout check /etc/turnout/turnout.toml`; or into the running container, where the control port
+# is on its loopback: `docker exec … turnout status`. To reach the control port from outside (-p 7432:7432) the config has to
+# give it TLS and callers; then `-e READY_URL=https://127.0.0.1:7432/readyz` is for the health check, which asks from inside
+# and looks at no certificate. `--init` reaps what a hook may leave behind. `docker stop -t 20`: sessions have ten seconds to
+# end their transactions.
 #
 # How this file is checked where there is no container engine: tools/check_image.sh runs its RUN and COPY lines in a
 # clean root made by debootstrap, then starts the entry point in it as the image's user.
@@ -18,16 +22,17 @@ RUN /opt/turnout/bin/pip install --no-cache-dir /wheels/turnout-*.whl && /opt/tu
 
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends libssl3 libzstd1 python3 zlib1g && rm -rf /var/lib/apt/lists/*
-RUN useradd --system --uid 65532 --home-dir /var/lib/turnout --create-home --shell /usr/sbin/nologin turnout
+RUN groupadd --system --gid 65532 turnout && useradd --system --uid 65532 --gid 65532 --home-dir /var/lib/turnout --create-home --shell /usr/sbin/nologin turnout
 COPY --from=build /opt/turnout /opt/turnout
-ENV PATH=/opt/turnout/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1
-USER turnout
+ENV PATH=/opt/turnout/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 READY_URL=http://127.0.0.1:7432/readyz
+# By number: Kubernetes' runAsNonRoot believes no name.
+USER 65532:65532
 WORKDIR /var/lib/turnout
 VOLUME /var/lib/turnout
 # PostgreSQL, MySQL, control
 EXPOSE 6432 6033 7432
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:7432/readyz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s \
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; c = ssl.create_default_context(); c.check_hostname, c.verify_mode = False, ssl.CERT_NONE; r.urlopen(os.environ['READY_URL'], timeout=3, context=c)"]
 ENTRYPOINT ["turnout"]
 CMD ["serve", "/etc/turnout/turnout.toml"]

@@ -30,8 +30,8 @@ from proxy.control.beneath import Supervisor
 from proxy.control.sums import Sums
 from proxy.errors import NotFound
 from proxy.switch.failover_run import FAILOVER
-from proxy.switch.plan import SwitchRecord
-from proxy.switch.state import Phase
+from proxy.switch.plan import STRATEGIES, SwitchRecord
+from proxy.switch.state import ENDED, Phase
 from proxy.switch.views import Event, ServiceView, WorkerView
 
 SWITCH_FIGURES: Final = ("hold_ms", "blackout_ms", "drain_ms", "catchup_ms", "promote_ms", "cutover_ms")
@@ -372,7 +372,14 @@ class _Scrape:
         failovers = CounterMetricFamily(
             "turnout_failovers", "Those of them that were failovers.", labels=["service", "outcome"]
         )
-        for (name, strategy, outcome), count in self._told.switches.items():
+        # From 0 on: of a series that begins with its first event, Prometheus' increase() sees no increase.
+        known = {
+            (service.name, strategy, phase.value): 0
+            for service in self._views
+            for strategy in (*STRATEGIES, FAILOVER)
+            for phase in sorted(ENDED, key=lambda one: one.value)
+        }
+        for (name, strategy, outcome), count in (known | self._told.switches).items():
             ended.add_metric([name, strategy, outcome], count)
             if strategy == FAILOVER:
                 failovers.add_metric([name, outcome], count)

@@ -41,6 +41,13 @@ def test_every_metric_that_is_asked_for_is_one_that_there_is(path: Path) -> None
     assert families - shown == set()
 
 
+async def test_an_outcome_is_counted_from_0_on_so_that_its_first_time_is_an_increase() -> None:
+    text, _ = await Metrics(ScriptedSupervisor()).scrape("")
+    for outcome in ("failed", "aborted", "rolled_back"):
+        assert f'turnout_switches_total{{outcome="{outcome}",service="shop",strategy="graceful"}} 0.0' in text.decode()
+    assert 'turnout_failovers_total{outcome="failed",service="shop"} 0.0' in text.decode()
+
+
 def test_the_dashboard_is_one_that_grafana_can_import() -> None:
     board = json.loads(BOARD.read_text())
     ids = [panel["id"] for panel in board["panels"]]

@@ -113,7 +113,12 @@ async def test_a_person_plans_confirms_and_watches_a_switch_and_reads_its_report
     await expect(page.get_by_text("nobody: failed, exit code 1")).to_be_visible()
     await picture(page, "alerts")
 
-    await page.get_by_role("link", name="Overview").click()
+    remark = page.get_by_text("disabled by an operator: app")
+    async with turnout.control() as control:
+        for what, is_off in (("disable", True), ("enable", False)):
+            (await control.post(f"/v1/databases/{what}", json={"database": "app"})).raise_for_status()
+            await page.get_by_role("link", name="Overview").click()
+            await expect(remark).to_have_count(1 if is_off else 0)
     await page.get_by_role("link", name=f"Plan a switch of app to {target}").focus()
     await page.keyboard.press("Enter")
     await expect(page.get_by_text("Ready: the switch may begin.")).to_be_visible()

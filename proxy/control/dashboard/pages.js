@@ -17,6 +17,20 @@ function engineState(engine) {
   return seen.is_writable ? "primary" : h("span", { class: "warn" }, seen.is_fenced ? "fenced" : "read-only");
 }
 
+// What is out of the ordinary, a line each.
+function remarks(view) {
+  const { failover } = view;
+  const stopped = (word, all, names) => (all ? [`${word} by an operator: all databases`] : names.length ? [`${word} by an operator: ${names.join(", ")}`] : []);
+  const texts = [...stopped("paused", view.is_paused, view.paused), ...stopped("disabled", false, view.disabled)];
+  if (failover && !["answering", "unseen"].includes(failover.health)) texts.push(`active engine ${failover.health}: ${failover.why}`);
+  if (failover && !failover.is_automatic) texts.push(`automatic failover is off${failover.why_not ? `: ${failover.why_not}` : ""}`);
+  for (const one of view.engines) if (one.deposed) texts.push(`${one.name} must not take writes: it is fenced whenever it does; make it a standby of the active engine`);
+  return [
+    view.waiting.map((one) => h("p", { class: "notice" }, `a switch to ${one.target} ${one.due_at ? `begins ${moment(one.due_at)}` : "begins after the one before it"} – `, h("a", { href: `#/watch/${path(one.id)}` }, "look at it"))),
+    texts.map((text) => h("p", { class: "notice" }, text)),
+  ];
+}
+
 function serviceCard(service) {
   const view = service.view;
   const kept = state.traffic.get(view.name) ?? { rate: [], latency: [] };
@@ -27,6 +41,7 @@ function serviceCard(service) {
       h("h2", {}, view.name, " ", h("small", { class: "muted" }, `${view.protocol}, ${view.pool_mode} mode, database ${view.databases.join(", ") || "every other"}`)),
       h("span", { class: "row muted" }, h("span", {}, `${count(service.sessions)} sessions`), service.held ? pill(`${service.held} held`, "warn") : null, h("span", {}, `epoch ${view.epoch}`))),
     running ? h("p", { class: "notice" }, `switch to ${running.target}: ${running.phase} – `, h("a", { href: `#/watch/${path(running.id)}` }, "watch it")) : null,
+    remarks(view),
     table([
       { name: "engine", of: (one) => h("span", {}, h("strong", {}, one.name), " ", one.is_active ? pill("active", "good") : null) },
       { name: "address", of: (one) => h("code", {}, one.address) },

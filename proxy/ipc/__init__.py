@@ -1,0 +1,170 @@
+"""What supervisor and workers say to each other.
+
+Orders go down (imperative), facts come up (past tense): `orders` and `facts`, those of a switch in `switch_orders` and
+`switch_facts`, long answers in `listings` and `figures`; `framing` makes bytes of them. Times are nanoseconds of the host's
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.ipc.facts import (
+    CancelTaken,
+    CancelWanted,
+    Configured,
+    ConsoleAsked,
+    ConsoleStopped,
+    EngineLost,
+    Hello,
+    KillTaken,
+    KillWanted,
+    QuerySpan,
+    QuerySpans,
+    RunState,
+    SessionEnded,
+    Witnessed,
+)
+from proxy.ipc.figures import (
+    DatabaseFigures,
+    EngineFigures,
+    PoolFigures,
+    ServiceFigures,
+    WorkerFigures,
+)
+from proxy.ipc.framing import (
+    FRAME_BYTES_MAX,
+    Fact,
+    Order,
+    decode_fact,
+    decode_order,
+    encode,
+    frames,
+)
+from proxy.ipc.listings import (
+    Backend,
+    BackendList,
+    BackendsCounted,
+    Session,
+    SessionList,
+)
+from proxy.ipc.message import (
+    Message,
+    Standstill,
+)
+from proxy.ipc.orders import (
+    CancelDone,
+    CancelQuery,
+    CollectFigures,
+    Configure,
+    ConsoleAnswer,
+    CountBackends,
+    EndSession,
+    Fresh,
+    KillDone,
+    KillSession,
+    ListBackends,
+    ListSessions,
+    Quit,
+    Retire,
+    StandStill,
+    Witness,
+)
+from proxy.ipc.switch_facts import (
+    AllHeld,
+    Draining,
+    Expired,
+    FirstRow,
+    Interrupted,
+    OpeningStopped,
+    Prepared,
+    Released,
+    Retargeted,
+    Shared,
+)
+from proxy.ipc.switch_orders import (
+    Abandon,
+    Hold,
+    Leave,
+    Prepare,
+    Release,
+    Retarget,
+    Share,
+    StopOpening,
+    Terminate,
+)
+
+PROTOCOL_VERSION: Final = 13
+"""Raised when a message changes; a worker of another version is replaced, not talked to."""
+
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "PROTOCOL_VERSION",
+    "Abandon",
+    "AllHeld",
+    "Backend",
+    "BackendList",
+    "BackendsCounted",
+    "CancelDone",
+    "CancelQuery",
+    "CancelTaken",
+    "CancelWanted",
+    "CollectFigures",
+    "Configure",
+    "Configured",
+    "ConsoleAnswer",
+    "ConsoleAsked",
+    "ConsoleStopped",
+    "CountBackends",
+    "DatabaseFigures",
+    "Draining",
+    "EndSession",
+    "EngineFigures",
+    "EngineLost",
+    "Expired",
+    "Fact",
+    "FirstRow",
+    "Fresh",
+    "Hello",
+    "Hold",
+    "Interrupted",
+    "KillDone",
+    "KillSession",
+    "KillTaken",
+    "KillWanted",
+    "Leave",
+    "ListBackends",
+    "ListSessions",
+    "Message",
+    "OpeningStopped",
+    "Order",
+    "PoolFigures",
+    "Prepare",
+    "Prepared",
+    "QuerySpan",
+    "QuerySpans",
+    "Quit",
+    "Release",
+    "Released",
+    "Retarget",
+    "Retargeted",
+    "Retire",
+    "RunState",
+    "ServiceFigures",
+    "Session",
+    "SessionEnded",
+    "SessionList",
+    "Share",
+    "Shared",
+    "StandStill",
+    "Standstill",
+    "StopOpening",
+    "Terminate",
+    "Witness",
+    "Witnessed",
+    "WorkerFigures",
+    "decode_fact",
+    "decode_order",
+    "encode",
+    "frames",
+]

@@ -8,6 +8,7 @@ holds that against `bucket_of`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import add
 from typing import Final
 
 BUCKETS: Final = 192
@@ -75,8 +76,7 @@ def by_octave(counts: Sequence[int]) -> list[int]:
 
 def added(many: Iterable[Sequence[int]]) -> list[int]:
     """Bucket by bucket; zeros of nothing."""
-    total = [0] * BUCKETS
+    total: list[int] | None = None
     for counts in many:
-        for bucket, count in enumerate(counts):
-            total[bucket] += count
-    return total
+        total = list(counts) if total is None else list(map(add, total, counts))
+    return total if total is not None else [0] * BUCKETS

@@ -1,8 +1,8 @@
 """How many sessions of a service are of which kind: grades, pins, prepared statements.
 
-To ask a session costs some three microseconds, and a worker may have ten thousand: asked all at once they would hold up
-everybody's queries for tens of milliseconds. So a few are asked at each tick, and what is shown is the last whole count. A
-service with few sessions is counted when somebody wants to know.
+To ask a session costs some three to five microseconds, and a worker may have ten thousand: asked all at once they would hold
+up everybody's queries for tens of milliseconds. So a few are asked at each tick, a round of all is begun once a second at most,
+and what is shown is the last whole count. A service with few sessions is counted when somebody wants to know.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from proxy.dataplane.registry import Registry, Standing
 if TYPE_CHECKING:
     from proxy.dataplane.session import Session
 
-FEW: Final = 100
+FEW: Final = 20
 """Sessions that are asked at once."""
+
+ROUND_NS: Final = 1_000_000_000
+"""Between the beginnings of two counts, in nanoseconds, or longer where there are many sessions."""
 
 STEP_NS: Final = 300_000
 """Time for the sessions of one service at each tick, in nanoseconds."""
@@ -53,6 +56,8 @@ class Census:
         self._last = Count()
         self._new = Count()
         self._left: list[Session] = []
+        self._begun_ns: int | None = None
+        """When the newest count was begun; None: the next tick begins one."""
 
     def look(self) -> Count:
         """Of few sessions what is so now, else the last whole count."""
@@ -62,16 +67,19 @@ class Census:
                 self._last.add(session)
         return self._last
 
-    def tick(self) -> None:
-        """Ask some more."""
+    def tick(self, now_ns: int) -> None:
+        """Ask some more; `now_ns` is the time of the monotonic clock."""
         if len(self._registry) <= FEW:
             # `look` asks them.
-            self._left, self._new = [], Count()
+            self._left, self._new, self._begun_ns = [], Count(), None
             return
-        until_ns = time.monotonic_ns() + STEP_NS
         if not self._left:
+            if self._begun_ns is not None and now_ns - self._begun_ns < ROUND_NS:
+                return
+            self._begun_ns = now_ns
             self._new = Count()
             self._left = [one for standing in Standing for one in self._registry.members(standing)]
+        until_ns = time.monotonic_ns() + STEP_NS
         while self._left and time.monotonic_ns() < until_ns:
             session = self._left.pop()
             if session.standing is not Standing.ENDED:

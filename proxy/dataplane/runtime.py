@@ -612,7 +612,7 @@ class Runtime:
             pool.tick(now_ns)
         if self.move is not None:
             self.move.tick(now_ns)
-        self.census.tick()
+        self.census.tick(now_ns)
 
     def keep(self, now_ns: int) -> None:
         """House-keeping that nobody waits for; called once a second. A switch keeps what it has prepared."""

@@ -6,7 +6,6 @@ import os
 import resource
 import socket
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from proxy import ipc
 from proxy.dataplane.registry import Standing
@@ -83,7 +82,8 @@ def backend_rows(runtimes: Iterable[Runtime], now_ns: int) -> Iterator[ipc.Backe
 def worker_figures(request: int, worker: int, runtimes: Iterable[Runtime], lags: Lengths) -> ipc.WorkerFigures:
     """What this process counts; `lags` is how late its loop was."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    with open("/proc/self/statm", "rb", buffering=0) as statm:
+        pages = int(statm.read().split()[1])
     return ipc.WorkerFigures(
         request=request,
         worker=worker,

@@ -38,7 +38,25 @@ def test_statements_of_all_who_carry_some_are_counted_however_many_sessions_ther
             registry.add(one)  # type: ignore[arg-type]
     census = Census(registry)
     while not (found := census.look()).grades:
-        census.tick()
+        census.tick(now_ns=0)
     assert found.prepared == 9 * times
     assert found.grades == {"A": times, "B": times, "C": times, "D": times}
     assert found.pinned == {"advisory lock": times}
+
+
+def test_many_are_counted_once_a_second_however_often_somebody_looks() -> None:
+    """To ask a session takes time in which nobody is served."""
+    registry, asked = Registry(), []
+
+    class Asked(Client):
+        def portability(self) -> tuple[Grade, list[str]]:
+            asked.append(self)
+            return super().portability()
+
+    for _ in range(FEW + 1):
+        registry.add(Asked(Grade.A, {}, []))  # type: ignore[arg-type]
+    census = Census(registry)
+    for tick in range(20):
+        census.tick(tick * 100_000_000)
+        assert census.look().grades == {"A": FEW + 1}
+    assert len(asked) == 2 * (FEW + 1)

@@ -30,13 +30,28 @@ SPARE_CONNECTIONS: Final = 200
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with the client certificate of the connection in the state of each request's scope."""
+    """uvicorn's, with what is known of the connection in the state of each request's scope: the client certificate, and `ends`,
+    which is done as soon as the client has left or the control port is closed."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._ends: asyncio.Future[None] = self.loop.create_future()
+        self.app_state = {**self.app_state, "ends": self._ends}
         certificate = transport.get_extra_info("peercert")
         if certificate:  # verified: without a CA file none is asked for
-            self.app_state = {**self.app_state, "certificate": certificate}
+            self.app_state["certificate"] = certificate
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ends.done():
+            self._ends.set_result(None)
 
 
 class _Server(uvicorn.Server):

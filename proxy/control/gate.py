@@ -1,14 +1,17 @@
-"""What every request passes before anything is done for it: how many at once, who it is, how often, what it may bring,
-and whether it was done before. ASGI middleware; knows no verb.
+"""What every request passes before anything is done for it: how many at once, who it is, how often, whether it is its
+turn, what it may bring, and whether it was done before. ASGI middleware; knows no verb.
 
 A handler with `opt={"is_open": True}` is for everybody; one with `opt={"stays": True}` keeps its connection (events) and
-is counted by itself.
+is counted by itself; one with `opt={"at_once": True}` waits for no turn.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
@@ -19,8 +22,9 @@ from proxy.config import ControlConfig
 from proxy.control.access import Access, show_client
 from proxy.control.answers import ANSWER_BYTES_MAX, KEY_LENGTH_MAX, Answer, Answers
 from proxy.control.audit import AuditLog
+from proxy.control.pace import WAIT_MAX_S, WAITING_MAX, Allowances, Bill
 from proxy.control.rates import Rates
-from proxy.control.roles import Caller
+from proxy.control.roles import Caller, Role
 from proxy.errors import ControlError
 
 _log = structlog.get_logger("turnout.control")
@@ -60,6 +64,7 @@ class Gate:
         self._answers = answers
         self._callers = Rates(config.requests_per_s)
         self._strangers = Rates(config.requests_per_s * STRANGERS_SHARE)
+        self._allowances = Allowances(config.processor_share)
         self._running = 0
         self._staying = 0
 
@@ -68,6 +73,7 @@ class Gate:
         self._config = config
         self._callers.rate = config.requests_per_s
         self._strangers.rate = config.requests_per_s * STRANGERS_SHARE
+        self._allowances.share = config.processor_share
         self._access.reconfigure(config)
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
@@ -90,31 +96,76 @@ class Gate:
         self._staying += 1
         try:
             await self._admit(scope)
+            _bill(scope).pause()
             await app(scope, receive, send)
         finally:
             self._staying -= 1
 
     async def _pass(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._counted():
+            caller = await self._admit(scope)
+        await self._wait(scope, caller)
+        with self._counted():
+            await self._let_in(app, scope, receive, send, caller)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One of those at the same time. Raises Busy."""
         if self._running >= self._config.requests_max:
             raise Busy("too many requests at the same time", hint="ask again in a moment; see `requests_max`")
         self._running += 1
         try:
-            caller = await self._admit(scope)
-            headers = _headers(scope)
-            key = headers.get("idempotency-key")
-            if scope["method"] in SAFE_METHODS or scope["route_handler"].opt.get("has_own_body"):  # type: ignore[typeddict-item]
-                await app(scope, receive, send)
-                return
-            kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                # A page of another site can send a form or plain text without being asked, but not JSON.
-                raise HTTPException(status_code=415)
-            if key is None:
-                await app(scope, receive, send)
-            else:
-                await self._once(app, scope, receive, send, caller, key)
+            yield
         finally:
             self._running -= 1
+
+    async def _wait(self, scope: Scope, caller: Caller) -> None:
+        """Until it is this caller's turn. What has to be at once has no turns: changes asked for by who may make some, and
+        what handlers say of themselves. Raises TooMany; Busy: the connection ends."""
+        changes = scope["method"] not in SAFE_METHODS and caller.role >= Role.OPERATOR  # type: ignore[typeddict-item]
+        if changes or scope["route_handler"].opt.get("at_once") or self._allowances.share >= 1.0:
+            return
+        now_s, bill = time.monotonic(), _bill(scope)
+        allowance = self._allowances.of(caller.subject, now_s)
+        wait_s, given_s = allowance.take(now_s, self._allowances.share)
+        bill.charge(allowance, given_s)
+        if not wait_s:
+            return
+        if wait_s > WAIT_MAX_S or allowance.waiting >= WAITING_MAX:
+            bill.waive()
+            raise TooMany(
+                "to answer this caller takes more than its share of a processor",
+                hint="ask more slowly, or for less; see `processor_share`",
+                retry_after_s=wait_s,
+            )
+        bill.pause()
+        allowance.waiting += 1
+        try:
+            ended = await _ends_within(scope, wait_s)
+        except asyncio.CancelledError:
+            bill.waive()
+            raise
+        finally:
+            allowance.waiting -= 1
+        bill.resume()
+        if ended:
+            bill.waive()
+            raise Busy("the connection ends", hint="ask again on another one")
+
+    async def _let_in(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, caller: Caller) -> None:
+        headers = _headers(scope)
+        key = headers.get("idempotency-key")
+        if scope["method"] in SAFE_METHODS or scope["route_handler"].opt.get("has_own_body"):  # type: ignore[typeddict-item]
+            await app(scope, receive, send)
+            return
+        kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # A page of another site can send a form or plain text without being asked, but not JSON.
+            raise HTTPException(status_code=415)
+        if key is None:
+            await app(scope, receive, send)
+        else:
+            await self._once(app, scope, receive, send, caller, key)
 
     async def _admit(self, scope: Scope) -> Caller:
         """Who it is; also in the scope's state, for the handlers."""
@@ -207,6 +258,22 @@ class _Kept:
     def answer(self) -> Answer | None:
         """None: there was none, or not all of one."""
         return Answer(self._status, self._headers, self._body) if self._is_whole else None
+
+
+def _bill(scope: Scope) -> Bill:
+    bill = scope["state"]["bill"]
+    assert isinstance(bill, Bill)
+    return bill
+
+
+async def _ends_within(scope: Scope, wait_s: float) -> bool:
+    """Wait so long, or until the connection ends: the client leaves, or the control port is closed."""
+    ends: asyncio.Future[None] | None = scope["state"].get("ends")
+    if ends is None:  # not served by `proxy.control.app`
+        await asyncio.sleep(wait_s)
+        return False
+    await asyncio.wait([ends], timeout=wait_s)
+    return ends.done()
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
+from typing import Any, Final
 
 from litestar import Litestar, asgi
 from litestar.datastructures import State
@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
-from litestar.types import Message, Scope
+from litestar.types import LifeSpanReceive, LifeSpanScope, LifeSpanSend, Message, Receive, Scope, Send
 
 from proxy import VERSION
 from proxy.config import Config
@@ -24,6 +24,7 @@ from proxy.control.api_page import ApiPage
 from proxy.control.gate import Gate
 from proxy.control.mcp.mount import McpMount
 from proxy.control.metrics import Metrics
+from proxy.control.pace import Bill, Meter
 from proxy.control.rest import alerts, changing, comparing, looking, machines, policies, stopping, switching
 from proxy.control.rest.common import the_caller, the_door
 from proxy.control.rest.problems import on_bug, on_http_error, on_proxy_error, on_state_error
@@ -60,8 +61,25 @@ HANDLERS: Final = [
 
 
 class _Application(Litestar):
-    """Without the plugins for pydantic and attrs, of which nothing here has to do with either: they would import both in
-    every supervisor."""
+    """Keeps a bill for each request. Without the plugins for pydantic and attrs, of which nothing here has to do with either:
+    they would import both in every supervisor."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._meter = Meter()
+
+    async def __call__(
+        self, scope: Scope | LifeSpanScope, receive: Receive | LifeSpanReceive, send: Send | LifeSpanSend
+    ) -> None:
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        bill = Bill(self._meter)
+        scope.setdefault("state", {})["bill"] = bill
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            bill.close()
 
     @staticmethod
     def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:

@@ -32,7 +32,7 @@ async def readyz(door: Door) -> Response[str]:
     return Response("not ready: workers are being configured\n", status_code=503)
 
 
-@get("/metrics", tags=["machines"], media_type="text/plain", responses=PROBLEMS)
+@get("/metrics", tags=["machines"], opt={"at_once": True}, media_type="text/plain", responses=PROBLEMS)
 async def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """Figures for Prometheus."""
     text, content_type = await state["metrics"].scrape(request.headers.get("accept", ""))

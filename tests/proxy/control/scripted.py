@@ -78,7 +78,7 @@ def make_config(token: str | None = None, services: tuple[str, ...] = ("shop",))
 
     secret = Secret(env="T", value=token) if token is not None else None
     return Config(
-        control=ControlConfig(token=secret, requests_per_s=10_000),
+        control=ControlConfig(token=secret, requests_per_s=10_000, processor_share=1.0),
         listener=[ListenerConfig(protocol="postgresql", listen="127.0.0.1:6432")],
         service={name: service(name) for name in services},
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
@@ -13,11 +14,13 @@ import pytest
 
 from proxy.config import CallerConfig, Config, ControlConfig, Secret
 from proxy.control.app import ControlServer, serve_control
+from proxy.control.pace import WAIT_MAX_S, Meter
 from proxy.control.service import ControlService
 from proxy.embedded import free_port
 from proxy.embedded.certificate import write_certificate
 from proxy.errors import ConfigError
 from proxy.switch.views import Event
+from proxy.tasks import spawn
 from tests.proxy.control.scripted import ScriptedSupervisor, make_config
 
 
@@ -85,6 +88,71 @@ async def test_endless_headers_end_the_connection(server: ControlServer) -> None
     async with asyncio.timeout(5):
         assert b" 400 " in await reader.readline()
     writer.close()
+
+
+# --- turns --------------------------------------------------------------------------------------------------------
+
+COST_S = 0.001
+"""Processor time."""
+
+
+@pytest.fixture
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a request, before and after its wait, takes the same, and nothing may be taken at once."""
+    monkeypatch.setattr("proxy.control.pace.AT_ONCE_S", 0.0)
+    monkeypatch.setattr(Meter, "stop", lambda _meter, _began_s: COST_S)
+
+
+async def serve_with_turns(wait_s: float) -> tuple[ControlServer, httpx.AsyncClient]:
+    """Its caller, an operator, waits so long after each request."""
+    caller = {"ops": CallerConfig(role="operator", token=Secret(env="X", value="ops-token-0123456789"))}
+    control = ControlConfig(listen=f"127.0.0.1:{free_port()}", caller=caller, processor_share=COST_S / wait_s)
+    config = msgspec.structs.replace(make_config(), control=control)
+    server = await serve_control(ControlService(ScriptedSupervisor(config)), config)
+    headers = {"authorization": "Bearer ops-token-0123456789"}
+    return server, httpx.AsyncClient(base_url=f"http://{server.addresses[0]}", headers=headers, trust_env=False)
+
+
+@pytest.mark.usefixtures("priced")
+async def test_a_caller_who_takes_more_than_its_share_waits_and_is_answered() -> None:
+    server, client = await serve_with_turns(wait_s=0.05)
+    async with client:
+        began = time.monotonic()
+        for _ in range(4):
+            assert (await client.get("/v1/status")).status_code == 200
+        assert time.monotonic() - began >= 3 * 0.05 - 0.01
+    await server.close()
+
+
+@pytest.mark.usefixtures("priced")
+async def test_who_would_wait_too_long_is_refused_and_who_leaves_is_forgotten_and_some_do_not_wait() -> None:
+    server, client = await serve_with_turns(wait_s=0.8 * WAIT_MAX_S)
+    host, _, port = server.addresses[0].rpartition(":")
+    async with client:
+        assert (await client.get("/v1/status")).status_code == 200
+        reader, leaves = await asyncio.open_connection(host, int(port))
+        leaves.write(
+            b"GET /v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ops-token-0123456789\r\n\r\n"
+        )
+        refused = await client.get("/v1/status")
+        assert refused.status_code == 429
+        assert WAIT_MAX_S < int(refused.headers["retry-after"]) <= 2 * WAIT_MAX_S
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+        begun = await client.post("/v1/services/shop/switch", json={"target_engine": "green"})
+        assert begun.status_code == 202
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await reader.read(1)
+        leaves.close()
+        waits = spawn(client.get("/v1/status"), name="the place of the one who left")
+        for _ in range(100):
+            if not (await asyncio.wait([waits], timeout=0.2))[0]:
+                break
+            waits = spawn(client.get("/v1/status"), name="its place, again")
+        assert not waits.done()
+        await server.close()
+        assert (await waits).status_code == 503
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------

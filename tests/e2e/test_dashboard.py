@@ -99,7 +99,7 @@ async def test_a_person_plans_confirms_and_watches_a_switch_and_reads_its_report
     await page.get_by_role("link", name="Sessions").click()
     await expect(page.get_by_text("1 to 2 of 2")).to_be_visible()
     await expect(page.get_by_role("link", name="D: pinned: 1")).to_be_visible()
-    await expect(page.get_by_text("Pinned by with hold cursor (1).")).to_be_visible()
+    await expect(page.get_by_text("Pinned by: with hold cursor (1).")).to_be_visible()
     await page.get_by_label("Portability").select_option("D")
     await expect(page.get_by_text("1 to 1 of 1")).to_be_visible()
     await picture(page, "sessions")

@@ -88,7 +88,7 @@ function byPortability() {
   const grades = sum("grades"), pins = Object.entries(sum("pinned")).sort((a, b) => b[1] - a[1]);
   return h("div", {},
     h("p", { class: "row" }, Object.entries(GRADES).map(([grade, text]) => h("a", { class: `pill ${grade === "D" && grades.D ? "warn" : ""}`, href: `#/sessions?portability=${grade}` }, `${text}: ${count(grades[grade] ?? 0)}`))),
-    h("p", { class: "muted" }, pins.length ? `Pinned by ${pins.map(([name, number]) => `${name} (${count(number)})`).join(", ")}.` : "Nothing pins a session to its backend."));
+    h("p", { class: "muted" }, pins.length ? `Pinned by: ${pins.map(([name, number]) => `${name} (${count(number)})`).join(", ")}.` : "Nothing pins a session to its backend."));
 }
 
 export async function sessions(place, here, _parts, query) {
@@ -123,7 +123,7 @@ export async function sessions(place, here, _parts, query) {
         { name: "engine", of: (one) => one.engine || "–" },
         { name: "standing", of: (one) => (one.in_transaction ? `${one.standing}, in a transaction` : one.standing) },
         { name: "grade", of: (one) => pill(one.portability, one.portability === "D" ? "warn" : "") },
-        { name: "why", of: (one) => h("span", { class: one.pins.length ? "warn" : "muted" }, one.pins.length ? one.pins.join(", ") : Object.entries(one.carried).map(([name, number]) => `${name} ${number}`).join(", ")) },
+        { name: "why", of: (one) => h("span", { class: one.pins.length ? "warn" : "muted" }, one.pins.length ? one.pins.join(", ") : Object.entries(one.carried).map(([name, number]) => `${number} ${number === 1 ? name.replace(/s$/, "") : name}`).join(", ")) },
         { name: "idle", number: true, of: (one) => span(one.idle_s) },
       ], found, "No session fits."),
       h("div", { class: "pager" },
@@ -161,7 +161,7 @@ export async function pools(place, here) {
 
 // What makes it fire.
 function limits(policy) {
-  const over = `over ${policy.window_duration} s`;
+  const over = `over ${policy.window_duration}\u00a0s`;
   switch (policy.trigger) {
     case "performance_degradation": return `above ${policy.response_time_threshold_ms} ms ${over}`;
     case "error_rate": return `above ${policy.error_rate_threshold} % ${over}`;
@@ -197,7 +197,7 @@ export async function policies(place, here) {
       { name: "when", of: ({ policy }) => h("span", {}, policy.trigger.replaceAll("_", " "), h("div", { class: "muted" }, limits(policy))) },
       { name: "goes to", of: ({ policy }) => `${policy.target_engine}, ${policy.strategy}` },
       { name: "priority", number: true, of: ({ policy }) => String(policy.priority) },
-      { name: "decided last", of: ({ last }) => (last ? h("span", {}, last.text || last.code, h("div", { class: "muted" }, moment(last.at))) : "–") },
+      { name: "decided last", of: ({ last }) => (last && !["waits", "disabled"].includes(last.code) ? h("span", {}, last.text || last.code, h("div", { class: "muted" }, moment(last.at))) : "–") },
       { name: "next", of: ({ next_time: at }) => (at ? moment(at) : "–") },
       { name: "is", of: ({ policy }) => pill(policy.enabled ? "enabled" : "disabled", policy.enabled ? "good" : "") },
       { name: "", of: ({ policy }) => press(policy.name, policy.enabled ? "disable" : "enable") },

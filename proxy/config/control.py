@@ -11,15 +11,16 @@ from msgspec import Meta
 from proxy.config.table import RELOADABLE, Secret, Table
 
 RoleName = Literal["viewer", "operator", "admin"]
-"""What a caller of the control port may do: look; switch, cancel and set policies as well; everything."""
+"""What a caller of the control port may do: look; operate as well; everything."""
 
 
 class CallerConfig(Table, frozen=True, kw_only=True):
     """Somebody who may use the control port. Its name is the key; records and the audit log call it so."""
 
     role: RoleName
-    """What it may do. `viewer`: look. `operator`: also switch, cancel, and set policies. `admin`: also force a switch, add
-    and remove engines, end sessions, reload the config, set the log's level, and read the audit log."""
+    """What it may do. `viewer`: look. `operator`: also switch, cancel, order a failover, set policies, compare rows, pause
+    databases, silence alerts. `admin`: also force a switch, kill and disable databases, add and remove engines, end sessions,
+    reload the config, set the log's level, and read the audit log. docs/control.md has all of it."""
     token: Secret | None = None
     """Bearer token that it shows: at least 16 characters, or `sha256:` and the hash of one in hex, so that the token
     itself stands nowhere. `turnout token` makes both. Turnout keeps the hash only."""

@@ -19,6 +19,9 @@ ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
 _GRAPHIC: Final = re.compile(r"[!-~]+")
 """What a line of HTTP may have in one word. What it may not have must not get there: http.client would quote it, tokens too."""
 
+PATIENCE_S: Final = 10.0
+"""How long a request is sent again that the control port has turned away because it came too often. It was not done then."""
+
 EVENTS_SILENCE_S: Final = 40.0
 """A stream of events that says nothing for so long, not even that nothing happened, is broken."""
 
@@ -145,6 +148,15 @@ class ControlClient:
 
     def _ask(self, method: str, path: str, body: bytes | None) -> tuple[Any, str | None]:
         """The answer, and the path of the next page if there is one."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            answer, data = self._send(method, path, body)
+            wait = answer.headers.get("Retry-After", "") if answer.status in (429, 503) else ""
+            if not wait.isdigit() or time.monotonic() + int(wait) > deadline:
+                return self._judge(answer, data), _next_page(answer.headers.get("Link", ""))
+            time.sleep(int(wait))
+
+    def _send(self, method: str, path: str, body: bytes | None) -> tuple[http.client.HTTPResponse, bytes]:
         headers = self._headers()
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -160,7 +172,7 @@ class ControlClient:
             ) from error
         finally:
             connection.close()
-        return self._judge(answer, data), _next_page(answer.headers.get("Link", ""))
+        return answer, data
 
     def _judge(self, answer: http.client.HTTPResponse, data: bytes) -> Any:
         try:

@@ -30,8 +30,9 @@ from tests.proxy.control.scripted import LAG, PASSED, WARNED, ScriptedSupervisor
 class Served:
     """A control port in a thread of its own, since a command blocks the one it runs in."""
 
-    def __init__(self, supervisor: ScriptedSupervisor) -> None:
+    def __init__(self, supervisor: ScriptedSupervisor, requests_per_s: float = 200.0) -> None:
         self.supervisor = supervisor
+        self.requests_per_s = requests_per_s
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._loop = asyncio.new_event_loop()
@@ -41,7 +42,11 @@ class Served:
         # What a command prints is the test's subject; the control port's own log is not.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         self._thread.start()
-        control = ControlConfig(listen=f"127.0.0.1:{self.port}", token=self.supervisor.config.control.token)
+        control = ControlConfig(
+            listen=f"127.0.0.1:{self.port}",
+            token=self.supervisor.config.control.token,
+            requests_per_s=self.requests_per_s,
+        )
         config = msgspec.structs.replace(self.supervisor.config, control=control)
         opening = serve_control(ControlService(self.supervisor), config)
         self._server = asyncio.run_coroutine_threadsafe(opening, self._loop).result(10)
@@ -224,6 +229,14 @@ def test_something_else_on_that_port_is_told(turnout: Any) -> None:
         thread.join(10)
     assert ran.code == 1
     assert "is not a Turnout's control port" in ran.err
+
+
+def test_a_command_that_comes_too_often_waits_for_its_turn(turnout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Served(ScriptedSupervisor(), requests_per_s=1.0) as served:
+        monkeypatch.setenv("TURNOUT_URL", served.url)
+        for _ in range(3):
+            ran = turnout("status", "--json")
+            assert (ran.code, ran.err) == (0, "")
 
 
 # --- switching ----------------------------------------------------------------------------------------------------

@@ -105,10 +105,11 @@ def test_every_command_is_described_in_the_docs() -> None:
 
 def test_every_command_that_the_docs_show_is_one_with_these_options() -> None:
     shown = 0
+    turnout = typer.main.get_command(app)
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for line in re.findall(r"(?:`|^(?:\$ )?)turnout ([^`\n#|]+)", page.read_text(), re.MULTILINE):
             words = [word.strip("\\,;:()") for word in line.split()]
-            command: Any = typer.main.get_command(app)
+            command: Any = turnout
             while words and not words[0].startswith("-") and hasattr(command, "commands"):
                 assert words[0] in command.commands, f"{page.name}: turnout {line}"
                 command = command.commands[words.pop(0)]

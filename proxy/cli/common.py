@@ -75,6 +75,8 @@ def where(url: str | None, token_file: Path | None) -> tuple[str, str | None]:
 
 def tls_of() -> ssl.SSLContext | None:
     """What the options about certificates ask for; None: the system's CAs, and no certificate."""
+    if Globals.key_file is not None and Globals.cert_file is None:
+        fail("--key-file is for the certificate of --cert-file, which is missing", code=WRONG_USE)
     if Globals.ca_file is None and Globals.cert_file is None:
         return None
     import ssl

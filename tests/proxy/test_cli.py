@@ -187,6 +187,7 @@ def test_a_shell_completes_commands_and_options(shell: str) -> None:
         ["--url", "http://exa mple", "status"],
         ["--url", "http://[::1", "status"],
         ["--token-file", "nowhere.txt", "status"],
+        ["--key-file", "key.pem", "status"],
         [],
     ],
 )

@@ -26,6 +26,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
+import asyncpg
 import psutil
 from rich.table import Table
 
@@ -44,6 +45,9 @@ SCHEMATHESIS: Final = """
 [parameters]
 "path.service" = "app"
 """
+
+SCRAPES: Final = 100
+"""For the processor time of one."""
 
 SETTLE_S: Final = 0.5
 """Between the change from watched to alone, or back, and the load."""
@@ -159,6 +163,33 @@ async def watchers(turnout: Turnout, dashboards: int, folder: Path, group: Path 
                 await process.wait()
 
 
+async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
+    """Processor time of one scrape in microseconds, with so many sessions: the supervisor's, and that of a worker, whose loop
+    serves nobody meanwhile."""
+    supervisor, *workers = (one.pid for one in turnout.processes())
+
+    def look() -> list[int]:
+        return [relays.cpu_ns(supervisor), sum(map(relays.cpu_ns, workers))]
+
+    spent: dict[bool, list[int]] = {}
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(turnout.control())
+        for _ in range(clients):
+            session = await asyncpg.connect(
+                host=turnout.host, port=turnout.port, user=SUPERUSER, database=DATABASE, ssl=False
+            )
+            stack.push_async_callback(session.close)
+        for is_scraped in (True, False):
+            before = look()
+            for _ in range(SCRAPES):
+                if is_scraped:
+                    (await client.get("/metrics")).raise_for_status()
+                await asyncio.sleep(0.02)
+            spent[is_scraped] = [after - began for after, began in zip(look(), before, strict=True)]
+    mine, theirs = ((scraped - idle) / 1e3 / SCRAPES for scraped, idle in zip(spent[True], spent[False], strict=True))
+    return mine, theirs / len(workers)
+
+
 async def _asked(turnout: Turnout) -> int:
     """Refusals of the viewer so far: what schemathesis has tried to change."""
     async with turnout.control() as client:
@@ -213,6 +244,8 @@ async def run(args: argparse.Namespace) -> results.Record:
                 seen[is_watched].append(await measure(load, turnout.port, args.clients, args.rate, args.seconds))
                 spent_ns[is_watched] += relays.cpu_ns(supervisor) - before_ns
         refused = await _asked(turnout) - refused_before
+        all_watch.tell(signal.SIGSTOP)
+        scrape_supervisor_us, scrape_worker_us = await scrape_us(turnout, args.clients)
     record: results.Record = {
         "clients": args.clients,
         "rate": args.rate,
@@ -232,6 +265,7 @@ async def run(args: argparse.Namespace) -> results.Record:
     for name, is_watched in (("alone", False), ("watched", True)):
         record[f"supervisor_cpu_percent_{name}"] = round(spent_ns[is_watched] / 1e7 / args.rounds / args.seconds, 1)
     record["refused_per_s"] = round(refused / args.rounds / (args.seconds + SETTLE_S), 1)
+    record |= {"scrape_us_supervisor": round(scrape_supervisor_us), "scrape_us_worker": round(scrape_worker_us)}
     return record
 
 
@@ -257,6 +291,10 @@ def print_table(record: results.Record) -> None:
         f"processor time of the supervisor: {record['supervisor_cpu_percent_alone']} % alone,"
         f" {record['supervisor_cpu_percent_watched']} % watched; changes that schemathesis tried, and was refused:"
         f" {record['refused_per_s']} a second"
+    )
+    print(
+        f"one scrape, with {record['clients']} sessions: {record['scrape_us_supervisor']} µs of the supervisor's processor time,"
+        f" {record['scrape_us_worker']} µs of a worker's, which serves nobody meanwhile (1,000 asked)"
     )
 
 

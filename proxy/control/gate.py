@@ -126,7 +126,9 @@ class Gate:
         if changes or scope["route_handler"].opt.get("at_once") or self._allowances.share >= 1.0:
             return
         now_s, bill = time.monotonic(), _bill(scope)
-        allowance = self._allowances.of(caller.subject, now_s)
+        client = scope.get("client")
+        # Several people may show one token: each at a machine of their own.
+        allowance = self._allowances.of(f"{caller.subject} at {client[0] if client else ''}", now_s)
         wait_s, given_s = allowance.take(now_s, self._allowances.share)
         bill.charge(allowance, given_s)
         if not wait_s:

@@ -35,6 +35,7 @@ from bench.programs import compile_c
 from bench.relay import DATABASE, PgBench
 from bench.results import ratio
 from bench.tail import FIGURES
+from proxy.config import ControlConfig
 from proxy.embedded import ServerFailed, Setup, Turnout, Workspace
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 
@@ -164,8 +165,8 @@ async def watchers(turnout: Turnout, dashboards: int, folder: Path, group: Path 
 
 
 async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
-    """Processor time of one scrape in microseconds, with so many sessions: the supervisor's, and that of a worker, whose loop
-    serves nobody meanwhile."""
+    """Processor time of one scrape in microseconds, with so many sessions, on average: the supervisor's, and that of a
+    worker, whose loop serves nobody meanwhile."""
     supervisor, *workers = (one.pid for one in turnout.processes())
 
     def look() -> list[int]:
@@ -214,7 +215,7 @@ async def run(args: argparse.Namespace) -> results.Record:
             users={},
             auth_method="trust",
             service={"pool_size": 5_000},
-            control={"caller": callers},
+            control={"caller": callers, "processor_share": ControlConfig().processor_share},
             control_token=ADMIN,
             log_level="warning",
         )
@@ -293,7 +294,7 @@ def print_table(record: results.Record) -> None:
         f" {record['refused_per_s']} a second"
     )
     print(
-        f"one scrape, with {record['clients']} sessions: {record['scrape_us_supervisor']} µs of the supervisor's processor time,"
+        f"processor time of one scrape, with {record['clients']} sessions: {record['scrape_us_supervisor']} µs of the supervisor's,"
         f" {record['scrape_us_worker']} µs of a worker's, which serves nobody meanwhile (1,000 asked)"
     )
 

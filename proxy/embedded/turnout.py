@@ -53,7 +53,7 @@ class Setup:
     top: Mapping[str, object] = field(default_factory=dict)
     """More keys at the top."""
     control: Mapping[str, object] = field(default_factory=dict)
-    """More keys of `[control]`."""
+    """More keys of `[control]`. Unless one says so, `processor_share` sets no limit: whoever starts this one asks often."""
     env: Mapping[str, str] = field(default_factory=dict)
     """More of the environment; folders of PYTHONPATH come before those of our own."""
     control_token: str | None = None
@@ -84,7 +84,7 @@ class Setup:
             **self.service,
         }
         tables: list[tuple[str, Mapping[str, object]]] = [
-            ("control", {"listen": f"127.0.0.1:{self.control_port}", **self.control}),
+            ("control", {"listen": f"127.0.0.1:{self.control_port}", "processor_share": 1.0, **self.control}),
             ("log", {"level": self.log_level, "format": self.log_format}),
             (f"service.{SERVICE}", service),
         ]

@@ -35,7 +35,7 @@ def setup_for(pair: PostgresPair, folder: Path) -> Setup:
         admin_password=PASSWORD,
         users={"app": PASSWORD},
         databases=["app"],
-        control={"caller": callers, "requests_per_s": 10_000, "processor_share": 1.0},
+        control={"caller": callers, "requests_per_s": 10_000},
         control_token=TOKENS["admin"],
     )
 

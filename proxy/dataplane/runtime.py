@@ -57,6 +57,10 @@ TRACED_MAX: Final = 500
 
 HALF_ID_MAX: Final = 2**64 - 1
 
+HELD_BACK_S: Final = 0.05
+"""How long sessions send nothing to an engine that one of them has lost, in seconds: PostgreSQL's processes end within some 20 ms
+of one that crashed."""
+
 LOSSES_KEPT_NS: Final = 120_000_000_000
 """Losses that are older have nothing to do with a failover of now."""
 
@@ -121,6 +125,8 @@ class Runtime:
         """Sessions that wait for another backend in the place of one that was lost."""
         self.losses: deque[Loss] = deque(maxlen=LOSSES_MAX)
         """Sessions that were told that their backend was lost."""
+        self._held_back: list[Session] = []
+        """See `hold_back`."""
         self._engine_lost = engine_lost
         self._seats = seats
         self._tls = {engine: engine_tls(one, config.protocol) for engine, one in config.engine.items()}
@@ -447,6 +453,21 @@ class Runtime:
         if self.move is None or self.move.phase == "sharing":
             for pool in self.pools(engine):
                 pool.suspect()
+
+    def hold_back(self, engine: str) -> None:
+        """Session mode: a session has lost its backend, and was not meant. When a server goes its connections end one after
+        another, so the other sessions send nothing to that engine for a moment: what has been sent to a server that is
+        about to end cannot be sent again."""
+        if self.shares_backends or self.move is not None or self._held_back:
+            return
+        self._held_back = [one for one in self.registry.members(Standing.SERVING) if one.hold_back(engine)]
+        if self._held_back:
+            asyncio.get_running_loop().call_later(HELD_BACK_S, self._let_go_on)
+
+    def _let_go_on(self) -> None:
+        held_back, self._held_back = self._held_back, []
+        for session in held_back:
+            session.reopen()
 
     def report_lost(self, engine: str, why: str) -> None:
         """The data plane saw an engine fail: tell the supervisor, and be careful with what else comes from there."""

@@ -936,9 +936,19 @@ class Session(Owner):
         )
         return True
 
+    def hold_back(self, engine: str) -> bool:
+        """Send nothing to `engine` until `reopen`, if that does not cut anything. True if it is so."""
+        relay, backend = self.relay, self.backend
+        if relay is None or backend is None or backend.engine != engine or self._is_asking or self._is_killing:
+            return False
+        if not relay.at_boundary():
+            return False
+        relay.set_gate(GATE_CLOSED)
+        return True
+
     def reopen(self) -> None:
-        """After `ask`: the gate as the standing wants it."""
-        if self.relay is None or self._is_asking:
+        """After `ask`, or `hold_back`: the gate as the standing wants it."""
+        if self.relay is None or self._is_asking or self._is_killing:
             return
         if self.standing is Standing.SERVING and self.backend is not None:
             self.relay.set_gate(GATE_OPEN)
@@ -1237,8 +1247,8 @@ class Session(Owner):
             # The server said why (25P03, 57P05, 1053 …); the client has it and is not told twice.
             self._end(f"engine {backend.engine} ended the session")
             return
-        if self._shares_backend and relay.may_take_back(backend.link):
-            # Whoever ended it did not mean the one that was to have it next.
+        if self._shares_backend and (relay.at_boundary() or relay.may_take_back(backend.link)):
+            # Whoever ended it did not mean the one that has just had it, or was to have it next.
             self.lose_backend(backend.link.lost or "it closed the connection")
             return
         is_moving = runtime.move is not None and runtime.move.may_end_backends
@@ -1271,6 +1281,9 @@ class Session(Owner):
         if self.has_ended or self.backend is not backend:
             self._forget(backend)
         elif is_up and is_own:
+            # Nobody has heard its end since it was detached: it must not be given back.
+            self.backend = None
+            self._forget(backend)
             self.link.send(words)
             self._end(f"engine {backend.engine} ended the session")
         else:
@@ -1324,6 +1337,7 @@ class Session(Owner):
         engine = backend.engine
         self._is_reading = False
         runtime.suspect(engine)
+        runtime.hold_back(engine)
         runtime.report_lost(engine, why)
         if self.placed_on == engine:
             self.place(None)

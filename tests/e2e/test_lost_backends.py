@@ -282,6 +282,65 @@ async def test_a_session_that_an_operator_ends_is_told_so(server: PostgresServer
     await connection.close()
 
 
+async def test_after_a_crash_other_sessions_send_nothing_to_servers_that_are_about_to_end(
+    server: PostgresServer, turnout: Turnout, door: Door
+) -> None:
+    """PostgreSQL ends all processes when one has crashed, one after another; here the second one takes longer. A request that
+    it would never read waits, for nobody could tell afterwards."""
+    await server.execute("create table if not exists seen (i int); truncate seen")
+    connections = [await _connect(door, autocommit=True) for _ in range(2)]
+    asked = [asyncio.create_task(_value(one, "select pg_backend_pid() from pg_sleep(0.3)")) for one in connections]
+    crashing, slow = await asyncio.gather(*asked)
+    worker = turnout.processes()[1]
+    worker.suspend()
+    try:
+        os.kill(slow, signal.SIGSTOP)
+        os.kill(crashing, signal.SIGKILL)
+        await until(lambda: _has_ended(crashing), "the first one has ended")
+        late = asyncio.create_task(connections[1].execute("insert into seen values (1)"))
+        active = psycopg.pq.TransactionStatus.ACTIVE
+        await until(lambda: connections[1].info.transaction_status == active, "it has asked")
+    finally:
+        worker.resume()
+    # Within the moment for which it is held back.
+    os.kill(slow, signal.SIGKILL)
+    await asyncio.wait_for(late, 20)
+    assert await _value(connections[0], "select count(*) from seen") == 1
+    for one in connections:
+        await one.close()
+
+
+def _has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_backend_that_ends_right_behind_an_answer_was_nobodys_in_transaction_mode(
+    server: PostgresServer, turnout: Turnout, door: Door
+) -> None:
+    """The answer, the server's last words and the end of the connection are there at once. In transaction mode the client is
+    not told, and nobody is lent what has ended."""
+    connections = [await _connect(door, autocommit=True) for _ in range(2)]
+    asked = asyncio.create_task(_value(connections[0], "select 7 from pg_sleep(0.3)"))
+    asking = "select pid from pg_stat_activity where query like 'select 7 %' and state = "
+    await _look(server, f"{asking} 'active'", "it runs")
+    worker = turnout.processes()[1]
+    worker.suspend()
+    try:
+        await _look(server, f"{asking} 'idle'", "it has been answered")
+        pid = await server.fetchval(f"{asking} 'idle'")
+        assert await server.fetchval("select pg_terminate_backend($1, 5000)", pid)
+    finally:
+        worker.resume()
+    assert await asyncio.wait_for(asked, 20) == 7
+    if door.name == "session":
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await asyncio.wait_for(connections[0].execute("select 1"), 20)
+    else:
+        assert [await asyncio.wait_for(_value(one, "select 1"), 20) for one in connections] == [1] * 2
+    for one in connections:
+        await one.close()
+
+
 @pytest.mark.parametrize("size", [50_000, 2_000_000], ids=["assembled", "passed on in parts"])
 async def test_an_operator_may_end_a_session_in_the_middle_of_its_message(
     server: PostgresServer, door: Door, size: int

@@ -43,6 +43,11 @@ _log = structlog.get_logger("turnout.moving")
 CONCURRENT_PREPARES: Final = 8
 """Target backends opened at a time: more only queue up in the engine while it serves others."""
 
+SETTLE_SHARE: Final = 0.1
+SETTLE_MAX_S: Final = 0.25
+"""Share of the time that the preparation took which passes before it is told to be over, and the most of it. Opening so many
+backends keeps the engines and this worker busy, and requests queue up: were all held at once, the switch would wait for them."""
+
 PAUSE_TIMEOUT_S: Final = 2.0
 """How long the preparation waits for a session's boundary before it leaves the session to the hold."""
 
@@ -216,7 +221,9 @@ class Move:
                     for _ in range(count):
                         work.append(lambda s=startup, p=target_pool: self._prepare_idle(s, p))  # type: ignore[misc]
         count = len(work)
+        began = time.monotonic()
         await self._in_parallel(work, failed)
+        await asyncio.sleep(min(SETTLE_SHARE * (time.monotonic() - began), SETTLE_MAX_S))
         self._answer.prepared = ipc.Prepared(
             switch=self.switch,
             service=runtime.name,

@@ -756,6 +756,12 @@ class PostgresEngine(Engine):
             # Perhaps written and not in force yet.
             await self._set_system_fence(first, like_any, False)
             await self._prove_writable(like_any)
+            try:
+                # Nor is a session refused that begins now: it has the setting from the postmaster, others have read the file.
+                while await self._refused_with() == _READ_ONLY:  # noqa: ASYNC110  the server tells nobody
+                    await asyncio.sleep(POLL_S)
+            except EngineError:
+                pass  # no session can begin now (the server is full, say); those that are there may write
 
     async def position(self) -> Position:
         async with self._act(5.0) as (first, _):

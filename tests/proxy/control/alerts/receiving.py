@@ -29,14 +29,18 @@ class Web:
         self.url = ""
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        first, *lines = head.split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
-        self.requests.append((first.split()[1], headers, json.loads(body)))
-        writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: {len(self.said)}\r\n\r\n{self.said}".encode())
-        await writer.drain()
-        writer.close()
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            self.requests.append((first.split()[1], headers, json.loads(body)))
+            writer.write(f"HTTP/1.1 {self.status} X\r\nContent-Length: {len(self.said)}\r\n\r\n{self.said}".encode())
+            await writer.drain()
+        except asyncio.IncompleteReadError:
+            pass  # who posts has given up
+        finally:
+            writer.close()
 
     def at(self, path: str) -> list[Any]:
         """What was sent there."""

@@ -44,6 +44,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import asyncpg
+import structlog
 
 from proxy.engines import postgres_inventory
 from proxy.engines.engine import (
@@ -67,12 +68,18 @@ from proxy.engines.rows import RowReader
 from proxy.errors import AuthRefused, ConnectFailed, EngineError, EngineLost, Failure, unreachable
 from proxy.tls import NO_ENGINE_TLS, LibraryTls, TlsProblem
 
+_log = structlog.get_logger("turnout.engines")
+
 POLL_S: Final = 0.001
 _READ_ONLY: Final = "25006"
 """SQLSTATE read_only_sql_transaction."""
 _NO_RIGHT: Final = "42501"
 """SQLSTATE insufficient_privilege."""
 _NEWCOMER_TIMEOUT_S: Final = 5.0
+
+NEWCOMERS_S: Final = 0.1
+"""How long an engine whose fence was taken away is asked whether new sessions may write."""
+
 
 _OVER: Final = (
     asyncpg.PostgresConnectionError,
@@ -756,12 +763,19 @@ class PostgresEngine(Engine):
             # Perhaps written and not in force yet.
             await self._set_system_fence(first, like_any, False)
             await self._prove_writable(like_any)
-            try:
-                # Nor is a session refused that begins now: it has the setting from the postmaster, others have read the file.
+            await self._await_newcomers()
+
+    async def _await_newcomers(self) -> None:
+        """Until a session that begins now may write as well: it has the setting from the postmaster, others have read the file.
+        For a moment only: a login that is slow, or not to be had now, must not keep those held who are there already."""
+        try:
+            async with asyncio.timeout(NEWCOMERS_S):
                 while await self._refused_with() == _READ_ONLY:  # noqa: ASYNC110  the server tells nobody
                     await asyncio.sleep(POLL_S)
-            except EngineError:
-                pass  # no session can begin now (the server is full, say); those that are there may write
+        except (EngineError, TimeoutError) as error:
+            _log.warning(
+                "not seen whether new sessions may write", engine=self.name, why=str(error) or "no answer in time"
+            )
 
     async def position(self) -> Position:
         async with self._act(5.0) as (first, _):

@@ -350,6 +350,17 @@ async def test_a_standby_cannot_be_fenced_or_unfenced(target: PostgresEngine) ->
         await target.unfence()
 
 
+async def test_a_login_that_does_not_end_keeps_no_server_from_being_writable_again(
+    source: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await source.prepare()
+    await source.fence()
+    monkeypatch.setattr(source, "_refused_with", asyncio.Event().wait)
+    await source.unfence()
+    monkeypatch.undo()
+    assert (await source.probe()).is_writable
+
+
 async def test_missing_rights_are_named_with_the_statement_that_grants_them(postgres_pair: PostgresPair) -> None:
     primary = postgres_pair.primary
     await primary.execute("create role lowly login password 'secret'")

@@ -1,7 +1,8 @@
-"""What of a config must not be seen: in logs, reports, outcomes of calls. Light: workers import it, too."""
+"""What of a config must not be seen: in logs, reports, outcomes of calls, environments. Light: workers import it, too."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,15 +19,23 @@ HIDDEN_PART_CHARS_MIN: Final = 8
 
 def secrets_of(part: Any) -> set[str]:
     """Every secret value in a part of the config."""
+    return {one.value for one in _secrets(part) if one.value}
+
+
+def secret_variables(config: Config) -> frozenset[str]:
+    """Names of the environment variables that hold secrets of this config."""
+    return frozenset(one.env for one in _secrets(config) if one.env)
+
+
+def _secrets(part: Any) -> Iterator[Secret]:
     if isinstance(part, Secret):
-        return {part.value} if part.value else set()
-    if isinstance(part, msgspec.Struct):
-        return set().union(*(secrets_of(getattr(part, name)) for name in part.__struct_fields__))
-    if isinstance(part, dict):
-        return set().union(*map(secrets_of, part.values()))
-    if isinstance(part, list | tuple):
-        return set().union(*map(secrets_of, part))
-    return set()
+        yield part
+    elif isinstance(part, msgspec.Struct):
+        for name in part.__struct_fields__:
+            yield from _secrets(getattr(part, name))
+    elif isinstance(part, dict | list | tuple):
+        for one in part.values() if isinstance(part, dict) else part:
+            yield from _secrets(one)
 
 
 def hidden_words(config: Config) -> set[str]:

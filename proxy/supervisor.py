@@ -17,7 +17,7 @@ import signal
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -27,7 +27,7 @@ import structlog
 from protocols.postgres.console import refusal
 from proxy import ipc
 from proxy.clock import SystemClock
-from proxy.config import AlertsConfig, Config, EngineConfig, LogLevel, Secret, encode_effective, reload_diff
+from proxy.config import AlertsConfig, Config, EngineConfig, LogLevel, encode_effective, reload_diff, reloaded
 from proxy.control.standstill import Standstills
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine, EngineState
@@ -35,7 +35,7 @@ from proxy.engines.figures import Stream
 from proxy.engines.freshness import Freshness
 from proxy.engines.measuring import Measurer
 from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyError
-from proxy.hidden import hidden_words
+from proxy.hidden import hidden_words, secret_variables
 from proxy.log import hide
 from proxy.log import set_up as set_up_log
 from proxy.policy.keeper import PolicyKeeper
@@ -153,7 +153,7 @@ class Supervisor:
             self._runtime_dir / "supervisor.sock",
             self.config.workers,
             _Ears(self),
-            withheld=frozenset(_secret_variables(self.config)),
+            withheld=secret_variables(self.config),
         )
         self._orchestrator = Orchestrator(
             self.config.service, self._engines, self._journal, workers, self._clock, self.publish, self.config.workers
@@ -503,7 +503,7 @@ class Supervisor:
         assert self._roster is not None, "started"
         new = self._roster.apply(self._reload())
         applied, needs_restart = reload_diff(self.config, new)
-        merged = _reloadable(self.config, new)
+        merged = reloaded(self.config, new)
         self.config = merged
         hide(hidden_words(merged))
         set_up_log(merged.log, who="supervisor")
@@ -726,41 +726,6 @@ class _Ears:
 
 def _essence(state: EngineState) -> tuple[object, ...]:
     return (state.is_reachable, state.role, state.is_writable, state.is_replicating)
-
-
-def _reloadable(old: msgspec.Struct, new: Any) -> Any:
-    """`old` with the values of `new` in the fields that a reload applies, at any depth."""
-    changes: dict[str, Any] = {}
-    for found in msgspec.structs.fields(old):
-        before, after = getattr(old, found.name), getattr(new, found.name)
-        if _is_reloadable(found.type):
-            changes[found.name] = after
-        elif isinstance(before, msgspec.Struct) and isinstance(after, msgspec.Struct):
-            changes[found.name] = _reloadable(before, after)
-        elif isinstance(before, dict) and isinstance(after, dict):
-            changes[found.name] = {
-                key: _reloadable(one, after[key]) if isinstance(one, msgspec.Struct) and key in after else one
-                for key, one in before.items()
-            }
-    return msgspec.structs.replace(old, **changes)
-
-
-def _is_reloadable(of: Any) -> bool:
-    extra = next((one.extra for one in getattr(of, "__metadata__", ()) if isinstance(one, msgspec.Meta)), None)
-    return bool(extra and extra.get("reload"))
-
-
-def _secret_variables(part: Any) -> Iterator[str]:
-    """Names of the environment variables that hold secrets of this config."""
-    if isinstance(part, Secret):
-        if part.env:
-            yield part.env
-    elif isinstance(part, msgspec.Struct):
-        for name in part.__struct_fields__:
-            yield from _secret_variables(getattr(part, name))
-    elif isinstance(part, dict | list):
-        for one in part.values() if isinstance(part, dict) else part:
-            yield from _secret_variables(one)
 
 
 async def _begin(supervisor: Supervisor) -> ProxyError | None:

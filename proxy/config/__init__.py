@@ -32,9 +32,10 @@ from proxy.config.loading import decode_effective, encode_effective, load
 from proxy.config.policies import PolicyConfig, StrategyName, policy_faults
 from proxy.config.problems import ConfigErrors
 from proxy.config.reader import NAME, spell_range
+from proxy.config.reloading import reload_diff, reloaded
 from proxy.config.resolver import SECRET_BYTES_MAX, unfit_secret
 from proxy.config.service import AuthConfig, RouteConfig, ServiceConfig
-from proxy.config.showing import masked, reload_diff
+from proxy.config.showing import masked
 from proxy.config.switching import FailoverConfig, HookConfig, SwitchConfig
 from proxy.config.table import Secret
 from proxy.config.telemetry import LogConfig, LogLevel, TelemetryConfig
@@ -90,6 +91,7 @@ __all__ = [
     "parse_users",
     "policy_faults",
     "reload_diff",
+    "reloaded",
     "spell_range",
     "unfit_secret",
 ]

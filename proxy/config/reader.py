@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +69,23 @@ def bare(kind: inspect.Type) -> tuple[inspect.Type, bool]:
         is_reloadable = is_reloadable or bool((kind.extra or {}).get("reload"))
         kind = kind.type
     return kind, is_reloadable
+
+
+def fields_of(table: inspect.StructType) -> Iterator[tuple[inspect.Field, inspect.Type, bool]]:
+    """Each with its type, without Meta and without the None of `X | None`, and whether a reload applies it."""
+    for field in table.fields:
+        kind, is_reloadable = bare(field.type)
+        if isinstance(kind, inspect.UnionType):
+            kind, inner = bare(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+            is_reloadable = is_reloadable or inner
+        yield field, kind, is_reloadable
+
+
+def is_leaf(kind: inspect.Type) -> bool:
+    """A value of one key, or an array of such."""
+    if isinstance(kind, inspect.ListType):
+        return is_leaf(bare(kind.item_type)[0])
+    return not isinstance(kind, inspect.StructType | inspect.DictType)
 
 
 class Reader:

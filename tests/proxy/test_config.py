@@ -22,6 +22,7 @@ from proxy.config import (
     masked,
     parse_address,
     reload_diff,
+    reloaded,
 )
 from proxy.config.text import KeyPath, UsersError, key_lines, parse_users, spell
 
@@ -578,6 +579,25 @@ def test_a_reload_says_what_is_applied_and_what_needs_a_restart(folder: Path) ->
     applied, needs_restart = reload_diff(old, new)
     assert applied == ["service.shop.pool_size: 200 -> 7"]
     assert needs_restart == ["service.shop.engine.red: absent -> present", "workers: 2 -> 3"]
+
+
+def test_a_reload_applies_what_it_says_and_nothing_else(folder: Path) -> None:
+    old = read(folder, GOOD)
+    new = read(
+        folder,
+        GOOD.replace("workers = 2", "workers = 3\nmax_client_conn = 5")
+        .replace('pool_mode = "session"', "pool_size = 7")
+        .replace('address = "10.0.0.11:5432"', 'address = "10.0.0.14:5432"\nserver_tls_sslmode = "disable"')
+        .replace("[service.shop.engine.green]", "[service.shop.engine.red]")
+        .replace('active = "blue"', 'active = "blue"\nswitch = { hold_ms_max = 700 }')
+        + '[service.shop.policy.nightly]\ntrigger = "manual"\ntarget_engine = "blue"\n',
+    )
+    applied, needs_restart = reload_diff(old, new)
+    merged = reloaded(old, new)
+    assert reload_diff(old, merged) == (applied, [])
+    assert reload_diff(merged, new) == ([], needs_restart)
+    assert merged.service["shop"].switch.hold_ms_max == 700
+    assert merged.workers == 2
 
 
 def test_a_changed_secret_is_told_by_its_key_only(folder: Path) -> None:

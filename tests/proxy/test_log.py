@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from proxy.config import LogConfig, load
-from proxy.hidden import hidden_words
+from proxy.hidden import hidden_words, secret_variables
 from proxy.log import hide, set_up, without_secrets
 
 
@@ -174,6 +174,8 @@ def test_a_config_knows_all_that_must_not_be_seen(tmp_path: Path) -> None:
         "HOOK": "of-the-hook",
         "SLACK": "https://chat/services/of-the-chat",
     }
-    words = hidden_words(load(tmp_path / "turnout.toml", environ=environ))
+    config = load(tmp_path / "turnout.toml", environ=environ)
+    words = hidden_words(config)
     assert words >= {"of-the-user", "of-the-admin", "of-the-hook", "https://chat/services/of-the-chat", "of-the-chat"}
     assert "t" * 16 not in words, "of a token only its hash is known"
+    assert secret_variables(config) == environ.keys(), "workers do not inherit these"

@@ -10,12 +10,10 @@ drain, the admin connections, the state file, the lock.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import os
 import signal
 import sqlite3
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +33,7 @@ from proxy.engines.figures import Stream
 from proxy.engines.freshness import Freshness
 from proxy.engines.measuring import Measurer
 from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyError
+from proxy.folder import RuntimeFolder
 from proxy.hidden import hidden_words, secret_variables
 from proxy.log import hide
 from proxy.log import set_up as set_up_log
@@ -89,10 +88,6 @@ class SpanEar(Protocol):
         """Spans by what became of them."""
 
 
-class StartFailed(ProxyError):
-    """Turnout cannot run here; the text is one line for the operator."""
-
-
 class Supervisor:
     """See the module. The control door (`proxy.control.service`) calls its public methods, in its loop."""
 
@@ -103,11 +98,10 @@ class Supervisor:
         self._reload = reload
         self._clock = SystemClock()
         self._state_file = base / config.state_file
-        self._runtime_dir = base / config.runtime_dir
+        self._folder = RuntimeFolder(base / config.runtime_dir)
         self._engines: dict[str, dict[str, Engine]] = {}
         self._probed: dict[tuple[str, str], tuple[EngineState, float]] = {}
         self._subscribers: list[Callable[[Event], None]] = []
-        self._lock_fd = -1
         self._journal: Journal | None = None
         self._salt_key = b""
         self._orchestrator: Orchestrator | None = None
@@ -139,7 +133,7 @@ class Supervisor:
             raise
 
     async def _start(self) -> None:
-        self._take_folder()
+        self._folder.take()
         self._journal = Journal(self._state_file)
         self._salt_key = self._journal.key("salts")
         self._roster = Roster(self._journal.database)
@@ -150,7 +144,7 @@ class Supervisor:
             for name, service in self.config.service.items()
         )
         workers = self._workers = Workers(
-            self._runtime_dir / "supervisor.sock",
+            self._folder.path / "supervisor.sock",
             self.config.workers,
             _Ears(self),
             withheld=secret_variables(self.config),
@@ -211,31 +205,6 @@ class Supervisor:
         await orchestrator.recover({index: (hello.epochs, hello.runs) for index, hello in hellos.items()})
         await asyncio.gather(*(orchestrator.agree(service) for service in self.config.service))
 
-    def _take_folder(self) -> None:
-        """The runtime folder is ours alone, and no other supervisor uses it."""
-        folder = self._runtime_dir
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                raise StartFailed(f"runtime_dir {folder} is not a folder of this account", hint="set another one")
-            folder.chmod(0o700)
-            self._lock_fd = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StartFailed(
-                f"runtime_dir {folder} cannot be used: {error.strerror}", hint="set another one in the config"
-            ) from error
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(self._lock_fd, 32, 0).decode(errors="replace").strip()
-            raise StartFailed(
-                f"another supervisor (pid {pid or 'unknown'}) runs in {folder}",
-                hint="stop it first, or set another runtime_dir",
-            ) from None
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
-
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
         await cancel_and_wait(*self._probes.values(), *self._measuring)
@@ -251,9 +220,7 @@ class Supervisor:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self._folder.release()
 
     def hurry(self) -> None:
         """Stop without waiting for clients."""

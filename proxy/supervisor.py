@@ -5,35 +5,35 @@ workers, control port. Nothing is served by a new worker before the question who
 
 Order of an end: the control port, the switch under way (undone if that is still possible), the workers with time to
 drain, the admin connections, the state file, the lock.
+
+What it has beside it: `serving` (signals, the control port, what else is put around it), `folder` (the lock), `watching` (what
+is found of the engines), `hearing` (what the workers tell).
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
 import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
 
-from protocols.postgres.console import refusal
 from proxy import ipc
 from proxy.clock import SystemClock
 from proxy.config import AlertsConfig, Config, EngineConfig, LogLevel, encode_effective, reload_diff, reloaded
 from proxy.control.standstill import Standstills
 from proxy.engines import engine_for
-from proxy.engines.engine import Engine, EngineState
-from proxy.engines.figures import Stream
-from proxy.engines.freshness import Freshness
-from proxy.engines.measuring import Measurer
-from proxy.errors import ConfigError, Conflict, NotFound, PlanRefused, ProxyError
+from proxy.engines.engine import Engine
+from proxy.errors import Conflict, NotFound, PlanRefused
 from proxy.folder import RuntimeFolder
+from proxy.hearing import Hearing
 from proxy.hidden import hidden_words, secret_variables
 from proxy.log import hide
 from proxy.log import set_up as set_up_log
@@ -47,45 +47,15 @@ from proxy.switch.orchestrator import Orchestrator
 from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.roster import Roster
-from proxy.switch.views import EngineView, Event, FailoverView, ServiceView, WorkerView
-from proxy.tasks import cancel_and_wait, spawn
+from proxy.switch.views import Event, FailoverView, ServiceView, WorkerView
+from proxy.watching import Watching
 from proxy.workers import Workers
 
 _log = structlog.get_logger("turnout.supervisor")
 
-FRESHNESS_INTERVAL_S: Final = 0.1
-"""Between two looks at how fresh the engines are that reads may go to; services with rules only."""
-
-MEASURE_INTERVAL_S: Final = 1.0
-"""Between two seconds of the stream of figures, each of which the policies are judged by."""
-
 TURN_NS: Final = 20_000_000
 """A turn of this process on a processor while no switch runs, in nanoseconds. Longer than anybody else's (the kernel's own are
 up to 3 ms long): workers and servers that have something to do do not wait for the end of a scrape."""
-
-DRAIN_S: Final = 10.0
-"""Time that sessions get to reach a boundary when Turnout is told to end."""
-
-
-_NOT_YET: Final = refusal("Turnout is starting; try again in a moment", "57P03")
-
-
-class Console(Protocol):
-    """What is needed of `proxy.control.console.AdminConsole`."""
-
-    def asked(self, worker: int, asked: ipc.ConsoleAsked) -> None: ...
-    def stopped(self, worker: int, stopped: ipc.ConsoleStopped) -> None: ...
-    def worker_lost(self, worker: int) -> None: ...
-
-
-class SpanEar(Protocol):
-    """Who makes traces of what workers tell; see `proxy.control.tracing`."""
-
-    def hear(self, told: ipc.QuerySpans) -> None:
-        """Requests that are part of traces."""
-
-    def counts(self) -> dict[str, int]:
-        """Spans by what became of them."""
 
 
 class Supervisor:
@@ -100,27 +70,21 @@ class Supervisor:
         self._state_file = base / config.state_file
         self._folder = RuntimeFolder(base / config.runtime_dir)
         self._engines: dict[str, dict[str, Engine]] = {}
-        self._probed: dict[tuple[str, str], tuple[EngineState, float]] = {}
         self._subscribers: list[Callable[[Event], None]] = []
         self._journal: Journal | None = None
         self._salt_key = b""
         self._orchestrator: Orchestrator | None = None
         self._data_checks: DataChecks | None = None
         self._workers: Workers | None = None
-        self._stream = Stream()
         self._policies: PolicyKeeper | None = None
-        self._measuring: list[asyncio.Task[None]] = []
         self._roster: Roster | None = None
         self._guard: Guard | None = None
-        self._probes: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._watching: Watching | None = None
+        self._hearing: Hearing | None = None
         self.standstills = Standstills(lambda: self.config.service, self._stand)
         """What operators have stopped."""
         self.end: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
         """Stop, as SIGTERM does."""
-        self.console: Console | None = None
-        """Answers the clients of the console; set by whoever has the door."""
-        self.tracing: SpanEar | None = None
-        """Told of queries that are part of traces; None: there are no traces."""
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -134,80 +98,65 @@ class Supervisor:
 
     async def _start(self) -> None:
         self._folder.take()
-        self._journal = Journal(self._state_file)
-        self._salt_key = self._journal.key("salts")
-        self._roster = Roster(self._journal.database)
+        journal = self._journal = Journal(self._state_file)
+        self._salt_key = journal.key("salts")
+        self._roster = Roster(journal.database)
         self.config = self._roster.apply(self.config)
         hide(hidden_words(self.config))
-        self._engines.update(
+        services, engines, clock = self.config.service, self._engines, self._clock
+        engines.update(
             (name, {engine: engine_for(service, engine) for engine in service.engine})
-            for name, service in self.config.service.items()
+            for name, service in services.items()
         )
         workers = self._workers = Workers(
-            self._folder.path / "supervisor.sock",
-            self.config.workers,
-            _Ears(self),
-            withheld=secret_variables(self.config),
+            self._folder.path / "supervisor.sock", self.config.workers, withheld=secret_variables(self.config)
         )
-        self._orchestrator = Orchestrator(
-            self.config.service, self._engines, self._journal, workers, self._clock, self.publish, self.config.workers
+        switches = self._orchestrator = Orchestrator(
+            services, engines, journal, workers, clock, self.publish, self.config.workers
         )
-        self._guard = Guard(
-            self.config.service, self._engines, self._orchestrator, self._journal, workers, self._clock, self.publish
-        )
-        self._guard.preferred = self.preferred_after_failure
-        await workers.listen()
+        guard = self._guard = Guard(services, engines, switches, journal, workers, clock, self.publish)
+        self._hearing = Hearing(workers, switches, guard, self._configuration, self.publish)
+        await workers.listen(self._hearing)
         hellos = await workers.adopt()
         self.standstills.adopt(hello.standstills for hello in hellos.values())
         if any(one.is_paused or one.paused or one.disabled for one in self.standstills.all().values()):
             _log.warning("an operator's pause goes on; RESUME or ENABLE ends it", stopped=self.standstills.all())
         await self._settle(hellos)
+        watching = self._watching = Watching(services, engines, switches, guard, workers, clock, self.publish)
         keeper = self._policies = PolicyKeeper(
-            self.config.service,
-            PolicyStore(self._journal.database),
-            self._stream,
-            self._orchestrator,
-            self._clock,
-            self.publish,
+            services, PolicyStore(journal.database), watching.stream, switches, clock, self.publish
         )
+        guard.preferred = keeper.after_failure
         self.subscribe(keeper.hear)
         self._data_checks = DataChecks(
-            self.config.service,
-            self._engines,
-            DataCheckStore(self._journal.database),
-            self._clock,
+            services,
+            engines,
+            DataCheckStore(journal.database),
+            clock,
             self.publish,
-            active=lambda service: self._switches.standing(service).active,
-            is_switching=lambda service: self._switches.running(service) is not None,
+            active=lambda service: switches.standing(service).active,
+            is_switching=lambda service: switches.running(service) is not None,
         )
         workers.configure_adopted()
         workers.fill()
-        self._orchestrator.watch()
+        switches.watch()
         self._data_checks.take_up()
-        for service, engines in self._engines.items():
-            for engine in engines.values():
-                self._watch(service, engine)
-        self._measuring = [spawn(self._measure(workers, keeper), name="measure engines")]
-        self._measuring += [
-            spawn(self._watch_freshness(name), name=f"freshness of {name}")
-            for name, service in self.config.service.items()
-            if service.route
-        ]
+        watching.begin(keeper.tick)
         await workers.wait_configured()
         self.subscribe(self._give_way)
         ask_for_turns(TURN_NS)
-        _log.info("serving", workers=self.config.workers, services=sorted(self.config.service))
+        _log.info("serving", workers=self.config.workers, services=sorted(services))
 
     async def _settle(self, hellos: dict[int, ipc.Hello]) -> None:
         """Who is active, of each service: ask the journal, then the engines."""
-        orchestrator = self._orchestrator
-        assert orchestrator is not None
-        await orchestrator.recover({index: (hello.epochs, hello.runs) for index, hello in hellos.items()})
-        await asyncio.gather(*(orchestrator.agree(service) for service in self.config.service))
+        switches = self._switches
+        await switches.recover({index: (hello.epochs, hello.runs) for index, hello in hellos.items()})
+        await asyncio.gather(*(switches.agree(service) for service in self.config.service))
 
-    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+    async def stop(self, *, drain_s: float) -> None:
         """Undo or finish what is under way, drain the workers, close everything. May be called after a failed start."""
-        await cancel_and_wait(*self._probes.values(), *self._measuring)
+        if self._watching is not None:
+            await self._watching.stop()
         if self._data_checks is not None:
             await self._data_checks.stop()
         if self._guard is not None:
@@ -239,20 +188,6 @@ class Supervisor:
 
     def _view(self, name: str) -> ServiceView:
         config, standing = self.config.service[name], self._switches.standing(name)
-        engines = []
-        for engine in config.engine:
-            state, probed_at = self._probed.get((name, engine), (None, 0.0))
-            engines.append(
-                EngineView(
-                    name=engine,
-                    address=config.engine[engine].address,
-                    is_active=engine == standing.active,
-                    state=state,
-                    probed_at=probed_at,
-                    figures=self._stream.figures((name, engine)),
-                    deposed=self._guards.deposed(name, engine),
-                )
-            )
         return ServiceView(
             name=name,
             protocol=config.protocol,
@@ -260,7 +195,7 @@ class Supervisor:
             databases=list(config.databases),
             active=standing.active,
             epoch=standing.epoch,
-            engines=engines,
+            engines=self._watched.views(name),
             running=self._switches.running(name),
             failover=self._guards.view(name),
             waiting=self._switches.waiting(name),
@@ -270,14 +205,16 @@ class Supervisor:
         )
 
     @property
+    def hearing(self) -> Hearing:
+        """What the workers tell, and who is told of it."""
+        assert self._hearing is not None, "started"
+        return self._hearing
+
+    @property
     def policies(self) -> PolicyKeeper:
         """The policies, of all services."""
         assert self._policies is not None, "started"
         return self._policies
-
-    def preferred_after_failure(self, service: str) -> str | None:
-        """The engine that a policy wants to take over when the one that serves has failed; None: no policy says."""
-        return self.policies.after_failure(service)
 
     def workers(self) -> list[WorkerView]:
         """One for each worker process."""
@@ -289,7 +226,8 @@ class Supervisor:
 
     def span_counts(self) -> dict[str, int]:
         """Spans by what became of them; empty without traces."""
-        return self.tracing.counts() if self.tracing is not None else {}
+        tracing = self.hearing.tracing
+        return tracing.counts() if tracing is not None else {}
 
     async def sessions(
         self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
@@ -307,7 +245,7 @@ class Supervisor:
 
     def retire_backends(self, service: str, database: str | None, *, ends_sessions: bool) -> None:
         """Have backends closed when they are free, or at once with the sessions that have them."""
-        self._tell_workers(ipc.Retire(service=service, database=database, ends_sessions=ends_sessions))
+        self._crew.tell_all(ipc.Retire(service=service, database=database, ends_sessions=ends_sessions))
 
     async def ready(self, service: str, target: str, plan: SwitchPlan | None = None) -> list[Check]:
         """The readiness report, by the limits of `plan` if there is one. Raises NotFound; Conflict while a switch of the
@@ -322,12 +260,8 @@ class Supervisor:
         `aborted`, with `error` and `remedy`.
         """
         self._known(plan.service)
-        try:
+        with self._written():
             return self._switches.begin(plan)
-        except sqlite3.Error as error:
-            raise PlanRefused(
-                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
-            ) from error
 
     async def wait_switch(self, switch_id: str, timeout: float) -> SwitchRecord:
         """The record once it has ended, or as it is after `timeout` seconds. Raises NotFound."""
@@ -379,7 +313,7 @@ class Supervisor:
         self._change_roster(lambda roster: roster.add(service, name, engine))
         self._put_engines(service, {**self.config.service[service].engine, name: engine})
         added = self._engines[service][name] = engine_for(self.config.service[service], name)
-        self._watch(service, added)
+        self._watched.add(service, added)
         self.publish(Event(kind="engine.added", at=self._clock.wall(), service=service, data={"engine": name}))
 
     async def remove_engine(self, service: str, name: str) -> None:
@@ -406,29 +340,21 @@ class Supervisor:
         del engines[name]
         self._put_engines(service, engines)
         # Out of every index before anything is waited for: one of the same name may be added meanwhile.
-        probe, engine = self._probes.pop((service, name)), self._engines[service].pop(name)
-        await cancel_and_wait(probe)
-        self._probed.pop((service, name), None)
+        engine = self._engines[service].pop(name)
+        await self._watched.remove(service, name)
         await engine.close()
         self.publish(Event(kind="engine.removed", at=self._clock.wall(), service=service, data={"engine": name}))
 
     def _change_roster(self, change: Callable[[Roster], None]) -> None:
         assert self._roster is not None, "started"
-        try:
+        with self._written():
             change(self._roster)
-        except sqlite3.Error as error:
-            raise PlanRefused(
-                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
-            ) from error
 
     def _put_engines(self, service: str, engines: dict[str, EngineConfig]) -> None:
         replace = msgspec.structs.replace
         changed = replace(self.config.service[service], engine=engines)
         self.config = replace(self.config, service={**self.config.service, service: changed})
-        self._switches.reconfigure(self.config.service)
-        self.policies.reconfigure(self.config.service)
-        self._guards.reconfigure(self.config.service)
-        self._crew.tell_all(self._configuration())
+        self._reconfigure()
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
@@ -452,12 +378,8 @@ class Supervisor:
         Raises NotFound, Conflict (it lives, or a switch is under way), PlanRefused (nobody can take over).
         """
         self._known(service)
-        try:
+        with self._written():
             return await self._guards.start(service, target, force=force, by=by, reason=reason)
-        except sqlite3.Error as error:
-            raise PlanRefused(
-                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
-            ) from error
 
     def reload(self) -> tuple[list[str], list[str]]:
         """Read the config again and apply what may be applied. One line for each change that was applied, and for each that
@@ -470,14 +392,10 @@ class Supervisor:
         assert self._roster is not None, "started"
         new = self._roster.apply(self._reload())
         applied, needs_restart = reload_diff(self.config, new)
-        merged = reloaded(self.config, new)
-        self.config = merged
-        hide(hidden_words(merged))
-        set_up_log(merged.log, who="supervisor")
-        self._switches.reconfigure(merged.service)
-        self.policies.reconfigure(merged.service)
-        self._guards.reconfigure(merged.service)
-        self._crew.tell_all(self._configuration())
+        self.config = reloaded(self.config, new)
+        hide(hidden_words(self.config))
+        set_up_log(self.config.log, who="supervisor")
+        self._reconfigure()
         _log.info("config reloaded", applied=applied, needs_restart=needs_restart)
         self.publish(
             Event(
@@ -523,6 +441,29 @@ class Supervisor:
         assert self._workers is not None, "started"
         return self._workers
 
+    @property
+    def _watched(self) -> Watching:
+        assert self._watching is not None, "started"
+        return self._watching
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """What is done in it writes to the state file. Raises PlanRefused: it cannot be written."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise PlanRefused(
+                f"the state file cannot be written: {error}", hint=f"make room for {self._state_file}"
+            ) from error
+
+    def _reconfigure(self) -> None:
+        """Tell everybody of `config`, which is another one now."""
+        self._switches.reconfigure(self.config.service)
+        self.policies.reconfigure(self.config.service)
+        self._guards.reconfigure(self.config.service)
+        self._watched.reconfigure(self.config.service)
+        self._crew.tell_all(self._configuration())
+
     def _give_way(self, event: Event) -> None:
         """To those whom clients wait for. While a switch runs, that is this process."""
         if event.kind in ("switch.phase", "switch.ended"):
@@ -531,12 +472,9 @@ class Supervisor:
 
     def _stand(self, order: ipc.StandStill) -> None:
         """What an operator has stopped has changed."""
-        self._tell_workers(order)
+        self._crew.tell_all(order)
         still = msgspec.to_builtins(order.standstill)
         self.publish(Event(kind="service.stood", at=self._clock.wall(), service=order.service, data=still))
-
-    def _tell_workers(self, order: ipc.Order) -> None:
-        self._crew.tell_all(order)
 
     def _known(self, service: str) -> None:
         if service not in self.config.service:
@@ -555,217 +493,3 @@ class Supervisor:
             salt_key=self._salt_key,
             standstills=self.standstills.all(),
         )
-
-    def _watch(self, service: str, engine: Engine) -> None:
-        task = spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
-        self._probes[service, engine.name] = task
-
-    async def _watch_freshness(self, service: str) -> None:
-        """Tell the workers how fresh the engines are that reads of a service may go to; for ever."""
-        config = self.config.service[service]
-        names = {name for rule in config.route for name in rule.to}
-        freshness = Freshness(self._clock, is_one_server=config.replication == "none")
-        while True:
-            active = self._switches.standing(service).active
-            engines = self._engines[service]
-            readers = {
-                name: (engines[name], self._probed.get((service, name), (None, 0.0))[0])
-                for name in names - {active}
-                if name in engines
-            }
-            serving = self._probed.get((service, active), (None, 0.0))[0]
-            until_ns = await freshness.look(engines[active], readers, serving)
-            self._crew.tell_all(ipc.Fresh(service=service, until_ns=until_ns))
-            await asyncio.sleep(FRESHNESS_INTERVAL_S)
-
-    async def _measure(self, workers: Workers, keeper: PolicyKeeper) -> None:
-        """A second of figures, and a look at the policies; for ever."""
-
-        def last_probe(service: str, engine: str) -> EngineState | None:
-            return self._probed.get((service, engine), (None, 0.0))[0]
-
-        measurer = Measurer(self._stream, self._clock, workers.figures, last_probe)
-        try:
-            while True:
-                began_ns = self._clock.now_ns()
-                await measurer.look(self.config.service, self._engines)
-                keeper.tick()
-                took_s = (self._clock.now_ns() - began_ns) / 1e9
-                await asyncio.sleep(max(0.0, MEASURE_INTERVAL_S - took_s))
-        finally:
-            await measurer.close()
-
-    async def _probe(self, service: str, engine: Engine) -> None:
-        """Look at one engine again and again, for ever."""
-        while True:
-            state = await engine.probe(self._guards.timeout_s(service))
-            before = self._probed.get((service, engine.name))
-            self._probed[(service, engine.name)] = (state, self._clock.wall())
-            if before is None or _essence(before[0]) != _essence(state):
-                self.publish(
-                    Event(
-                        kind="engine.changed",
-                        at=self._clock.wall(),
-                        service=service,
-                        data={
-                            "engine": engine.name,
-                            "is_reachable": state.is_reachable,
-                            "role": state.role.value if state.role else None,
-                            "is_writable": state.is_writable,
-                            "why": state.why,
-                        },
-                    )
-                )
-            self._guards.probed(service, engine.name, state)
-            await self._guards.pause(service, engine.name)
-
-
-class _Ears:
-    """What the workers tell, brought to where it belongs."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-
-    def configuration(self) -> ipc.Configure:
-        return self._supervisor._configuration()
-
-    def worker_joined(self, worker: int, hello: ipc.Hello) -> None:
-        self._supervisor._switches.worker_joined(worker, hello.runs, hello.epochs)
-        self._tell("worker.joined", {"worker": worker, "pid": hello.pid})
-
-    def worker_lost(self, worker: int, why: str) -> None:
-        self._supervisor._switches.worker_lost(worker)
-        if self._supervisor.console is not None:
-            self._supervisor.console.worker_lost(worker)
-        self._tell("worker.lost", {"worker": worker, "why": why})
-
-    def worker_said(self, worker: int, fact: ipc.Fact) -> None:
-        match fact:
-            case ipc.CancelWanted():
-                spawn(self._cancel(worker, fact), name=f"cancel request of worker {worker}")
-            case ipc.KillWanted():
-                spawn(self._kill(worker, fact), name=f"kill of worker {worker}")
-            case ipc.ConsoleAsked():
-                self._ask_console(worker, fact)
-            case ipc.ConsoleStopped():
-                if self._supervisor.console is not None:
-                    self._supervisor.console.stopped(worker, fact)
-            case ipc.QuerySpans():
-                if self._supervisor.tracing is not None:
-                    self._supervisor.tracing.hear(fact)
-            case ipc.EngineLost():
-                _log.warning("a worker lost an engine", worker=worker, engine=fact.engine, why=fact.why)
-                self._supervisor._guards.engine_lost(fact.service, fact.engine, fact.at_ns)
-                self._tell("engine.lost", {"worker": worker, "engine": fact.engine, "why": fact.why}, fact.service)
-                self._supervisor._switches.engine_lost(fact.service, fact.engine, fact.why)
-            case _:
-                self._supervisor._switches.worker_said(worker, fact)
-
-    def _ask_console(self, worker: int, asked: ipc.ConsoleAsked) -> None:
-        if self._supervisor.console is not None:
-            self._supervisor.console.asked(worker, asked)
-            return
-        answer = ipc.ConsoleAnswer(session=asked.session, question=asked.question, data=_NOT_YET)
-        self._supervisor._crew.tell(worker, answer)
-
-    async def _cancel(self, worker: int, wanted: ipc.CancelWanted) -> None:
-        crew = self._supervisor._crew
-        await crew.cancel(wanted.process_id, wanted.secret, but=worker)
-        crew.tell(worker, ipc.CancelDone(request=wanted.request))
-
-    async def _kill(self, worker: int, wanted: ipc.KillWanted) -> None:
-        crew = self._supervisor._crew
-        taken = await crew.kill(wanted, but=worker) or ipc.KillTaken(request=0, is_found=False)
-        crew.tell(
-            worker,
-            ipc.KillDone(
-                request=wanted.request,
-                is_found=taken.is_found,
-                code=taken.code,
-                sqlstate=taken.sqlstate,
-                text=taken.text,
-            ),
-        )
-
-    def _tell(self, kind: str, data: dict[str, Any], service: str = "") -> None:
-        self._supervisor.publish(Event(kind=kind, at=time.time(), service=service, data=data))
-
-
-def _essence(state: EngineState) -> tuple[object, ...]:
-    return (state.is_reachable, state.role, state.is_writable, state.is_replicating)
-
-
-async def _begin(supervisor: Supervisor) -> ProxyError | None:
-    """Start; what an operator has to be told is a value, not the failure of a task."""
-    try:
-        await supervisor.start()
-    except ProxyError as error:
-        return error
-    return None
-
-
-async def serve(config: Config, *, base: Path, reload: Callable[[], Config] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; SIGHUP reloads. Returns the exit code. Raises ProxyError if it cannot begin."""
-    from proxy.control.app import serve_control
-    from proxy.control.console import AdminConsole
-    from proxy.control.service import ControlService
-
-    supervisor = Supervisor(config, base=base, reload=reload)
-    ending = asyncio.Event()
-
-    def end() -> None:
-        if ending.is_set():
-            supervisor.hurry()
-        ending.set()
-
-    def read_again() -> None:
-        try:
-            supervisor.reload()
-        except ConfigError as error:
-            _log.error("the config was not reloaded", error=error.text)
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    starting = spawn(_begin(supervisor), name="start")
-    ended = spawn(ending.wait(), name="wait for a signal to end")
-    await asyncio.wait([starting, ended], return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        await cancel_and_wait(starting)
-        return 0
-    refused = starting.result()
-    if refused is not None:
-        await cancel_and_wait(ended)
-        raise refused
-    loop.add_signal_handler(signal.SIGHUP, read_again)
-    control = tracing = door = None
-    console: AdminConsole | None = None
-    try:
-        door = ControlService(supervisor)
-        supervisor.end = end
-        console = supervisor.console = AdminConsole(door, supervisor.tell_worker)
-        if config.telemetry.endpoint:
-            # A third of a second and some 15 MB, for those who want traces only.
-            from proxy.control.tracing import Tracing
-
-            tracing = supervisor.tracing = Tracing(supervisor, config)
-        supervisor.policies.start_with(door.switch_of_policy)
-        door.alerts.start()
-        control = await serve_control(door, config)
-        # What was made so far lives as long as the process: no collection has to look at it again.
-        gc.collect()
-        gc.freeze()
-        await ending.wait()
-        _log.info("stopping")
-    finally:
-        if control is not None:
-            await control.close()
-        if console is not None:
-            await console.close()
-        if door is not None:
-            await door.alerts.stop()
-        await supervisor.stop(drain_s=DRAIN_S if control is not None else 0.0)
-        if tracing is not None:
-            await tracing.close()
-        await cancel_and_wait(ended)
-    return 0

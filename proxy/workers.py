@@ -103,7 +103,6 @@ class Workers:
         self,
         socket_path: Path,
         wanted: int,
-        ears: Ears,
         *,
         withheld: frozenset[str] = frozenset(),
         command: Sequence[str] = (sys.executable, "-m", "proxy.worker"),
@@ -114,7 +113,7 @@ class Workers:
         self._command = list(command)
         self._path = socket_path
         self._wanted = wanted
-        self._ears = ears
+        self._listener: Ears | None = None
         self._alive: dict[int, _Worker] = {}
         self._restarts: dict[int, int] = {}
         self._backoff: dict[int, int] = {}
@@ -130,8 +129,9 @@ class Workers:
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    async def listen(self) -> None:
-        """Open the socket. Raises WorkerFailed."""
+    async def listen(self, ears: Ears) -> None:
+        """Open the socket; what comes is told to `ears`. Raises WorkerFailed."""
+        self._listener = ears
         if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES_MAX:
             raise WorkerFailed(
                 f"the path {self._path} is too long for a unix socket",
@@ -433,6 +433,11 @@ class Workers:
             self._configure(known)
         self._notify()
         return known
+
+    @property
+    def _ears(self) -> Ears:
+        assert self._listener is not None, "listening"
+        return self._listener
 
     def _configure(self, worker: _Worker) -> None:
         assert worker.hello is not None

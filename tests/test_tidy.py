@@ -61,8 +61,12 @@ def test_native_files_import_downwards_only(path: Path) -> None:
                 "policy",
                 "switch",
                 "engines",
+                "serving",
                 "supervisor",
+                "watching",
+                "hearing",
                 "worker",
+                "workers",
                 "cli",
             }, f"{place} imports {name}: imports point downwards"
 

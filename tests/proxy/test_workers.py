@@ -43,7 +43,7 @@ class Heard:
         self.lost.append(worker)
 
 
-Crew = Callable[..., tuple[Workers, Heard]]
+Crew = Callable[..., Workers]
 
 
 @pytest_asyncio.fixture
@@ -51,10 +51,9 @@ async def crew(tmp_path: Path) -> AsyncIterator[Crew]:
     """Makes crews on one socket; stops each, and no process may be left."""
     made: list[Workers] = []
 
-    def make(wanted: int = 2, **options: frozenset[str]) -> tuple[Workers, Heard]:
-        heard = Heard()
-        made.append(Workers(tmp_path / "s.sock", wanted, heard, command=COMMAND, **options))
-        return made[-1], heard
+    def make(wanted: int = 2, **options: frozenset[str]) -> Workers:
+        made.append(Workers(tmp_path / "s.sock", wanted, command=COMMAND, **options))
+        return made[-1]
 
     yield make
     for one in made:
@@ -63,8 +62,8 @@ async def crew(tmp_path: Path) -> AsyncIterator[Crew]:
     assert left == []
 
 
-async def _started(workers: Workers) -> Workers:
-    await workers.listen()
+async def _started(workers: Workers, heard: Heard | None = None) -> Workers:
+    await workers.listen(heard or Heard())
     await workers.adopt()
     workers.configure_adopted()
     workers.fill()
@@ -90,8 +89,8 @@ async def _abandon(workers: Workers) -> None:
 
 
 async def test_every_index_is_spawned_and_configured(crew: Crew) -> None:
-    workers, heard = crew(3)
-    await _started(workers)
+    workers, heard = crew(3), Heard()
+    await _started(workers, heard)
     assert [view.index for view in workers.views()] == [0, 1, 2]
     assert all(view.is_configured and view.is_connected for view in workers.views())
     assert sorted(worker for worker, _ in heard.joined) == [0, 1, 2]
@@ -99,7 +98,7 @@ async def test_every_index_is_spawned_and_configured(crew: Crew) -> None:
 
 
 async def test_sessions_that_a_worker_tells_in_parts_are_one_list(crew: Crew) -> None:
-    workers, _ = crew(2)
+    workers = crew(2)
     await _started(workers)
     asked = asyncio.ensure_future(workers.sessions())
 
@@ -113,14 +112,14 @@ async def test_sessions_that_a_worker_tells_in_parts_are_one_list(crew: Crew) ->
 
 
 async def test_the_socket_is_for_this_account_only(crew: Crew, tmp_path: Path) -> None:
-    workers, _ = crew(1)
+    workers = crew(1)
     await _started(workers)
     assert (tmp_path / "s.sock").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_worker_that_dies_is_told_and_replaced(crew: Crew) -> None:
-    workers, heard = crew()
-    await _started(workers)
+    workers, heard = crew(), Heard()
+    await _started(workers, heard)
     before = workers.views()[1].pid
     os.kill(before, signal.SIGKILL)
     await until(lambda: heard.lost == [1] and workers.is_ready(), "worker 1 is replaced")
@@ -129,8 +128,8 @@ async def test_a_worker_that_dies_is_told_and_replaced(crew: Crew) -> None:
 
 
 async def test_a_worker_that_is_replaced_ends_surely(crew: Crew) -> None:
-    workers, heard = crew()
-    await _started(workers)
+    workers, heard = crew(), Heard()
+    await _started(workers, heard)
     before = workers.views()[0].pid
     workers.replace(0, "a test")
     await until(lambda: heard.lost == [0] and workers.is_ready(), "worker 0 is replaced")
@@ -142,8 +141,8 @@ async def test_a_worker_that_leaves_the_socket_is_ended_and_replaced(
 ) -> None:
     monkeypatch.setattr(workers, "RECONNECT_GRACE_S", 0.1)
     monkeypatch.setenv("SCRIPTED_MUTE", "1")
-    mute, heard = crew(1)
-    await mute.listen()
+    mute, heard = crew(1), Heard()
+    await mute.listen(heard)
     await mute.adopt()
     mute.configure_adopted()
     mute.fill()
@@ -158,12 +157,12 @@ async def test_a_worker_that_leaves_the_socket_is_ended_and_replaced(
 
 
 async def test_the_workers_of_an_earlier_supervisor_are_adopted(crew: Crew) -> None:
-    first, _ = crew()
+    first = crew()
     await _started(first)
     pids = [view.pid for view in first.views()]
     await _abandon(first)
-    second, heard = crew()
-    await second.listen()
+    second, heard = crew(), Heard()
+    await second.listen(heard)
     hellos = await second.adopt()
     assert sorted(hellos) == [0, 1]
     assert hellos[0].epochs == {"app": 3}
@@ -177,40 +176,40 @@ async def test_the_workers_of_an_earlier_supervisor_are_adopted(crew: Crew) -> N
 
 
 async def test_a_worker_that_a_smaller_config_has_no_place_for_quits(crew: Crew) -> None:
-    first, _ = crew(2)
+    first = crew(2)
     await _started(first)
     surplus = first.views()[1].pid
     await _abandon(first)
-    second, heard = crew(1)
-    await _started(second)
+    second, heard = crew(1), Heard()
+    await _started(second, heard)
     await until(lambda: not psutil.pid_exists(surplus) or psutil.Process(surplus).status() == "zombie", "it quits")
     assert heard.lost == []
 
 
 async def test_a_port_that_is_taken_is_told_at_the_start(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_FAILS", "port 6432 is taken")
-    workers, _ = crew()
+    workers = crew()
     with pytest.raises(WorkerFailed, match="port 6432 is taken"):
         await _started(workers)
 
 
 async def test_a_worker_that_cannot_begin_is_told_at_the_start(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRIPTED_EXIT", "3")
-    workers, _ = crew(1)
+    workers = crew(1)
     with pytest.raises(WorkerFailed, match="ended as it began"):
         await _started(workers)
 
 
 async def test_secrets_do_not_reach_the_environment_of_workers(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "sesame")
-    workers, _ = crew(1, withheld=frozenset({"A_SECRET"}))
+    workers = crew(1, withheld=frozenset({"A_SECRET"}))
     await _started(workers)
     assert "A_SECRET" not in psutil.Process(workers.views()[0].pid).environ()
 
 
 async def test_one_that_does_not_answer_is_left_out(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "ANSWER_TIMEOUT_S", 0.2)
-    both, _ = crew(2)
+    both = crew(2)
     await _started(both)
     os.kill(both.views()[0].pid, signal.SIGSTOP)
     try:
@@ -220,8 +219,8 @@ async def test_one_that_does_not_answer_is_left_out(crew: Crew, monkeypatch: pyt
 
 
 async def test_a_stranger_on_the_socket_is_sent_away(crew: Crew, tmp_path: Path) -> None:
-    workers, heard = crew(1)
-    await _started(workers)
+    workers, heard = crew(1), Heard()
+    await _started(workers, heard)
     reader, writer = await asyncio.open_unix_connection(tmp_path / "s.sock")
     writer.write(b"\xff\xff\xff\xff")
     assert await reader.read() == b""
@@ -238,13 +237,13 @@ async def test_a_socket_path_that_is_too_long_is_one_clear_line(tmp_path: Path) 
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     with pytest.raises(WorkerFailed, match="too long") as refused:
-        await Workers(folder / "s.sock", 1, Heard(), command=COMMAND).listen()
+        await Workers(folder / "s.sock", 1, command=COMMAND).listen(Heard())
     assert "runtime_dir" in refused.value.hint
 
 
 async def test_stopping_tells_the_workers_to_quit_and_removes_the_socket(crew: Crew, tmp_path: Path) -> None:
-    workers, heard = crew()
-    await _started(workers)
+    workers, heard = crew(), Heard()
+    await _started(workers, heard)
     await workers.stop(5.0)
     assert workers.views() == []
     assert heard.lost == []

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 
 from proxy import ipc
+from proxy.asking import Asking
 from proxy.clock import SystemClock
 from proxy.config import AlertsConfig, Config, EngineConfig, LogLevel, encode_effective, reload_diff, reloaded
 from proxy.control.standstill import Standstills
@@ -76,6 +77,7 @@ class Supervisor:
         self._orchestrator: Orchestrator | None = None
         self._data_checks: DataChecks | None = None
         self._workers: Workers | None = None
+        self._asking = Asking()
         self._policies: PolicyKeeper | None = None
         self._roster: Roster | None = None
         self._guard: Guard | None = None
@@ -222,7 +224,7 @@ class Supervisor:
 
     async def figures(self) -> list[ipc.WorkerFigures]:
         """What each worker counts; one that does not answer within a second is left out."""
-        return await self._crew.figures()
+        return await self._asking.ask("figures", self._crew.figures)
 
     def span_counts(self) -> dict[str, int]:
         """Spans by what became of them; empty without traces."""
@@ -233,11 +235,14 @@ class Supervisor:
         self, service: str | None = None, *, session: int | None = None, with_sockets: bool = False
     ) -> list[ipc.Session]:
         """Every client connection, or those of one service, or the one of that number."""
-        return await self._crew.sessions(service, session=session, with_sockets=with_sockets)
+        return await self._asking.ask(
+            ("sessions", service, session, with_sockets),
+            lambda: self._crew.sessions(service, session=session, with_sockets=with_sockets),
+        )
 
     async def backends(self) -> list[ipc.Backend]:
         """Every connection to an engine that is in a pool."""
-        return await self._crew.backends()
+        return await self._asking.ask("backends", self._crew.backends)
 
     async def count_backends(self, service: str, database: str | None) -> ipc.BackendsCounted | None:
         """Of one service, or of one of its databases; None: a worker did not answer."""

@@ -16,10 +16,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 import uvloop
@@ -50,6 +50,8 @@ from proxy.log import set_up as set_up_log
 from proxy.tasks import in_haste, spawn
 from proxy.tls import ListenerTls, TlsProblem, listener_tls
 
+T = TypeVar("T")
+
 _log = structlog.get_logger("turnout.worker")
 
 WIRES: Final[dict[ProtocolName, Wire]] = {"postgresql": postgres.WIRE, "mysql": mysql.WIRE}
@@ -68,7 +70,7 @@ ORPHAN_S: Final = 10.0
 CANCEL_TIMEOUT_S: Final = 5.0
 
 LIST_STEP_NS: Final = 300_000
-"""Time for a part of a list of sessions, in nanoseconds; whoever has asked something is served before the next."""
+"""Time for a part of a list, in nanoseconds; whoever has asked something is served before the next."""
 
 KEEP_S: Final = 1.0
 """How often backends and sessions are looked at for being idle too long."""
@@ -198,8 +200,7 @@ class Worker:
                 left, retired = self.runtimes[order.service].count_backends(order.database)
                 self.emit(ipc.BackendsCounted(request=order.request, left=left, retired=retired))
             case ipc.ListBackends():
-                rows = list(backend_rows(self.runtimes.values(), time.monotonic_ns()))
-                self.emit(ipc.BackendList(request=order.request, backends=rows))
+                spawn(self._tell_backends(order), name="list backends")
             case ipc.ConsoleAnswer():
                 self.console.answer(order)
             case ipc.Share():
@@ -508,7 +509,6 @@ class Worker:
     # --- what is told ---
 
     async def _tell_sessions(self, order: ipc.ListSessions) -> None:
-        """A part at a time, for to look at one session costs some ten microseconds, and there may be thousands."""
         wanted = [
             (runtime, session)
             for runtime in self.runtimes.values()
@@ -516,21 +516,35 @@ class Worker:
             for session in runtime.registry
             if order.session in (None, session.id)
         ]
-        rows: list[ipc.Session] = []
+        rows = (
+            session_row(self.index, runtime, session, time.monotonic_ns(), with_sockets=order.with_sockets)
+            for runtime, session in wanted
+            if session.standing is not Standing.ENDED
+        )
+        await self._tell_in_parts(
+            rows, lambda part, is_last: ipc.SessionList(request=order.request, sessions=part, is_last=is_last)
+        )
+
+    async def _tell_backends(self, order: ipc.ListBackends) -> None:
+        await self._tell_in_parts(
+            backend_rows(list(self.runtimes.values())),
+            lambda part, is_last: ipc.BackendList(request=order.request, backends=part, is_last=is_last),
+        )
+
+    async def _tell_in_parts(self, rows: Iterator[T], told: Callable[[list[T], bool], ipc.Fact]) -> None:
+        """A part at a time, for to look at one costs some ten microseconds, and there may be thousands."""
+        part: list[T] = []
         # However many ask, one list is made at a time.
         async with self._listing:
             until_ns = time.monotonic_ns() + LIST_STEP_NS
-            for runtime, session in wanted:
-                now = time.monotonic_ns()
-                if now >= until_ns:
-                    self.emit(ipc.SessionList(request=order.request, sessions=rows, is_last=False))
-                    rows = []
+            for row in rows:
+                part.append(row)
+                if time.monotonic_ns() >= until_ns:
+                    self.emit(told(part, False))
+                    part = []
                     await asyncio.sleep(0)
-                    now = time.monotonic_ns()
-                    until_ns = now + LIST_STEP_NS
-                if session.standing is not Standing.ENDED:
-                    rows.append(session_row(self.index, runtime, session, now, with_sockets=order.with_sockets))
-        self.emit(ipc.SessionList(request=order.request, sessions=rows))
+                    until_ns = time.monotonic_ns() + LIST_STEP_NS
+        self.emit(told(part, True))
 
     # --- time and the end ---
 

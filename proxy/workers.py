@@ -370,7 +370,7 @@ class Workers:
         waiting = self._requests.get(fact.request)
         if waiting is not None:
             waiting[1].append(fact)
-            if not isinstance(fact, ipc.SessionList) or fact.is_last:
+            if not isinstance(fact, ipc.SessionList | ipc.BackendList) or fact.is_last:
                 self._no_answer_from(index, fact.request)
 
     def _no_answer_from(self, index: int, request: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from proxy import ipc
+from proxy.dataplane.backend import Backend
 from proxy.dataplane.registry import Standing
 from proxy.dataplane.relay import Link, Meter
 from proxy.dataplane.runtime import Runtime
@@ -49,34 +51,45 @@ def session_row(worker: int, runtime: Runtime, session: Session, now_ns: int, *,
     )
 
 
-def backend_rows(runtimes: Iterable[Runtime], now_ns: int) -> Iterator[ipc.Backend]:
-    """Every connection to an engine that is in a pool."""
-    for runtime in runtimes:
-        owners = {session.backend: session for session in runtime.registry if session.backend is not None}
-        for pool in runtime.pools():
-            for backend, state in pool.backends():
-                owner = owners.get(backend)
-                local, tls = _socket_facts(backend.link)
-                since_ns = backend.idle_since_ns
-                if owner is not None and owner.relay is not None:
-                    since_ns = owner.relay.last_request_ns
-                yield ipc.Backend(
-                    service=runtime.name,
-                    engine=backend.engine,
-                    address=backend.address,
-                    database=backend.startup.database,
-                    user=backend.startup.user,
-                    state=state,
-                    session=owner.id if owner is not None else 0,
-                    process_id=backend.facts.process_id,
-                    age_s=(now_ns - backend.opened_ns) / 1e9,
-                    idle_s=(now_ns - since_ns) / 1e9,
-                    is_retired=backend.is_doubtful,
-                    local=local,
-                    tls=tls,
-                    application=dict(backend.startup.parameters).get("application_name", ""),
-                    statements=len(backend.notes.get("statements", ())),
-                )
+def backend_rows(runtimes: Sequence[Runtime]) -> Iterator[ipc.Backend]:
+    """Every connection to an engine that is in a pool. Who walks may let others work in between: a backend is told once, with
+    the state that it had in the beginning."""
+    there = [
+        (runtime, backend, state)
+        for runtime in runtimes
+        for pool in runtime.pools()
+        for backend, state in pool.backends()
+    ]
+    owners = {
+        session.backend: session for runtime in runtimes for session in runtime.registry if session.backend is not None
+    }
+    for runtime, backend, state in there:
+        yield _backend_row(runtime, backend, state, owners.get(backend))
+
+
+def _backend_row(runtime: Runtime, backend: Backend, state: str, owner: Session | None) -> ipc.Backend:
+    now_ns = time.monotonic_ns()
+    local, tls = _socket_facts(backend.link)
+    since_ns = backend.idle_since_ns
+    if owner is not None and owner.relay is not None:
+        since_ns = owner.relay.last_request_ns
+    return ipc.Backend(
+        service=runtime.name,
+        engine=backend.engine,
+        address=backend.address,
+        database=backend.startup.database,
+        user=backend.startup.user,
+        state=state,
+        session=owner.id if owner is not None else 0,
+        process_id=backend.facts.process_id,
+        age_s=(now_ns - backend.opened_ns) / 1e9,
+        idle_s=(now_ns - since_ns) / 1e9,
+        is_retired=backend.is_doubtful,
+        local=local,
+        tls=tls,
+        application=dict(backend.startup.parameters).get("application_name", ""),
+        statements=len(backend.notes.get("statements", ())),
+    )
 
 
 def worker_figures(request: int, worker: int, runtimes: Iterable[Runtime], lags: Lengths) -> ipc.WorkerFigures:

@@ -81,10 +81,11 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendList(Message, tag=True, frozen=True, kw_only=True):
-    """All of a worker."""
+    """A part of the answer; a worker goes on serving between two."""
 
     request: int
     backends: list[Backend]
+    is_last: bool = True
 
 
 class BackendsCounted(Message, tag=True, frozen=True, kw_only=True):

@@ -61,7 +61,7 @@ class CountBackends(Message, tag=True, frozen=True, kw_only=True):
 
 
 class ListBackends(Message, tag=True, frozen=True, kw_only=True):
-    """Answered by BackendList."""
+    """Answered by BackendList, in one part or more."""
 
     request: int
 

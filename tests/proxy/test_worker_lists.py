@@ -33,12 +33,31 @@ class Client:
         return Grade.A, []
 
 
+class Connection:
+    """As much of a backend as a list needs. To look at it takes a fifth of a part's time."""
+
+    engine, opened_ns, idle_since_ns, is_doubtful = "blue", 0, 0, False
+    startup = SimpleNamespace(database="shop", user="app", parameters=())
+    link = SimpleNamespace(ssl=None, is_open=False)
+    notes: dict[str, Any] = {}  # noqa: RUF012  nobody writes to it
+
+    def __init__(self, number: int) -> None:
+        self.facts = SimpleNamespace(process_id=number)
+
+    @property
+    def address(self) -> str:
+        until_ns = time.monotonic_ns() + LIST_STEP_NS // 5
+        while time.monotonic_ns() < until_ns:
+            pass
+        return "127.0.0.1:5432"
+
+
 class Scene:
     """A worker with so many clients, and what it tells."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.worker = Worker(0, folder / "supervisor.sock")
-        self.told: list[ipc.SessionList] = []
+        self.told: list[Any] = []
         self.worker.emit = self._hear  # type: ignore[method-assign,assignment]
         self.lists: asyncio.Queue[int] = asyncio.Queue()
         """Requests whose last part was told."""
@@ -48,10 +67,14 @@ class Scene:
         for client in self.clients:
             registry.add(client)
         wire: Any = SimpleNamespace(name="postgresql")
-        self.worker.runtimes["shop"] = SimpleNamespace(name="shop", wire=wire, registry=registry)  # type: ignore[assignment]
+        self.connections = [(Connection(number), "idle") for number in range(count)]
+        pool = SimpleNamespace(backends=lambda: iter(self.connections))
+        self.worker.runtimes["shop"] = SimpleNamespace(  # type: ignore[assignment]
+            name="shop", wire=wire, registry=registry, pools=lambda: [pool]
+        )
         self.registry = registry
 
-    def _hear(self, part: ipc.SessionList) -> None:
+    def _hear(self, part: ipc.SessionList | ipc.BackendList) -> None:
         self.told.append(part)
         if len(self.told) == 1:
             self.at_first_part()
@@ -84,6 +107,28 @@ async def test_others_have_their_turn_between_two_parts_of_a_list(scene: Scene) 
     assert len(scene.told) >= 5
     assert max(len(part.sessions) for part in scene.told) <= 5
     assert set(turns) >= {sum(len(part.sessions) for part in scene.told[:some]) for some in range(len(scene.told))}
+
+
+async def test_a_list_of_backends_is_made_in_parts_and_tells_each_once(scene: Scene) -> None:
+    turns: list[int] = []
+
+    async def serve() -> None:
+        while not (scene.told and scene.told[-1].is_last):
+            turns.append(len(scene.told))
+            await asyncio.sleep(0)
+
+    # One that is lent meanwhile stands elsewhere in its pool.
+    scene.at_first_part = lambda: scene.connections.append(scene.connections.pop(0))
+
+    async def ask() -> None:
+        scene.worker._obey(ipc.ListBackends(request=1))
+        await scene.lists.get()
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(ask(), serve())
+    assert [one.process_id for part in scene.told for one in part.backends] == list(range(40))
+    assert max(len(part.backends) for part in scene.told) <= 5
+    assert set(turns) >= set(range(len(scene.told)))
 
 
 async def test_who_leaves_while_a_list_is_made_is_not_in_it(scene: Scene) -> None:

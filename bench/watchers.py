@@ -32,7 +32,11 @@ async def _ask(
     await asyncio.sleep(offset_s)
     while True:
         for path in paths:
-            (await client.get(path)).raise_for_status()
+            answer = await client.get(path)
+            if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                # As the page does: it shows what it has, and asks again the next time.
+                continue
+            answer.raise_for_status()
         begun.set()
         await asyncio.sleep(every_s)
 

@@ -86,9 +86,9 @@ class ControlConfig(Table, frozen=True, kw_only=True):
     count by their address, and get a tenth."""
     processor_share: Annotated[float, Meta(gt=0, le=1, extra=RELOADABLE)] = 0.03
     """Share of one processor that it may take to answer one caller at one address, in the long run; a quarter of a second of
-    its time at once. Beyond that the caller's requests wait for their turn, three seconds at most; one that would have to wait
-    longer is answered 429. Changes asked for by an operator or admin, `/metrics`, the stream of events, and health neither wait
-    nor count. 1: no limit."""
+    its time at once. Beyond that the caller's requests wait for their turn, three seconds at most, those of the connection
+    that has cost least lately first; one that would have to wait longer is answered 429. Changes asked for by an operator or
+    admin, `/metrics`, the stream of events, and health neither wait nor count. 1: no limit."""
     requests_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
     """Most requests at the same time; one more is answered 503."""
     body_bytes_max: Annotated[int, Meta(ge=1_024, le=16 * 1024 * 1024)] = 64 * 1024

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from proxy.config import Config, parse_address
+from proxy.control.pace import Use
 from proxy.control.rest import build_app
 from proxy.control.service import ControlService
 from proxy.errors import ConfigError
@@ -30,13 +31,13 @@ SPARE_CONNECTIONS: Final = 200
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with what is known of the connection in the state of each request's scope: the client certificate, and `ends`,
-    which is done as soon as the client has left or the control port is closed."""
+    """uvicorn's, with what is known of the connection in the state of each request's scope: the client certificate; `ends`,
+    which is done as soon as the client has left or the control port is closed; and `use`, what was spent for it lately."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._ends: asyncio.Future[None] = self.loop.create_future()
-        self.app_state = {**self.app_state, "ends": self._ends}
+        self.app_state = {**self.app_state, "ends": self._ends, "use": Use()}
         certificate = transport.get_extra_info("peercert")
         if certificate:  # verified: without a CA file none is asked for
             self.app_state["certificate"] = certificate

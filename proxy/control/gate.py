@@ -22,7 +22,7 @@ from proxy.config import ControlConfig
 from proxy.control.access import Access, show_client
 from proxy.control.answers import ANSWER_BYTES_MAX, KEY_LENGTH_MAX, Answer, Answers
 from proxy.control.audit import AuditLog
-from proxy.control.pace import WAIT_MAX_S, WAITING_MAX, Allowances, Bill
+from proxy.control.pace import WAIT_MAX_S, Allowance, Allowances, Bill, Turn, Use
 from proxy.control.rates import Rates
 from proxy.control.roles import Caller, Role
 from proxy.errors import ControlError
@@ -129,30 +129,46 @@ class Gate:
         client = scope.get("client")
         # Several people may show one token: each at a machine of their own.
         allowance = self._allowances.of(f"{caller.subject} at {client[0] if client else ''}", now_s)
-        wait_s, given_s = allowance.take(now_s, self._allowances.share)
-        bill.charge(allowance, given_s)
-        if not wait_s:
-            return
-        if wait_s > WAIT_MAX_S or allowance.waiting >= WAITING_MAX:
-            bill.waive()
-            raise TooMany(
-                "to answer this caller takes more than its share of a processor",
-                hint="ask more slowly, or for less; see `processor_share`",
-                retry_after_s=wait_s,
-            )
-        bill.pause()
-        allowance.waiting += 1
+        # What is not served by `proxy.control.app` has no connections to tell apart.
+        use = scope["state"].setdefault("use", Use())
+        given_s = allowance.take(now_s, self._allowances.share)
+        if given_s is None:
+            bill.pause()
+            given_s = await self._stand(scope, allowance, use)
+            bill.resume()
+        bill.charge(allowance, given_s, use)
+
+    async def _stand(self, scope: Scope, allowance: Allowance, use: Use) -> float:
+        """In line until its turn comes: the processor time that it is given then, in seconds."""
+        loop = asyncio.get_running_loop()
+        come: asyncio.Future[bool] = loop.create_future()
+        turn = Turn(come.set_result)
+        late_s = allowance.stand(turn, use, self._allowances.share)
+        if late_s is not None:
+            raise _too_greedy(late_s)
+        if not allowance.is_watched:
+            self._call(allowance)
         try:
-            ended = await _ends_within(scope, wait_s)
-        except asyncio.CancelledError:
-            bill.waive()
-            raise
+            ends: asyncio.Future[None] | None = scope["state"].get("ends")
+            waited = (come,) if ends is None else (come, ends)
+            await asyncio.wait(waited, timeout=WAIT_MAX_S, return_when=asyncio.FIRST_COMPLETED)
+            if come.done() and come.result() and (ends is None or not ends.done()):
+                given_s, turn.given_s = turn.given_s, 0.0
+                return given_s
+            if ends is not None and ends.done():
+                raise Busy("the connection ends", hint="ask again on another one")
+            raise _too_greedy(WAIT_MAX_S)
         finally:
-            allowance.waiting -= 1
-        bill.resume()
-        if ended:
-            bill.waive()
-            raise Busy("the connection ends", hint="ask again on another one")
+            turn.leave()
+            # What was given, and is not taken.
+            allowance.settle(turn.given_s, None)
+
+    def _call(self, allowance: Allowance) -> None:
+        """Those whose turn has come, as long as somebody waits."""
+        wait_s = allowance.next_s(time.monotonic(), self._allowances.share)
+        allowance.is_watched = wait_s is not None
+        if wait_s is not None:
+            asyncio.get_running_loop().call_later(wait_s, self._call, allowance)
 
     async def _let_in(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, caller: Caller) -> None:
         headers = _headers(scope)
@@ -268,14 +284,12 @@ def _bill(scope: Scope) -> Bill:
     return bill
 
 
-async def _ends_within(scope: Scope, wait_s: float) -> bool:
-    """Wait so long, or until the connection ends: the client leaves, or the control port is closed."""
-    ends: asyncio.Future[None] | None = scope["state"].get("ends")
-    if ends is None:  # not served by `proxy.control.app`
-        await asyncio.sleep(wait_s)
-        return False
-    await asyncio.wait([ends], timeout=wait_s)
-    return ends.done()
+def _too_greedy(late_s: float) -> TooMany:
+    return TooMany(
+        "to answer this caller takes more than its share of a processor",
+        hint="ask more slowly, or for less; see `processor_share`",
+        retry_after_s=late_s,
+    )
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from typing import Any, Final
 
 from litestar import Litestar, asgi
@@ -79,7 +80,7 @@ class _Application(Litestar):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            bill.close()
+            bill.close(time.monotonic())
 
     @staticmethod
     def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:

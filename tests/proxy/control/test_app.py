@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import time
@@ -122,6 +123,53 @@ async def test_a_caller_who_takes_more_than_its_share_waits_and_is_answered() ->
             assert (await client.get("/v1/status")).status_code == 200
         assert time.monotonic() - began >= 3 * 0.05 - 0.01
     await server.close()
+
+
+class Connection:
+    """One that is kept, as a browser's is."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    def ask(self) -> None:
+        self.writer.write(
+            b"GET /v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ops-token-0123456789\r\n\r\n"
+        )
+
+    async def answer(self) -> float:
+        """When it came."""
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        assert length is not None
+        await self._reader.readexactly(int(length[1]))
+        return time.monotonic()
+
+
+@pytest.mark.usefixtures("priced")
+async def test_who_asks_now_and_then_goes_before_who_asks_all_the_time() -> None:
+    server, client = await serve_with_turns(wait_s=0.1)
+    host, _, port = server.addresses[0].rpartition(":")
+    page, script = [Connection(*await asyncio.open_connection(host, int(port))) for _ in range(2)]
+    try:
+        async with asyncio.timeout(5):
+            page.ask()
+            await page.answer()
+            for _ in range(3):
+                script.ask()
+                await script.answer()
+            script.ask()
+            # Answered at once, and behind the script's request.
+            assert (await client.get("/healthz")).status_code == 200
+            page.ask()
+            answered = await asyncio.gather(page.answer(), script.answer())
+        assert answered[0] < answered[1]
+    finally:
+        page.writer.close()
+        script.writer.close()
+        await client.aclose()
+        await server.close()
 
 
 @pytest.mark.usefixtures("priced")

@@ -323,7 +323,7 @@ class Supervisor:
 
     async def remove_engine(self, service: str, name: str) -> None:
         """Forget an engine that does not serve; kept over restarts. Raises NotFound; Conflict: it serves, it takes part in
-        the switch under way, or it is the last one; PlanRefused: the state file cannot be written."""
+        the switch under way or one that waits, or it is the last one; PlanRefused: the state file cannot be written."""
         self._known(service)
         engines = dict(self.config.service[service].engine)
         if name not in engines:
@@ -333,6 +333,11 @@ class Supervisor:
             raise Conflict(f"engine {name!r} takes part in switch {running.id}", hint="wait until it has ended")
         if name == self._switches.standing(service).active:
             raise Conflict(f"engine {name!r} serves {service!r}", hint="switch to another engine first")
+        for waiting in self._switches.waiting(service):
+            if waiting.target == name:
+                raise Conflict(
+                    f"switch {waiting.id} to engine {name!r} waits for its turn", hint="cancel that switch first"
+                )
         for policy in self.policies.policies(service):
             if policy.target_engine == name:
                 raise Conflict(f"policy {policy.name!r} goes to engine {name!r}", hint="remove that policy first")

@@ -14,6 +14,9 @@ from protocols.postgres.constants import SQLSTATE_FEATURE_NOT_SUPPORTED
 from protocols.postgres.framing import Framer
 from protocols.postgres.messages import Reader, build, build_error, build_ready, readable
 
+SPEAKS_AS: Final = "1.24.1"
+"""Version of PgBouncer whose console this is; programs judge by it which columns there are."""
+
 QUESTION_BYTES_MAX: Final = 16 * 1024
 """Longest message of a client. PgBouncer's bound is its `pkt_buf`, 4,096 by default."""
 

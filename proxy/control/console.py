@@ -23,7 +23,7 @@ from typing import Final
 
 import structlog
 
-from protocols.postgres.console import done, notice, refusal, table
+from protocols.postgres.console import SPEAKS_AS, done, notice, refusal, table
 from proxy import VERSION, ipc
 from proxy.control import console_tables as tables
 from proxy.control.console_tables import Sight
@@ -36,9 +36,6 @@ from proxy.switch.state import ENDED, Phase
 from proxy.tasks import again, cancel_and_wait, spawn
 
 _log = structlog.get_logger("turnout.console")
-
-SPEAKS_AS: Final = "1.24.1"
-"""Version of PgBouncer whose console this is; programs judge by it which columns there are."""
 
 STATS_PERIOD_S: Final = 60.0
 """PgBouncer's `stats_period`: what the averages are taken over."""

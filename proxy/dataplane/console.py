@@ -33,13 +33,10 @@ CLIENTS_MAX: Final = 100
 DRAIN_LOOK_S: Final = 0.02
 """How often a client that has not read its last answer is looked at; until it has, it is not asked for another question."""
 
-SPEAKS_AS: Final = "1.24.1"
-"""Version of PgBouncer whose console this is."""
-
 FACTS: Final = BackendFacts(
-    f"{SPEAKS_AS}/bouncer",
+    f"{words.SPEAKS_AS}/bouncer",
     parameters={
-        "server_version": f"{SPEAKS_AS}/bouncer",
+        "server_version": f"{words.SPEAKS_AS}/bouncer",
         "client_encoding": "UTF8",
         "server_encoding": "UTF8",
         "DateStyle": "ISO",

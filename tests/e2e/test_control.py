@@ -136,6 +136,14 @@ async def test_an_engine_that_was_added_or_removed_stays_so_over_a_restart(
     try:
         session = await log_in(turnout)
         async with turnout.control() as client:
+            planned = await client.post(
+                "/v1/services/app/switch", json={"target_engine": postgres_pair.standby.name, "in_seconds": 3_600}
+            )
+            assert planned.status_code == 202, planned.text
+            refused = await client.delete(f"{base}/{postgres_pair.standby.name}")
+            assert (refused.status_code, "cancel that switch first" in refused.text) == (409, True)
+            cancelled = await client.post(f"/v1/switches/{planned.json()['id']}/cancel")
+            assert cancelled.is_success, cancelled.text
             removed = await client.delete(f"{base}/{postgres_pair.standby.name}")
             assert removed.status_code == 204, removed.text
             refused = await client.delete(f"{base}/{postgres_pair.primary.name}")

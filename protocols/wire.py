@@ -18,10 +18,10 @@ FETCH    The message at `stop`, `message_size` bytes with its header, has to be 
 SWALLOW  The message at `stop`, `message_size` bytes, is dropped: nobody but the proxy asked for it.
 GATE     (client only) Nothing from `stop` on may reach a server now: no backend is linked, or the gate is closing
          for a switch. The relay keeps the rest, stops reading, and scans it again when the gate may have opened.
-EDIT     (client only) The `message_size` bytes at `stop`, all of them in the chunk, are replaced by the first
-         `edited_size` bytes of `edited`, which hold until the next scan. For what is common: no object is made.
+EDIT     The `message_size` bytes at `stop`, all of them in the chunk, are replaced by the first `edited_size` bytes of
+         `edited`, which hold until the next scan. For what is common: no object is made.
 INVENT   (server only) Before going on at `stop`, `take_invented()` goes to the client: the answer to something that
-         the proxy did not pass on.
+         the proxy did not pass on. `has_invented` says the same behind a message that was FETCHed or EDITed.
 
 After a scan the tracker's state stands at `stop`. Scanning the same bytes in other cuts gives the same messages and the
 same state. A message that began in one chunk and goes on in the next is counted down inside; its bytes are FORWARD.

@@ -41,6 +41,12 @@ cdef enum:
     SERVER_SESSION_STATE_CHANGED = 0x4000
 
 cdef enum:
+    TRACK_SCHEMA = 1
+    TRACK_STATE_CHANGE = 2
+    TRACK_TRANSACTION_CHARACTERISTICS = 4
+    TRACK_TRANSACTION_STATE = 5
+
+cdef enum:
     COM_QUIT = 0x01
     COM_INIT_DB = 0x02
     COM_QUERY = 0x03
@@ -313,6 +319,8 @@ cdef class MysqlTracker(Tracker):
         bint _is_told
         # The client asked for tracking itself.
         bint _is_shown
+        # The ledger has it from the server that no table is locked, and from no text since that one may be.
+        bint _is_unlocked
         # Where the info of the OK read last stands, from its packet's beginning.
         Py_ssize_t _info_at
 
@@ -384,7 +392,18 @@ cdef class MysqlTracker(Tracker):
     cdef bint _is_small_talk(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end
     ) noexcept
-    cdef int _fetch_told(self, Py_ssize_t position, Py_ssize_t size, int sequence) except -1
+    @cython.locals(is_plain=bint, edited=bytearray)
+    cdef int _judge_told(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end, int sequence
+    ) except -1
+    @cython.locals(
+        stop=Py_ssize_t, flags=Py_ssize_t, at=Py_ssize_t, last=Py_ssize_t, index=Py_ssize_t, edited=bytearray
+    )
+    cdef bint _strip_told(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end, int sequence
+    ) except -1
+    @cython.locals(special=int, kind=int, body=Py_ssize_t)
+    cdef bint _note_plain(self, const unsigned char* data, Py_ssize_t at, Py_ssize_t last) noexcept
     cdef bint _head_is_large(self) noexcept
     cdef bint _client_is_on_its_way(self) noexcept
     cdef int _end_status(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size) except -1

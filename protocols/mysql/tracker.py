@@ -63,7 +63,7 @@ anything. In an execute each type has a name behind it, which is not kept: no st
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import cython
 
@@ -144,6 +144,10 @@ if not cython.compiled:
         SERVER_STATUS_IN_TRANS,
         SERVER_STATUS_LAST_ROW_SENT,
         SERVER_STATUS_NO_BACKSLASH_ESCAPES,
+        TRACK_SCHEMA,
+        TRACK_STATE_CHANGE,
+        TRACK_TRANSACTION_CHARACTERISTICS,
+        TRACK_TRANSACTION_STATE,
     )
     from protocols.mysql.state import (
         ENTRY_ANSWER,
@@ -204,6 +208,10 @@ if not cython.compiled:
 if TYPE_CHECKING:
     from protocols.mysql.ledger import MysqlLedger
     from protocols.wire import BackendFacts, ErrorReply
+
+_EDITED: Final = bytearray(278)
+"""What EDIT puts in a packet's place. The longest is an OK that was stripped: header (4), what stands before its info (23 at
+most), and an info whose length takes one byte (1 + 250)."""
 
 
 class Statement:
@@ -509,7 +517,7 @@ class MysqlTracker(Tracker):
         self._scans_text = False
         self._text = TextScan()
         self._is_server_packed = False
-        self.edited = bytearray(4)
+        self.edited = _EDITED
         self._ring = bytearray(8 * 16)
         self._head = 0
         self._count = 0
@@ -550,6 +558,7 @@ class MysqlTracker(Tracker):
         self._info_at = 0
         self._has_told = False
         self._is_told = False
+        self._is_unlocked = False
         self._ok_insert_id = 0
         self._insert_id = 0
         self._is_insert_id_elsewhere = False
@@ -1333,6 +1342,7 @@ class MysqlTracker(Tracker):
         if not self._client_is_tail:
             # It was refused before its text was complete.
             self.ledger.note_text(found, text, True)
+            self._is_unlocked = False
             self.ledger_news = LEDGER_TOUCHED
             return
         entry = 8 * ((self._head + self._count - 1) % self._capacity) + 2
@@ -1368,6 +1378,7 @@ class MysqlTracker(Tracker):
             is_one_shot = self.ledger.note_text(
                 found, text, is_error, in_transaction=self._status & SERVER_STATUS_IN_TRANS != 0
             )
+            self._is_unlocked = False
             self.ledger_news = LEDGER_TOUCHED
             if self.ledger.own_tracking:
                 self._note_own_tracking()
@@ -1590,7 +1601,7 @@ class MysqlTracker(Tracker):
                 if is_end:
                     status = self._end_status(data, position, size)
                     if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
-                        return self._fetch_told(position, size, sequence)
+                        return self._judge_told(data, position, size, end, sequence)
                     self._set_status(status)
                     if status & SERVER_MORE_RESULTS_EXISTS:
                         self._phase = P_RESULT
@@ -1607,7 +1618,7 @@ class MysqlTracker(Tracker):
                 if first == OK:
                     status = self._ok_status(data, position, size)
                     if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
-                        return self._fetch_told(position, size, sequence)
+                        return self._judge_told(data, position, size, end, sequence)
                     self._set_status(status)
                     if self._ok_insert_id != 0:
                         self._insert_id = self._ok_insert_id
@@ -1632,11 +1643,11 @@ class MysqlTracker(Tracker):
                 if first == OK:
                     status = self._ok_status(data, position, size)
                     if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
-                        return self._fetch_told(position, size, sequence)
+                        return self._judge_told(data, position, size, end, sequence)
                 elif is_end:
                     status = self._end_status(data, position, size)
                     if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
-                        return self._fetch_told(position, size, sequence)
+                        return self._judge_told(data, position, size, end, sequence)
                 else:
                     raise ProtocolViolation("server", "neither OK nor ERR")
                 self._set_status(status)
@@ -1646,7 +1657,7 @@ class MysqlTracker(Tracker):
                     raise ProtocolViolation("server", "no EOF after the column definitions")
                 status = self._eof_status(data, position, size)
                 if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
-                    return self._fetch_told(position, size, sequence)
+                    return self._judge_told(data, position, size, end, sequence)
                 self._set_status(status)
                 if phase == P_COLUMNS_END and not (status & SERVER_STATUS_CURSOR_EXISTS):
                     self._phase = P_ROWS
@@ -1659,7 +1670,7 @@ class MysqlTracker(Tracker):
                 if is_end:
                     status = self._end_status(data, position, size)
                     if status & SERVER_SESSION_STATE_CHANGED and self._wants_told(data, position, size, end):
-                        return self._fetch_told(position, size, sequence)
+                        return self._judge_told(data, position, size, end, sequence)
                     self._set_status(status)
                     self._finish(False)
                 elif first == OK or first == LOCAL_INFILE or first == EOF:
@@ -1708,14 +1719,82 @@ class MysqlTracker(Tracker):
             return data[at + 4] == 115 and data[at + 5] == 116 and data[at + 14] == 105  # statement_id
         return data[at + 3] == 9 and data[at + 4] == 108 and data[at + 9] == 103  # last_gtid
 
-    def _fetch_told(self, position: int, size: int, sequence: int) -> int:
-        """Take the packet's judgement back: it is fetched first."""
+    def _judge_told(self, data: bytes, position: int, size: int, end: int, sequence: int) -> int:
+        """Take the packet's judgement back: it is judged without what it tells, if that is nothing new, or fetched first."""
         self._server_left = 0
         self._server_sequence = sequence
-        self._has_told = True
+        is_plain = self._strip_told(data, position, size, end, sequence)
+        if is_plain:
+            edited = self.edited
+            self._is_told = True
+            self.scan_server(edited, 0, self.edited_size)  # type: ignore[arg-type]  # compiled it is a pointer
+            self._is_told = False
+        self._has_told = not is_plain
         self.stop = position
         self.message_size = 4 + size
-        return FETCH
+        return EDIT if is_plain else FETCH
+
+    def _strip_told(self, data: bytes, position: int, size: int, end: int, sequence: int) -> bool:
+        """Put an OK that tells of changes, or an EOF that says that there are some, into `edited` without them, as
+        `_take_told` would. Not so where the client is shown some or the ledger has to be told, and not of an OK that does
+        not stand in `data` as a whole or has a length of more than one byte behind its flags."""
+        if self._is_shown:
+            return False
+        stop = 9
+        flags = 8
+        if data[position + 4] == EOF and not self._deprecates_eof:
+            if not data[position + 7] & SERVER_STATUS_IN_TRANS:
+                return False
+        else:
+            at = position + self._info_at
+            last = position + 4 + size
+            if last > end or at >= last or data[at] >= 0xFB:
+                return False
+            stop = self._info_at
+            flags = stop - 3
+            if data[at]:
+                stop += 1 + data[at]
+            at += 1 + data[at]
+            if at >= last or data[at] >= 0xFB or at + 1 + data[at] != last or not self._note_plain(data, at + 1, last):
+                return False
+        edited = self.edited
+        edited[0] = (stop - 4) & 0xFF
+        edited[1] = (stop - 4) >> 8
+        edited[2] = 0
+        edited[3] = sequence
+        index = 4
+        while index < stop:
+            edited[index] = data[position + index]
+            index += 1
+        # Bits 8 to 15 of the status, where it is set.
+        edited[flags] ^= SERVER_SESSION_STATE_CHANGED >> 8
+        self.edited_size = stop
+        return True
+
+    def _note_plain(self, data: bytes, at: int, last: int) -> bool:
+        """Note what the entries in `data[at:last]` tell, as `_take_told` would, if the ledger need not hear of any. False:
+        it must, or a length is of more than one byte or wrong, and nothing was noted."""
+        special = -1
+        while at < last:
+            kind = data[at]
+            body = at + 2
+            if body > last or data[at + 1] >= 0xFB:
+                return False
+            at = body + data[at + 1]
+            if at > last:
+                return False
+            if kind == TRACK_TRANSACTION_CHARACTERISTICS or kind == TRACK_TRANSACTION_STATE:
+                if body == at or data[body] >= 0xFB or body + 1 + data[body] > at:
+                    return False
+                if kind == TRACK_TRANSACTION_CHARACTERISTICS:
+                    special = data[body]
+                elif not self._is_unlocked or (data[body] > 7 and data[body + 8] == 0x4C):  # L
+                    return False
+            elif kind == TRACK_SCHEMA or (kind == TRACK_STATE_CHANGE and at > body and data[at - 1] == 0x31):  # 1
+                return False
+        if self._is_told_of and special >= 0:
+            self._is_one_shot = special > 0
+        return True
 
     def _take_told(self, message: bytes) -> bytes:
         """An OK that tells of changes, or an EOF that says that there are some: note them, judge it, and return it as the
@@ -1733,6 +1812,8 @@ class MysqlTracker(Tracker):
         else:
             head, info, entries = take_apart(message[4:])
             told = read(entries)
+            if told.has_locked_tables is not None:
+                self._is_unlocked = not told.has_locked_tables
             if self.ledger.note_told(told):
                 self.ledger_news = LEDGER_TOUCHED
             if self._is_told_of and told.characteristics is not None:

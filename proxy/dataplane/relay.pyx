@@ -2119,6 +2119,8 @@ cdef class Relay:
                         <const unsigned char*> PyByteArray_AS_STRING(tracker.edited), tracker.edited_size
                     )
                     at = sent = stop + tracker.message_size
+                    if tracker.has_invented:
+                        self._tell_invented()
                 elif verdict == SWALLOW:
                     self._server_skip = tracker.message_size
                 elif verdict == INVENT:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from protocols.codes import FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
+from protocols.codes import EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, SWALLOW
 from protocols.mysql import WIRE
 from protocols.mysql import constants as c
 from protocols.mysql.ledger import MysqlLedger
@@ -291,6 +291,14 @@ class Relay:
                 self.to_client += tracker.take_invented()
                 continue
             assert tracker.message_size >= 1
+            if verdict == EDIT:
+                edited = bytes(tracker.edited[: tracker.edited_size])
+                assert len(side.take(tracker.message_size)) == tracker.message_size, "all of it is in the chunk"
+                send(edited)
+                self._invent()
+                if not side.kept:
+                    return
+                continue
             if verdict == FETCH:
                 side.fetch = tracker.message_size
             else:

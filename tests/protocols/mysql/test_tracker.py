@@ -1235,8 +1235,9 @@ def test_the_server_may_be_asked_where_nothing_can_be_read_of_the_last_statement
 
 @pytest.mark.skipif(IS_READABLE, reason="the compiled tracker's promise")
 def test_a_scan_in_the_steady_state_creates_no_object() -> None:
-    relay = Relay()
+    relay = Relay(facts=TRACKING_FACTS)
     tracker = relay.tracker
+    told(relay, told_payload(state(b"________")), ok_payload())
     relay.ask(prepare("select c from t where id = ?"), relay.speech.prepared(1, columns=1, parameters=1))
     types = b"\x08\0"
     relay.ask(execute(1, parameters=1, types=types, values=b"v" * 8), relay.speech.result())
@@ -1247,7 +1248,7 @@ def test_a_scan_in_the_steady_state_creates_no_object() -> None:
         (execute(1, parameters=1, types=types, values=b"v" * 8), answer),
         (query("begin"), numbered([ok_payload(IN_TRANS)])),
         (query("update t set c = 'x@y; z' where id = 1"), numbered([ok_payload(IN_TRANS, affected=1)])),
-        (query("commit"), numbered([ok_payload()])),
+        (query("commit"), numbered([told_payload(characteristics(b""), state(b"________"))])),
     ]
 
     def peak_of(turns: list[tuple[bytes, int, bytes, int]]) -> int:

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from protocols import postgres
+from protocols import mysql, postgres
 from protocols.codes import GATE_CLOSED, GATE_DRAIN, GATE_OPEN
 from protocols.errors import ProtocolViolation
+from protocols.mysql.constants import TRACK_TRANSACTION_STATE
+from protocols.mysql.messages import command, lenenc_bytes, packet
+from protocols.mysql.replies import unknown_command_packet
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules
@@ -28,6 +31,7 @@ from proxy.embedded.certificate import write_certificate
 from proxy.latency import BUCKETS, OCTAVES, bucket_of, by_octave, lower_us
 from proxy.openssl import Context
 from tests.kit.waiting import until
+from tests.protocols.mysql.relay import TRACKING_FACTS, ok_payload, query, startup, told_payload
 
 
 def message(tag: bytes, body: bytes) -> bytes:
@@ -502,6 +506,27 @@ async def test_what_was_answered_in_part_without_a_server_is_not_taken_back(scen
     assert relay.is_untaken(link)
     assert not relay.take_back(link)
     link.close()
+
+
+async def test_what_is_due_behind_an_edited_answer_is_sent_with_it(scene: Scene) -> None:
+    """MySQL: of an OK what it tells is taken off. The next command is none that a server would answer."""
+    ledger = mysql.WIRE.ledger(startup())
+    tracker = mysql.WIRE.tracker(ledger, shares_backends=False)
+    scene.relay.detach()
+    relay = Relay(scene.owner, scene.client_link, tracker, scene.meter)
+    tracker.link(TRACKING_FACTS, {})
+    relay.attach(scene.server_link)
+    scene.relay, scene.tracker = relay, tracker
+    told = packet(told_payload((TRACK_TRANSACTION_STATE, lenenc_bytes(b"________"))), 1)
+    shown = packet(ok_payload(), 1)
+    # The ledger hears of the first.
+    for text, more in (("begin", b""), ("commit", command(0x66, b""))):
+        scene.client.send(query(text) + more)
+        await scene.receive(scene.server, len(query(text)))
+        scene.server.send(told)
+        seen = shown + unknown_command_packet(1) if more else shown
+        assert await scene.receive(scene.client, len(seen)) == seen
+    assert tracker.is_idle()
 
 
 async def test_a_length_that_cannot_be_ends_only_this_relay(scene: Scene) -> None:

@@ -294,11 +294,17 @@ class Move:
 
     async def _inspect(self, session: Session) -> None:
         """Ask the session's own backend. An abort must not cut this short: the answer would stay in the way."""
-        await asyncio.shield(spawn(self._ask(session, session.inspect), name=f"inspect session {session.id}"))
+        await asyncio.shield(
+            session.ask_soon(lambda: self._ask(session, session.inspect), name=f"inspect session {session.id}")
+        )
 
     async def _ask_for(self, session: Session, exchange: Exchange) -> None:
         """The same with an exchange of another kind."""
-        await asyncio.shield(spawn(self._ask(session, lambda: session.ask(exchange)), name=f"ask session {session.id}"))
+        await asyncio.shield(
+            session.ask_soon(
+                lambda: self._ask(session, lambda: session.ask(exchange)), name=f"ask session {session.id}"
+            )
+        )
 
     @staticmethod
     async def _ask(session: Session, question: Callable[[], Awaitable[None]]) -> None:
@@ -334,6 +340,7 @@ class Move:
                 notes.paused.done()
                 and session.standing is Standing.SERVING
                 and session.backend is not None
+                and not session.is_asking
                 and relay.at_boundary()
             ):
                 return True
@@ -536,10 +543,14 @@ class Move:
     async def _catch_up(self, session: Session, notes: Prepared) -> None:
         ledger = session.ledger
         assert ledger is not None
+        if session.is_asking:
+            # Since it reached its boundary somebody else has begun to; who asks tells the switch when it is done.
+            notes.catching_up = None
+            return
         try:
             # Tables change without a word.
             must_ask = ledger.is_dirty or ledger.has_tables or not notes.is_asked
-            if must_ask and session.backend is not None and not session.is_asking:
+            if must_ask and session.backend is not None:
                 await self._inspect_once(session, notes)
                 await self._read_tables(session)
             has_backend = notes.backend is not None and not notes.backend.is_lost

@@ -14,7 +14,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -126,6 +126,7 @@ class Session(Owner):
     __slots__ = (
         "_application",
         "_aside",
+        "_asks_soon",
         "_doubt",
         "_idle_mark",
         "_is_asking",
@@ -216,6 +217,7 @@ class Session(Owner):
         """Its backend, while its engine is asked who was meant by its end."""
         self._waiter: Waiter | None = None
         self._is_asking = False
+        self._asks_soon = False
         self._is_killing = False
         """A KILL of its client is under way."""
         self.is_killed = False
@@ -852,8 +854,19 @@ class Session(Owner):
 
     @property
     def is_asking(self) -> bool:
-        """An exchange of the proxy's own is under way on the session's backend."""
-        return self._is_asking
+        """An exchange of the proxy's own is under way on the session's backend, or about to begin."""
+        return self._is_asking or self._asks_soon
+
+    def ask_soon(self, work: Callable[[], Awaitable[None]], *, name: str) -> asyncio.Task[None]:
+        """Begin `work`, which asks the backend in its first step. The session counts as asking from now on: what happens
+        before that step must neither open the gate nor take the backend's state for known."""
+
+        async def begin() -> None:
+            self._asks_soon = False
+            await work()
+
+        self._asks_soon = True
+        return spawn(begin(), name=name)
 
     async def ask(self, exchange: Exchange) -> None:
         """Run `exchange` on the session's own backend, at a boundary. The gate is closed meanwhile and stays closed.
@@ -939,7 +952,7 @@ class Session(Owner):
     def hold_back(self, engine: str) -> bool:
         """Send nothing to `engine` until `reopen`, if that does not cut anything. True if it is so."""
         relay, backend = self.relay, self.backend
-        if relay is None or backend is None or backend.engine != engine or self._is_asking or self._is_killing:
+        if relay is None or backend is None or backend.engine != engine or self.is_asking or self._is_killing:
             return False
         if not relay.at_boundary():
             return False
@@ -948,7 +961,7 @@ class Session(Owner):
 
     def reopen(self) -> None:
         """After `ask`, or `hold_back`: the gate as the standing wants it."""
-        if self.relay is None or self._is_asking or self._is_killing:
+        if self.relay is None or self.is_asking or self._is_killing:
             return
         if self.standing is Standing.SERVING and self.backend is not None:
             self.relay.set_gate(GATE_OPEN)
@@ -959,9 +972,13 @@ class Session(Owner):
         """Transaction mode: the statement may have changed the session; ask before the backend is lent to others."""
         ledger = self.ledger
         assert ledger is not None
-        if self.has_ended or self._is_asking or self.backend is None:
-            # Between the boundary and this task's first step: it ended, lost its backend, or there was a second boundary,
-            # behind something the server said unasked.
+        # Between the boundary and this task's first step it may have ended, lost its backend, or come to a second boundary,
+        # behind something the server said unasked.
+        if self.has_ended or self._is_asking:
+            return
+        if self.backend is None:
+            if self.standing is Standing.DRAINING:
+                self.tell_move()
             return
         try:
             await self.inspect()
@@ -1020,7 +1037,7 @@ class Session(Owner):
         if runtime is None or relay is None or tracker is None or ledger is None or self.has_ended:
             return False
         config = runtime.config
-        if self._is_asking:
+        if self.is_asking:
             return False
         is_busy = not tracker.is_idle() or relay.has_work or now_ns - relay.last_request_ns <= LOOK_AFTER_S * 1e9
         if is_busy and ledger.is_dirty and may_look and not runtime.shares_backends:
@@ -1039,7 +1056,7 @@ class Session(Owner):
                 and now_ns - relay.last_request_ns > LOOK_AFTER_S * 1e9
             ):
                 relay.set_gate(GATE_CLOSED)
-                spawn(self._guard(self._look()), name=f"look at session {self.id}")
+                self.ask_soon(lambda: self._guard(self._look()), name=f"look at session {self.id}")
                 return True
             if config.client_idle_timeout_s and now_ns - relay.last_request_ns > config.client_idle_timeout_s * 1e9:
                 self.end_with(IdleTooLong("terminating connection due to client_idle_timeout_s of the proxy"))
@@ -1141,7 +1158,7 @@ class Session(Owner):
             if ledger.is_dirty and not ledger.has_warnings:
                 # In this very step: the client may send its next statement before anything else runs.
                 relay.set_gate(GATE_CLOSED)
-                spawn(self._guard(self._settle_later()), name=f"session {self.id} settles")
+                self.ask_soon(lambda: self._guard(self._settle_later()), name=f"session {self.id} settles")
                 return
             if ledger.is_empty:
                 self._return_backend()
@@ -1162,13 +1179,13 @@ class Session(Owner):
     def _look_now(self, ledger: Ledger, relay: Relay) -> None:
         """At a boundary of a client that is never idle."""
         assert self.tracker is not None
-        if ledger.is_dirty and (self.backend is None or self._is_asking or not self.tracker.asks_quietly()):
+        if ledger.is_dirty and (self.backend is None or self.is_asking or not self.tracker.asks_quietly()):
             return
         self._looks_soon = relay.notifies = False
         if ledger.is_dirty:
             # In this very step: the client may send its next statement before anything else runs.
             relay.set_gate(GATE_CLOSED)
-            spawn(self._guard(self._look()), name=f"look at session {self.id}")
+            self.ask_soon(lambda: self._guard(self._look()), name=f"look at session {self.id}")
 
     def on_fetched(self) -> None:
         assert self.tracker is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import Any
+import time
+from pathlib import Path
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -353,3 +355,84 @@ async def test_an_engine_that_is_another_server_is_refused(
     turnout = await _start(start_turnout, engines)
     with pytest.raises(ServerFailed, match="same_server"):
         await turnout.switch("other", force=True)
+
+
+LATE_TASKS = """
+import sys
+if "proxy.worker" in sys.orig_argv:
+    import asyncio
+    from proxy import tasks
+
+    spawn = tasks.spawn
+
+    def spawn_late(work, *, name, stays=False):
+        async def late():
+            await asyncio.sleep(0.02)
+            return await work
+        is_question = name.startswith(("inspect session", "ask session", "look at session")) or name.endswith(("settles", "catches up"))
+        return spawn(late() if is_question else work, name=name, stays=stays)
+
+    tasks.spawn = spawn_late
+"""
+"""The first step of a task comes a turn of the loop after it was spawned; here 20 ms, for what asks a backend."""
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+async def test_what_comes_between_the_decision_to_ask_a_backend_and_the_question(
+    pool_mode: Literal["session", "transaction"],
+    start_turnout: StartTurnout,
+    postgres_pair: PostgresPair,
+    tmp_path: Path,
+) -> None:
+    """Holds, boundaries, and switches that let a session go on where it is: none of them opens its gate for a client's
+    request, or takes it for one that has been asked."""
+    late = tmp_path / "late"
+    late.mkdir()
+    (late / "sitecustomize.py").write_text(LATE_TASKS)
+    turnout = await start_turnout(
+        Setup(
+            protocol="postgresql",
+            engines=_two_addresses(postgres_pair),
+            admin_user=SUPERUSER,
+            admin_password=PASSWORD,
+            users={"app": PASSWORD},
+            pool_mode=pool_mode,
+            service={"replication": "none"},
+            switch={"on_drain_expired": "leave", "drain_timeout_s": 0.02},
+            env={"PYTHONPATH": str(late)},
+        )
+    )
+    is_over = asyncio.Event()
+
+    async def work(number: int) -> float:
+        """The longest transaction, in seconds."""
+        longest_s = 0.0
+        async with await psycopg.AsyncConnection.connect(
+            Door(name=pool_mode, port=turnout.port).dsn(), autocommit=True
+        ) as client:
+            while not is_over.is_set():
+                began = time.monotonic()
+                async with client.transaction():
+                    await client.execute("select set_config('app.tenant', %s, false)", (str(number),))
+                    await asyncio.sleep(0.008 * (number % 5))
+                    await client.execute(f"declare corpus_{number} cursor with hold for select generate_series(1, 3)")
+                await client.execute(f"fetch 1 from corpus_{number}")
+                await client.execute(f"close corpus_{number}")
+                row = await (await client.execute("select current_setting('app.tenant')")).fetchone()
+                assert row == (str(number),)
+                longest_s = max(longest_s, time.monotonic() - began)
+        return longest_s
+
+    async def switch() -> None:
+        try:
+            for number in range(24):
+                ended = await turnout.switch("one" if number % 2 else "two")
+                assert (ended["phase"], ended["figures"]["errors_visible"]) == ("completed", 0), ended
+        finally:
+            is_over.set()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        working = [group.create_task(work(number)) for number in range(12)]
+        await switch()
+    assert max(one.result() for one in working) < 3.0
+    assert "Traceback" not in turnout.text_of_log()

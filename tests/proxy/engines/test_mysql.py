@@ -14,9 +14,11 @@ import pytest_asyncio
 from proxy.embedded import MariaDBPair, MySQLPair, free_port
 from proxy.embedded.mysql import MySqlFamilyServer
 from proxy.engines import MySqlEngine, Position, Role
-from proxy.engines.mysql import _newest
+from proxy.engines.mysql_link import Link, Server
+from proxy.engines.mysql_replication import newest
 from proxy.errors import AuthRefused, EngineError
 from proxy.switch import parity
+from proxy.tls import NO_ENGINE_TLS
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -385,6 +387,17 @@ async def test_a_probe_of_a_closed_or_silent_port_says_so_in_time() -> None:
         await engine.close()
 
 
+async def test_a_connection_that_was_closed_does_no_more_work_and_says_so() -> None:
+    """Somebody may have an engine removed that is about to be fenced."""
+    server = Server(
+        "gone", f"127.0.0.1:{free_port()}", user="turnout", password=None, database="", tls=lambda: NO_ENGINE_TLS
+    )
+    link = Link(server, "acts")
+    link.close()
+    with pytest.raises(EngineError, match="to engine gone was closed"):
+        await link.run(lambda link: link.ask("do 1"), 1.0)
+
+
 async def test_a_wrong_password_is_refused_by_name_and_never_shown(pair: Pair) -> None:
     engine = engine_of(pair.primary, password="hunter2")
     with pytest.raises(AuthRefused) as caught:
@@ -418,10 +431,10 @@ async def test_commits_that_the_replica_lacks_are_named(pair: Pair, source: MySq
 
 def test_the_newest_transactions_of_a_gtid_set_are_shared_out_among_its_sources() -> None:
     one, two = "3e11fa47-71ca-11e1-9e33-c80aa9429562", "3e11fa47-71ca-11e1-9e33-c80aa9429563"
-    assert _newest(f"{one}:1-100:105", 3) == [f"{one}:99", f"{one}:100", f"{one}:105"]
-    assert _newest(f"{one}:1-2,{two}:1-9", 6) == [f"{one}:1", f"{one}:2", *(f"{two}:{n}" for n in (6, 7, 8, 9))]
-    assert _newest(f"{one}:7:nightly:1-2", 9) == [f"{one}:7", f"{one}:nightly:1", f"{one}:nightly:2"]
-    assert _newest("", 9) == []
+    assert newest(f"{one}:1-100:105", 3) == [f"{one}:99", f"{one}:100", f"{one}:105"]
+    assert newest(f"{one}:1-2,{two}:1-9", 6) == [f"{one}:1", f"{one}:2", *(f"{two}:{n}" for n in (6, 7, 8, 9))]
+    assert newest(f"{one}:7:nightly:1-2", 9) == [f"{one}:7", f"{one}:nightly:1", f"{one}:nightly:2"]
+    assert newest("", 9) == []
 
 
 async def test_an_inventory_tells_which_object_changed_and_how(pair: Pair, source: MySqlEngine) -> None:

@@ -275,6 +275,11 @@ ER_BAD_DB: Final = 1049
 ER_UNKNOWN_ERROR: Final = 1105
 ER_NEED_REPREPARE: Final = 1615
 
+# --- error numbers of a server that does not know a collation's number -------------------------------------------------
+
+ER_UNKNOWN_CHARACTER_SET: Final = 1115
+ER_UNKNOWN_COLLATION: Final = 1273
+
 # --- error numbers by which a server ends a connection -------------------------------------------------------------
 
 ER_SERVER_SHUTDOWN: Final = 1053

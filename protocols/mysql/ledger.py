@@ -738,7 +738,7 @@ class Redress(Exchange):
         """The server's first error, once complete."""
         for answer in self.answers:
             error = answer.error
-            if error is not None and not answer.question.is_optional:
+            if error is not None and answer.question.fails_by(error):
                 return BackendRefused(str(error.code), error.sqlstate, f"{answer.question.name}: {error.message}")
         return None
 
@@ -746,18 +746,39 @@ class Redress(Exchange):
 def reset(startup: Startup) -> Exchange:
     """Make a used backend of `startup` like a fresh one.
 
-    COM_RESET_CONNECTION leaves the default database as it is. What the login had set it forgets: MySQL (not MariaDB) the
-    charset, both what CLIENT_IGNORE_SPACE and CLIENT_INTERACTIVE mean. These are set again; charsets are named by the
-    collation's number, which both servers take in a SET.
+    COM_RESET_CONNECTION leaves the default database as it is. What the login had set it forgets: the charset, as `_charset`
+    says, and both what CLIENT_IGNORE_SPACE and CLIENT_INTERACTIVE mean. These are set again.
     """
     return Exchange(_reset_questions(startup), capabilities=startup.capabilities)
+
+
+def _charset(number: int) -> Question:
+    """What a login with this collation's number has for charsets, after a COM_RESET_CONNECTION; both servers in one text.
+
+    To both a login whose number they do not know has the server's own. MySQL has these after the reset, and looks a number
+    up for SET as for a login: error 1115 says that they stay. MariaDB (10.11) gives back the login's charset, but for a
+    number that it does not know it gives that of a connection that had the thread before. Its SET of character_set_client
+    takes no number of a collation that is not its charset's first, so it is asked by another variable whether it knows the
+    number. The text is read in a sql_mode of its own, since Oracle's has other blocks.
+    """
+    mariadb = (
+        b"SET STATEMENT sql_mode = '' FOR EXECUTE IMMEDIATE 'BEGIN NOT ATOMIC "
+        b"DECLARE given_back CHAR(64) DEFAULT @@collation_connection; DECLARE EXIT HANDLER FOR %d "
+        b"SET character_set_client = DEFAULT, character_set_results = DEFAULT, collation_connection = DEFAULT; "
+        b"SET collation_connection = %d; SET collation_connection = given_back; END'"
+    ) % (c.ER_UNKNOWN_COLLATION, number)
+    mysql = b"SET character_set_client = %d, character_set_results = %d, collation_connection = %d" % ((number,) * 3)
+    return Question(
+        command(c.COM_QUERY, b"/*M! %s */ /*!50700 %s */" % (mariadb, mysql)),
+        "charset",
+        expected=c.ER_UNKNOWN_CHARACTER_SET,
+    )
 
 
 def _reset_questions(startup: Startup) -> list[Question]:
     questions = [Question(command(c.COM_RESET_CONNECTION), "reset")]
     if startup.character_set:
-        names = b"SET character_set_client = %d, character_set_results = %d, collation_connection = %d"
-        questions.append(_query(names % ((startup.character_set,) * 3), "charset"))
+        questions.append(_charset(startup.character_set))
     if startup.capabilities & c.CLIENT_IGNORE_SPACE:
         questions.append(_query(b"SET SESSION sql_mode = CONCAT(@@sql_mode, ',IGNORE_SPACE')", "sql_mode"))
     if startup.capabilities & c.CLIENT_INTERACTIVE:

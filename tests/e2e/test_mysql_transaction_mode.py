@@ -10,6 +10,7 @@ from typing import Any
 import pymysql
 import pytest
 import pytest_asyncio
+from pymysql.charset import Charset
 
 from proxy.embedded import MariaDBPair, MySQLPair, Setup, Turnout
 from tests.kit.waiting import until
@@ -112,6 +113,23 @@ async def test_who_comes_later_finds_nobody_s_settings(turnout: Turnout) -> None
     third = Client(turnout, 2)
     for client in (second, third):
         assert await client.run("select @@sql_mode, @@time_zone") == usual
+        await client.close()
+
+
+@pytest.mark.parametrize("number", [45, 224, 255])
+async def test_settings_are_taken_off_whatever_collation_a_login_names(
+    turnout: Turnout, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """255 is that of MySQL's client 9.7, and unknown to MariaDB 10.11."""
+    login = Charset(number, "utf8mb4", "the login's")
+    monkeypatch.setattr(pymysql.connections, "charset_by_name", lambda _: login)
+    first, second = Client(turnout, 0), Client(turnout, 1)
+    usual = await first.run("select @@lock_wait_timeout, @@collation_connection")
+    for _ in range(3):
+        await first.run("set lock_wait_timeout = 7", "select 1")
+        assert await second.run("select @@lock_wait_timeout, @@collation_connection") == usual
+        await first.run("set lock_wait_timeout = default", "select 1")
+    for client in (first, second):
         await client.close()
 
 

@@ -245,6 +245,62 @@ def test_a_reset_backend_is_like_a_fresh_one(opened: Opened, startup: Startup) -
     assert (ledger.database, ledger.variables, ledger.user_variables, ledger.pins) == (b"app", {}, {}, [])
 
 
+CHARSETS = "select @@character_set_client, @@character_set_results, @@character_set_connection, @@collation_connection"
+
+
+@pytest.fixture
+def other_global_charsets(opened: Opened) -> Iterator[None]:
+    """A login whose number the server does not know gets these."""
+    root = opened(Startup("root", "", capabilities=FLAGS, character_set=45))
+    values = {"character_set_client": "cp1251", "character_set_results": "latin2", "collation_connection": "koi8r_bin"}
+    for name, value in values.items():
+        assert root.ask(f"set global {name} = {value}")[0].error is None
+    yield
+    for name in values:
+        assert root.ask(f"set global {name} = default")[0].error is None
+
+
+@pytest.mark.usefixtures("other_global_charsets")
+@pytest.mark.parametrize("capabilities", [0, FLAGS])
+@pytest.mark.parametrize("number", [8, 33, 45, 46, 224, 250, 254, 255])
+def test_after_a_reset_charsets_are_those_of_a_login(opened: Opened, number: int, capabilities: int) -> None:
+    """MySQL's client 9.7 says 255, which MariaDB 10.11 does not know; MariaDB's JDBC driver says 224, which its SET of
+    character_set_client does not take; nobody knows 254."""
+    startup = replace(APP, character_set=number, capabilities=capabilities)
+    dressed = replace(startup, parameters=(("lock_wait_timeout", "7"),))
+    # The connection before, whose thread MariaDB gives to the next one.
+    opened(replace(APP, character_set=83)).socket.close()
+    backend = opened(startup)
+    fresh = backend.ask(CHARSETS)[0].rows
+    redressing, refusal = WIRE.redress(dressed, startup)
+    for exchange in (WIRE.reset(startup), redressing):
+        backend.ask("set names cp1251 collate cp1251_bin", "set character_set_results = null")
+        assert backend.run(exchange) == []
+        assert backend.ask(CHARSETS)[0].rows == fresh
+        assert backend.ask("show warnings")[0].rows == []
+    assert refusal() is None
+    assert opened(startup).ask(CHARSETS)[0].rows == fresh
+
+
+@pytest.mark.parametrize("number", [46, 254])
+def test_a_reset_reads_no_mode_and_no_database_of_the_server(opened: Opened, number: int) -> None:
+    root = opened(Startup("root", "", capabilities=FLAGS, character_set=45))
+    mode = "ORACLE" if "MariaDB" in root.facts.server_version else "ANSI,NO_BACKSLASH_ESCAPES"
+    startup = Startup("root", "app", capabilities=FLAGS, character_set=number)
+    changes = ("create database wide character set ucs2", f"set global sql_mode = '{mode}'")
+    try:
+        assert [answer.error for answer in root.ask(*changes)] == [None, None]
+        backend = opened(startup)
+        fresh = backend.ask(CHARSETS)[0].rows
+        assert backend.ask("use wide", "set names latin1")[0].error is None
+        exchange, refusal = WIRE.redress(replace(startup, parameters=(("lock_wait_timeout", "7"),)), startup)
+        assert (backend.run(exchange), refusal()) == ([], None)
+        assert backend.ask(CHARSETS, "select @@sql_mode = @@global.sql_mode")[1].rows == [[b"1"]]
+        assert backend.ask(CHARSETS)[0].rows == fresh
+    finally:
+        root.ask("set global sql_mode = default", "drop database wide")
+
+
 # --- what moves with a session --------------------------------------------------------------------------------------
 
 STATES = [

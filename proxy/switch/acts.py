@@ -32,7 +32,7 @@ from proxy.switch.plan import SHARING_STRATEGIES, SwitchPlan, SwitchRecord, limi
 from proxy.switch.readiness import Check, judge
 from proxy.switch.run import Act
 from proxy.switch.running import Crew, Running
-from proxy.switch.significance import NOTHING, samples_of
+from proxy.switch.significance import NOTHING, History, samples_of
 from proxy.tasks import cancel_and_wait, spawn
 from proxy.tls import library_tls
 
@@ -67,12 +67,14 @@ class Acts:
         clock: Clock,
         workers_wanted: int,
         data_checks: DataCheckStore,
+        history: Mapping[str, History],
     ) -> None:
         self._engines = engines
         self._crew = crew
         self._clock = clock
         self._workers_wanted = workers_wanted
         self._data_checks = data_checks
+        self._history = history
         self._asking: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in engines}
         self._compared: dict[tuple[str, str, str], Comparison] = {}
 
@@ -140,6 +142,7 @@ class Acts:
             )  # fmt: skip
             if findings.comparison is not None:
                 self._compared[pair] = findings.comparison
+        findings.requests_before = self._history[service].of(source.name).requests
         findings.rows_compared = self._data_checks.found(service, source.name, target.name, self._clock.wall())
         return judge(findings, limits)
 

@@ -116,6 +116,8 @@ class Findings(msgspec.Struct, kw_only=True):
     comparison_age_s: float = 0.0
     rows_compared: RowsCompared | None = None
     """None: these two were not compared by rows."""
+    requests_before: int = 0
+    """Requests of the source that a window after the cutover (`verify_window_s`) would be compared with."""
     unanswered: str = ""
     """Why a question could not be asked, in one line; empty: all were answered."""
 

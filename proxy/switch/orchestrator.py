@@ -83,12 +83,12 @@ class Orchestrator:
         self._clock = clock
         self._publish = publish
         self._data_checks = DataCheckStore(journal.database)
-        self._acts = Acts(engines, crew, clock, workers_wanted, self._data_checks)
+        self._history: dict[str, History] = {name: History() for name in services}
+        self._acts = Acts(engines, crew, clock, workers_wanted, self._data_checks, self._history)
         self._running: dict[str, Running] = {}
         # Switches that are being taken back, by the id of the one that does it.
         self._returning: dict[str, Running] = {}
         self._waiting = Waiting(journal, clock, crew, self._running, begin=self._begin_waiting, tell=self._tell_phase)
-        self._history: dict[str, History] = {name: History() for name in services}
         self._watch: asyncio.Task[None] | None = None
         self._standings: dict[str, Standing] = {}
         # Workers that took part in a switch that `recover` resumed before they were configured.
@@ -327,16 +327,14 @@ class Orchestrator:
 
     async def _keep_watching(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_INTERVAL_S)
             watched = [name for name, service in self._services.items() if service.switch.verify_window_s > 0]
-            if not watched:
-                continue
-            figures = await self._crew.figures()
+            figures = await self._crew.figures() if watched else []
             now_s = self._clock.now_ns() / 1e9
             for name in watched:
                 if name not in self._running:
                     kept_s = max(BEFORE_S_MIN, self._services[name].switch.verify_window_s)
                     self._history[name].note(now_s, samples_of(of_service(figures, name)), kept_s)
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     # --- running -----------------------------------------------------------------------------------------------------
 

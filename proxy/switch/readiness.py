@@ -429,6 +429,24 @@ def _rows(findings: Findings, _: SwitchConfig) -> Check | None:
     return Check(name="rows", verdict="pass", found=found, age_s=compared.age_s)
 
 
+def _window(findings: Findings, limits: SwitchConfig) -> Check | None:
+    """Is enough known of before to tell afterwards whether the service became worse?"""
+    if not limits.verify_window_s:
+        return None
+    name = findings.source.name
+    found = f"{findings.requests_before} requests on {name} to compare the service with after the cutover"
+    limit = f"requests_min: {limits.requests_min}"
+    if findings.requests_before >= limits.requests_min:
+        return Check(name="window", verdict="pass", found=found, limit=limit)
+    return Check(
+        name="window",
+        verdict="warn",
+        found=found,
+        limit=limit,
+        remedy="with fewer the service does not go back by itself: wait until it has served more, or lower `requests_min`",
+    )
+
+
 def _workers(findings: Findings, _: SwitchConfig) -> Check:
     found = f"{findings.workers} of {findings.workers_wanted} workers answer"
     if findings.workers < findings.workers_wanted:
@@ -489,6 +507,7 @@ CHECKS: Final = (
     _Row(_pending, _ALWAYS),
     _Row(_drain, _ALWAYS),
     _Row(_pins, _ALWAYS),
+    _Row(_window, _ALWAYS),
     _Row(_questions, _ALWAYS),
     _Row(_workers, _ALWAYS, needs_engines=False),
 )

@@ -276,6 +276,12 @@ def test_what_differs_in_a_definition_is_named() -> None:
     ]
 
 
+def test_a_window_after_the_cutover_wants_something_to_compare_with() -> None:
+    for requests, window_s, verdicts in ((199, 20, ["warn"]), (200, 20, ["pass"]), (0, 0, [])):
+        checks = judge(_found(requests_before=requests), SwitchConfig(verify_window_s=window_s, requests_min=200))
+        assert [check.verdict for check in checks if check.name == "window"] == verdicts
+
+
 def test_force_overrides_only_what_may_be_overridden() -> None:
     checks = judge(_found(workers=1, backends=500), SwitchConfig())
     assert [check.name for check in failures(checks, force=False)] == ["capacity", "workers"]

@@ -1,14 +1,18 @@
 """What watching costs the queries: p99 with a scrape each second, ten dashboards open and schemathesis running, and without.
 
-    python -m bench.control [--clients 100] [--rate 3000] [--rounds 12] [--seconds 5] [--json]
+    python -m bench.control [--clients 100] [--rate 3000] [--rounds 24] [--seconds 2.5] [--json]
 
-One Turnout and one server. In each round the load of `bench.tail` runs twice, once while all watch and once while
-they are stopped (SIGSTOP), in turns; ratios are taken within a round. Who watches gets what the processors have left
-over, for it stands for other machines: what is measured is Turnout's part. SCHED_IDLE alone does not do that: it counts
-among the processes of one session (sched(7), autogroup), and workers and servers have sessions of their own. So the
-watchers are in a control group that is idle as a whole, where one can be made. Schemathesis sends what it makes of the
-API's description, as fast as it is answered, and shows a viewer's token: an admin's would switch, and change the log's
-level.
+One Turnout and one server. In each round the load of `bench.tail` runs once while all watch, and once while they are
+stopped (SIGSTOP), in turns; ratios are taken within a round. Who watches gets what the processors have left over, for it
+stands for other machines: what is measured is Turnout's part. SCHED_IDLE alone does not do that: it counts among the
+processes of one session (sched(7), autogroup), and workers and servers have sessions of their own. So the watchers are in
+a control group that is idle as a whole, where one can be made. Schemathesis sends what it makes of the API's
+description, as fast as it is answered, and shows a viewer's token: an admin's would switch, and change the log's level.
+
+Even so they are programs on this machine, and cost it caches, bandwidth of its memory and changes of tasks, which on other
+machines they would not. That is measured, too: once in each round the same watchers watch another Turnout, one that serves
+nobody and is in the idle group with them ("elsewhere"). Watched, divided by that, is what Turnout's own answering costs
+the queries.
 """
 
 from __future__ import annotations
@@ -50,8 +54,11 @@ SCHEMATHESIS: Final = """
 SCRAPES: Final = 100
 """For the processor time of one."""
 
+WARM_S: Final = 5.0
+"""Load before the first round."""
+
 SETTLE_S: Final = 0.5
-"""Between the change from watched to alone, or back, and the load."""
+"""Between a change of who watches and the load."""
 
 LIMIT: Final = 1.05
 """What p99 may be, divided by that without anybody who watches."""
@@ -191,6 +198,13 @@ async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
     return mine, theirs / len(workers)
 
 
+def _made(setup: Setup, folder: Path) -> Turnout:
+    folder.mkdir()
+    (folder / "viewer.token").write_text(VIEWER)
+    (folder / "admin.token").write_text(ADMIN)
+    return Turnout(setup, folder)
+
+
 async def _asked(turnout: Turnout) -> int:
     """Refusals of the viewer so far: what schemathesis has tried to change."""
     async with turnout.control() as client:
@@ -219,33 +233,47 @@ async def run(args: argparse.Namespace) -> results.Record:
             control_token=ADMIN,
             log_level="warning",
         )
-        folder = workspace.path / "turnout"
-        folder.mkdir()
-        (folder / "viewer.token").write_text(VIEWER)
-        (folder / "admin.token").write_text(ADMIN)
-        turnout = Turnout(setup, folder)
+        turnout = _made(setup, workspace.path / "turnout")
         await turnout.start()
         stack.push_async_callback(turnout.stop)
         supervisor = turnout.processes()[0].pid
-        seen: dict[bool, list[list[int]]] = {False: [], True: []}
-        spent_ns = {False: 0, True: 0}
+        who: dict[str, Watchers | None] = {"alone": None}
         group = stack.enter_context(idle_group())
         if group is None:
             print("control: no idle control group can be made: the watchers' own time counts, too", file=sys.stderr)
-        all_watch = await stack.enter_async_context(watchers(turnout, args.dashboards, folder, group))
-        # Not counted: all are still reading their programs, and p99 is several times that of later rounds.
-        await measure(load, turnout.port, args.clients, args.rate, args.seconds)
+        else:
+            other = _made(setup, workspace.path / "elsewhere")
+            await other.start()
+            stack.push_async_callback(other.stop)
+            for one in other.processes():
+                (group / "cgroup.procs").write_text(str(one.pid))
+            away = await stack.enter_async_context(watchers(other, args.dashboards, other.folder, group))
+            # Not counted, here and below: all are still reading their programs, and p99 is several times that of later rounds.
+            await measure(load, turnout.port, args.clients, args.rate, WARM_S)
+            away.tell(signal.SIGSTOP)
+            who["elsewhere"] = away
+        here = await stack.enter_async_context(watchers(turnout, args.dashboards, turnout.folder, group))
+        await measure(load, turnout.port, args.clients, args.rate, WARM_S)
+        here.tell(signal.SIGSTOP)
+        who["watched"] = here
+        seen: dict[str, list[list[int]]] = {state: [] for state in who}
+        spent_ns = dict.fromkeys(who, 0)
         refused_before = await _asked(turnout)
         for number in range(args.rounds):
-            for is_watched in (number % 2 == 0, number % 2 == 1):
-                all_watch.tell(signal.SIGCONT if is_watched else signal.SIGSTOP)
+            states = list(who)
+            first = number % len(states)
+            for state in states[first:] + states[:first]:
+                watch = who[state]
+                if watch is not None:
+                    watch.tell(signal.SIGCONT)
                 await asyncio.sleep(SETTLE_S)
-                print(f"control: round {number + 1}, {'watched' if is_watched else 'alone'}", file=sys.stderr)
+                print(f"control: round {number + 1}, {state}", file=sys.stderr)
                 before_ns = relays.cpu_ns(supervisor)
-                seen[is_watched].append(await measure(load, turnout.port, args.clients, args.rate, args.seconds))
-                spent_ns[is_watched] += relays.cpu_ns(supervisor) - before_ns
+                seen[state].append(await measure(load, turnout.port, args.clients, args.rate, args.seconds))
+                spent_ns[state] += relays.cpu_ns(supervisor) - before_ns
+                if watch is not None:
+                    watch.tell(signal.SIGSTOP)
         refused = await _asked(turnout) - refused_before
-        all_watch.tell(signal.SIGSTOP)
         scrape_supervisor_us, scrape_worker_us = await scrape_us(turnout, args.clients)
     record: results.Record = {
         "clients": args.clients,
@@ -255,16 +283,14 @@ async def run(args: argparse.Namespace) -> results.Record:
         "seconds": args.seconds,
     }
     for name, share in FIGURES.items():
-        alone, watched = ([part(one, share) for one in seen[is_watched]] for is_watched in (False, True))
-        ratios = [ratio(mine, theirs) or 0.0 for mine, theirs in zip(watched, alone, strict=True)]
-        record |= {
-            f"{name}_alone": round(statistics.median(alone)),
-            f"{name}_watched": round(statistics.median(watched)),
-            f"{name}_ratio": round(statistics.median(ratios), 3),
-            f"{name}_ratios": ratios,
-        }
-    for name, is_watched in (("alone", False), ("watched", True)):
-        record[f"supervisor_cpu_percent_{name}"] = round(spent_ns[is_watched] / 1e7 / args.rounds / args.seconds, 1)
+        figures = {state: [part(one, share) for one in rounds] for state, rounds in seen.items()}
+        record |= {f"{name}_{state}": round(statistics.median(found)) for state, found in figures.items()}
+        for state in (one for one in seen if one != "watched"):
+            ratios = [ratio(a, b) or 0.0 for a, b in zip(figures["watched"], figures[state], strict=True)]
+            record[f"{name}_ratio_{state}"] = round(statistics.median(ratios), 3)
+            record[f"{name}_ratios_{state}"] = ratios
+    for state, spent in spent_ns.items():
+        record[f"supervisor_cpu_percent_{state}"] = round(spent / 1e7 / args.rounds / args.seconds, 1)
     record["refused_per_s"] = round(refused / args.rounds / (args.seconds + SETTLE_S), 1)
     record |= {"scrape_us_supervisor": round(scrape_supervisor_us), "scrape_us_worker": round(scrape_worker_us)}
     return record
@@ -276,18 +302,20 @@ def print_table(record: results.Record) -> None:
         title=f"{record['clients']} clients, {record['rate']:,} questions a second in all, medians of {record['rounds']} rounds;"
         f" watched: a scrape each second, {record['dashboards']} dashboards, schemathesis"
     )
-    for title in ("", "alone µs", "watched µs", "ratio", "lowest and highest"):
+    states = [state for state in ("alone", "elsewhere") if f"p99_us_{state}" in record]
+    for title in ("", *(f"{state} µs" for state in states), "watched µs"):
         table.add_column(title, justify="left" if not title else "right")
+    for state in states:
+        table.add_column(f"watched ÷ {state}", justify="right")
+        table.add_column("middle half", justify="right")
     for name in FIGURES:
-        ratios = record[f"{name}_ratios"]
-        table.add_row(
-            name.removesuffix("_us"),
-            f"{record[f'{name}_alone']:,}",
-            f"{record[f'{name}_watched']:,}",
-            f"{record[f'{name}_ratio']:.3f}" + (f" ({LIMIT} asked)" if name == "p99_us" else ""),
-            f"{min(ratios):.2f} to {max(ratios):.2f}",
-        )
+        row = [f"{record[f'{name}_{state}']:,}" for state in (*states, "watched")]
+        for state in states:
+            low, _, high = statistics.quantiles(record[f"{name}_ratios_{state}"], n=4)
+            row += [f"{record[f'{name}_ratio_{state}']:.3f}", f"{low:.2f} to {high:.2f}"]
+        table.add_row(name.removesuffix("_us"), *row)
     results.show(table)
+    print(f"{LIMIT} is asked of p99")
     print(
         f"processor time of the supervisor: {record['supervisor_cpu_percent_alone']} % alone,"
         f" {record['supervisor_cpu_percent_watched']} % watched; changes that schemathesis tried, and was refused:"
@@ -305,8 +333,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--rate", type=int, default=3_000, help="questions a second, of all clients (default 3000)")
     parser.add_argument("--dashboards", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=2.5)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args()
     relays.allow_many_descriptors()

@@ -2,7 +2,8 @@
  *
  *   load PORT CLIENTS RATE SECONDS USER DATABASE
  *
- * Logs CLIENTS in (by trust), then asks RATE simple queries a second in all, in turn over the connections, for SECONDS.
+ * Logs CLIENTS in (by trust), each of which asks once: a server's first answer to a connection takes longer, and there are
+ * as many of those as connections, however long is measured. Then it asks RATE simple queries a second in all, in turn over the connections, for SECONDS.
  * A question is due at a time that does not depend on the answers; the time counted goes from when it was due to its
  * ReadyForQuery, so that a stall is seen by everything that was due meanwhile. A connection that has not answered yet is
  * asked when it has; that wait counts. Writes the microseconds as native 32-bit integers to stdout.
@@ -91,10 +92,19 @@ static int take(struct client *c, const unsigned char *data, ssize_t size) {
     return is_ready;
 }
 
+static void wait_until_ready(struct client *c) {
+    int is_ready = 0;
+    while (!is_ready) {
+        ssize_t got = recv(c->fd, chunk, sizeof chunk, 0);
+        if (got <= 0) die("login");
+        is_ready = take(c, chunk, got);
+    }
+}
+
 static void log_in(struct client *c, int port, const char *user, const char *database) {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
     unsigned char packet[512];
-    int on = 1, size = 8, is_ready = 0;
+    int on = 1, size = 8;
     uint32_t word;
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -107,11 +117,10 @@ static void log_in(struct client *c, int port, const char *user, const char *dat
     word = htonl(size);
     memcpy(packet, &word, 4);
     put(c->fd, packet, size);
-    while (!is_ready) {
-        ssize_t got = recv(c->fd, chunk, sizeof chunk, 0);
-        if (got <= 0) die("login");
-        is_ready = take(c, chunk, got);
-    }
+    wait_until_ready(c);
+    ask(c);
+    wait_until_ready(c);
+    c->is_busy = 0;
 }
 
 int main(int argc, char **argv) {

@@ -333,10 +333,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--rate", type=int, default=3_000, help="questions a second, of all clients (default 3000)")
     parser.add_argument("--dashboards", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=24, help="at least 2")
     parser.add_argument("--seconds", type=float, default=2.5)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds: at least 2")
     relays.allow_many_descriptors()
     try:
         record = asyncio.run(run(args))

@@ -99,8 +99,9 @@ NAMES: Final = {
 INTRO: Final = f"""\
 Turnout's config: every key there is, with its default. {MARK}
 
-Prose begins with "# ", a key that may be set with "#" alone. A key marked (reload) is applied by SIGHUP; the others
-need a restart. `turnout check` tells what is wrong with a file and reaches every engine it names.
+Prose begins with "# ", a key that may be set with "#" alone. A key marked (reload) is applied by SIGHUP, and so are
+engines that come and go; the others need a restart. `turnout check` tells what is wrong with a file and reaches every
+engine it names.
 
 To try it: put the addresses of two servers below, one a standby of the other, and the password of their admin account
 into TURNOUT_ADMIN_PASSWORD; the users of the application stand in users.txt."""
@@ -336,7 +337,8 @@ def config_reference() -> str:
         "",
         (
             "The file is TOML. An unknown key is an error that names the line and the nearest key. "
-            "*Reload* says whether SIGHUP applies a change; the rest needs a restart."
+            "*Reload* says whether SIGHUP applies a change; engines come and go with it, too; the rest needs a "
+            "restart. See [reload](operation.md#reload)."
         ),
         "",
         _SECRETS,

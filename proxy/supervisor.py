@@ -18,7 +18,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +28,19 @@ import structlog
 from proxy import ipc
 from proxy.asking import Asking
 from proxy.clock import SystemClock
-from proxy.config import AlertsConfig, Config, EngineConfig, LogLevel, encode_effective, reload_diff, reloaded
+from proxy.config import (
+    AlertsConfig,
+    Config,
+    EngineConfig,
+    LogLevel,
+    ServiceConfig,
+    encode_effective,
+    plan_reload,
+    spell,
+    with_commanded,
+)
 from proxy.control.standstill import Standstills
+from proxy.control.views import Reloaded
 from proxy.engines import engine_for
 from proxy.engines.engine import Engine
 from proxy.errors import Conflict, NotFound, PlanRefused
@@ -49,6 +60,7 @@ from proxy.switch.plan import SwitchPlan, SwitchRecord
 from proxy.switch.readiness import Check
 from proxy.switch.roster import Roster
 from proxy.switch.views import Event, FailoverView, ServiceView, WorkerView
+from proxy.tasks import cancel_and_wait, spawn
 from proxy.watching import Watching
 from proxy.workers import Workers
 
@@ -103,7 +115,7 @@ class Supervisor:
         journal = self._journal = Journal(self._state_file)
         self._salt_key = journal.key("salts")
         self._roster = Roster(journal.database)
-        self.config = self._roster.apply(self.config)
+        self.config = with_commanded(self.config, self._roster.commanded())
         hide(hidden_words(self.config))
         services, engines, clock = self.config.service, self._engines, self._clock
         engines.update(
@@ -317,9 +329,7 @@ class Supervisor:
         self._known(service)
         self._change_roster(lambda roster: roster.add(service, name, engine))
         self._put_engines(service, {**self.config.service[service].engine, name: engine})
-        added = self._engines[service][name] = engine_for(self.config.service[service], name)
-        self._watched.add(service, added)
-        self.publish(Event(kind="engine.added", at=self._clock.wall(), service=service, data={"engine": name}))
+        self._take_in(engine_for(self.config.service[service], name), service)
 
     async def remove_engine(self, service: str, name: str) -> None:
         """Forget an engine that does not serve; kept over restarts. Raises NotFound; Conflict: it serves, it takes part in
@@ -328,6 +338,14 @@ class Supervisor:
         engines = dict(self.config.service[service].engine)
         if name not in engines:
             raise NotFound(f"service {service!r} has no engine {name!r}", hint=f"it has: {', '.join(sorted(engines))}")
+        self._check_goes(self.config.service, service, name)
+        self._change_roster(lambda roster: roster.remove(service, name))
+        del engines[name]
+        self._put_engines(service, engines)
+        await self._take_out(service, name)
+
+    def _check_goes(self, services: Mapping[str, ServiceConfig], service: str, name: str) -> None:
+        """Raises Conflict: something needs this engine. Policies and routes are those of `services`."""
         running = self._switches.running(service)
         if running is not None and name in (running.source, running.target):
             raise Conflict(f"engine {name!r} takes part in switch {running.id}", hint="wait until it has ended")
@@ -338,22 +356,33 @@ class Supervisor:
                 raise Conflict(
                     f"switch {waiting.id} to engine {name!r} waits for its turn", hint="cancel that switch first"
                 )
-        for policy in self.policies.policies(service):
+        for policy in self.policies.policies(service, services):
             if policy.target_engine == name:
                 raise Conflict(f"policy {policy.name!r} goes to engine {name!r}", hint="remove that policy first")
-        for rule in self.config.service[service].route:
+        for rule in services[service].route:
             if name in rule.to:
                 raise Conflict(
-                    f"a [[service.{service}.route]] sends reads to {name!r}", hint="take it out of the config"
+                    f"a [[service.{service}.route]] sends reads to {name!r}",
+                    hint="take it out of the config, which needs a restart",
                 )
-        self._change_roster(lambda roster: roster.remove(service, name))
-        del engines[name]
-        self._put_engines(service, engines)
-        # Out of every index before anything is waited for: one of the same name may be added meanwhile.
-        engine = self._engines[service].pop(name)
-        await self._watched.remove(service, name)
-        await engine.close()
-        self.publish(Event(kind="engine.removed", at=self._clock.wall(), service=service, data={"engine": name}))
+
+    def _take_in(self, engine: Engine, service: str) -> None:
+        """`config` has it already."""
+        self._engines[service][engine.name] = engine
+        self._watched.add(service, engine)
+        self.publish(Event(kind="engine.added", at=self._clock.wall(), service=service, data={"engine": engine.name}))
+
+    def _take_out(self, service: str, name: str) -> asyncio.Task[None]:
+        """`config` has it no more. Out of every index when this returns, for one of the same name may be added; what it
+        does ends in the task."""
+        engine, probe = self._engines[service].pop(name), self._watched.remove(service, name)
+
+        async def end() -> None:
+            await cancel_and_wait(probe)
+            await engine.close()
+            self.publish(Event(kind="engine.removed", at=self._clock.wall(), service=service, data={"engine": name}))
+
+        return spawn(end(), name=f"end of engine {service}.{name}")
 
     def _change_roster(self, change: Callable[[Roster], None]) -> None:
         assert self._roster is not None, "started"
@@ -391,30 +420,43 @@ class Supervisor:
         with self._written():
             return await self._guards.start(service, target, force=force, by=by, reason=reason)
 
-    def reload(self) -> tuple[list[str], list[str]]:
-        """Read the config again and apply what may be applied. One line for each change that was applied, and for each that
-        needs a restart.
+    def reload(self) -> Reloaded:
+        """Read the config again and apply what may be applied, engines that come and go among it. They are not kept in the
+        state file: the config file has them, or has them no more.
 
         Raises ConfigError; then nothing is changed.
         """
         if self._reload is None:
-            return [], []
+            return Reloaded(added=[], removed=[], applied=[], kept=[], needs_restart=[])
         assert self._roster is not None, "started"
-        new = self._roster.apply(self._reload())
-        applied, needs_restart = reload_diff(self.config, new)
-        self.config = reloaded(self.config, new)
+        plan = plan_reload(self.config, self._reload(), self._roster.commanded(), self._why_stays)
+        added = [(service, engine_for(plan.config.service[service], name)) for service, name in plan.added]
+        # From here on nothing can be refused, and nothing is waited for: who looks sees all of it or nothing.
+        self.config = plan.config
         hide(hidden_words(self.config))
         set_up_log(self.config.log, who="supervisor")
         self._reconfigure()
-        _log.info("config reloaded", applied=applied, needs_restart=needs_restart)
-        self.publish(
-            Event(
-                kind="config.reloaded",
-                at=self._clock.wall(),
-                data={"applied": applied, "needs_restart": needs_restart},
-            )
+        for service, name in plan.removed:
+            self._take_out(service, name)
+        for service, engine in added:
+            self._take_in(engine, service)
+        reloaded = Reloaded(
+            added=[spell(("service", service, "engine", name)) for service, name in plan.added],
+            removed=[spell(("service", service, "engine", name)) for service, name in plan.removed],
+            applied=plan.applied,
+            kept=plan.kept,
+            needs_restart=plan.needs_restart,
         )
-        return applied, needs_restart
+        _log.info("config reloaded", **msgspec.structs.asdict(reloaded))
+        self.publish(Event(kind="config.reloaded", at=self._clock.wall(), data=msgspec.structs.asdict(reloaded)))
+        return reloaded
+
+    def _why_stays(self, services: Mapping[str, ServiceConfig], service: str, engine: str) -> str:
+        try:
+            self._check_goes(services, service, engine)
+        except Conflict as error:
+            return f"{error.text}; {error.hint}"
+        return ""
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call `callback` for every event, in this loop, where it must not block. Returns what takes it back."""

@@ -82,10 +82,12 @@ class Watching:
         """Probe an engine from now on."""
         self._probes[service, engine.name] = spawn(self._probe(service, engine), name=f"probe {service}.{engine.name}")
 
-    async def remove(self, service: str, name: str) -> None:
-        """Probe it no more, and forget it. One of the same name may be added while this waits."""
-        await cancel_and_wait(self._probes.pop((service, name)))
+    def remove(self, service: str, name: str) -> asyncio.Task[None]:
+        """Probe it no more, and forget it; one of the same name may be added at once. Returns the task that ends now."""
+        probe = self._probes.pop((service, name))
+        probe.cancel()
         self._probed.pop((service, name), None)
+        return probe
 
     # --- what was found ----------------------------------------------------------------------------------------------
 

@@ -26,20 +26,20 @@ from proxy.config.alerts import (
 )
 from proxy.config.console import CONSOLE_DATABASE, ConsoleConfig
 from proxy.config.control import CallerConfig, ControlConfig, JwtConfig, RoleName, hash_token
-from proxy.config.engines import AdminConfig, EngineConfig, EngineLogin, LoadConfig
+from proxy.config.engines import AdminConfig, EngineConfig, EngineLogin, LoadConfig, check_addition
 from proxy.config.listener import ListenerConfig
 from proxy.config.loading import decode_effective, encode_effective, load
 from proxy.config.policies import PolicyConfig, StrategyName, policy_faults
 from proxy.config.problems import ConfigErrors
 from proxy.config.reader import NAME, spell_range
-from proxy.config.reloading import reload_diff, reloaded
+from proxy.config.reloading import Commanded, ReloadPlan, plan_reload, with_commanded
 from proxy.config.resolver import SECRET_BYTES_MAX, unfit_secret
 from proxy.config.service import AuthConfig, RouteConfig, ServiceConfig
 from proxy.config.showing import masked
 from proxy.config.switching import FailoverConfig, HookConfig, SwitchConfig
 from proxy.config.table import Secret
 from proxy.config.telemetry import LogConfig, LogLevel, TelemetryConfig
-from proxy.config.text import UsersError, parse_users
+from proxy.config.text import UsersError, parse_users, spell
 from proxy.config.whole import Config
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "AlertsConfig",
     "AuthConfig",
     "CallerConfig",
+    "Commanded",
     "Config",
     "ConfigErrors",
     "ConsoleConfig",
@@ -72,6 +73,7 @@ __all__ = [
     "LogLevel",
     "PolicyConfig",
     "ReceiverConfig",
+    "ReloadPlan",
     "RoleName",
     "RouteConfig",
     "Secret",
@@ -81,6 +83,7 @@ __all__ = [
     "SwitchConfig",
     "TelemetryConfig",
     "UsersError",
+    "check_addition",
     "decode_effective",
     "encode_effective",
     "hash_token",
@@ -89,9 +92,10 @@ __all__ = [
     "masked",
     "parse_address",
     "parse_users",
+    "plan_reload",
     "policy_faults",
-    "reload_diff",
-    "reloaded",
+    "spell",
     "spell_range",
     "unfit_secret",
+    "with_commanded",
 ]

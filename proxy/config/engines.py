@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from proxy.config.table import RELOADABLE, Secret, Table
+from proxy.errors import Conflict
 from proxy.tls import TlsSetting
 
 
@@ -80,3 +82,12 @@ class EngineConfig(Table, frozen=True, kw_only=True):
     does not have it (MariaDB has zlib) refuses them by its name."""
     load: LoadConfig = LoadConfig()
     """Where its use of processor and memory is read."""
+
+
+def check_addition(service: str, engines: Mapping[str, EngineConfig], name: str, engine: EngineConfig) -> None:
+    """May a service with these engines have this one too? Raises Conflict: the name or the address is taken."""
+    for other, one in engines.items():
+        if other == name:
+            raise Conflict(f"service {service!r} has an engine {name!r} already", hint="take another name")
+        if one.address == engine.address:
+            raise Conflict(f"engine {other!r} has the address {one.address} already", hint="add it once only")

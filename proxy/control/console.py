@@ -304,8 +304,10 @@ class AdminConsole:
         except ConfigError as error:
             raise Refused(f"RELOAD failed: {error.text}", "F0000", hint=error.hint) from None
         said = b""
+        if reloaded.kept:
+            said += notice("not as the file says: " + "; ".join(reloaded.kept))
         if reloaded.needs_restart:
-            said = notice("not in force before a restart: " + "; ".join(reloaded.needs_restart))
+            said += notice("not in force before a restart: " + "; ".join(reloaded.needs_restart))
         return said + done("RELOAD")
 
     async def _shut_down(self, who: Caller, how: str, _question: _Question) -> bytes:

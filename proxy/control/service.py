@@ -18,7 +18,7 @@ import structlog
 
 from proxy import VERSION, ipc
 from proxy.clock import Clock, SystemClock
-from proxy.config import LogLevel, PolicyConfig, masked
+from proxy.config import LogLevel, PolicyConfig, check_addition, masked
 from proxy.control.alerts.keeper import Alerts
 from proxy.control.alerts.model import AlertView, Delivery, ReceiverView, RuleView, Silence
 from proxy.control.audit import AuditEntry, AuditLog
@@ -347,13 +347,7 @@ class ControlService:
             require(who, Role.ADMIN, "add an engine")
             view = self._service(service)
             engine = engine_config(name, spec, view.protocol)
-            for one in view.engines:
-                if one.name == name:
-                    raise Conflict(f"service {service!r} has an engine {name!r} already", hint="take another name")
-                if one.address == engine.address:
-                    raise Conflict(
-                        f"engine {one.name!r} has the address {one.address} already", hint="add it once only"
-                    )
+            check_addition(service, self.supervisor.config.service[service].engine, name, engine)
             self.supervisor.add_engine(service, name, engine)
         _log.info("engine added", service=service, engine=name, address=engine.address, by=who.name)
         return next(row for row in self.engines(who, service) if row.engine.name == name)
@@ -368,13 +362,13 @@ class ControlService:
         _log.info("engine removed", service=service, engine=name, by=who.name)
 
     def reload(self, who: Caller) -> Reloaded:
-        """Read the config file again and apply what may be applied, as SIGHUP does. Raises ConfigError; then nothing is
-        changed."""
+        """Read the config file again and apply what may be applied, as SIGHUP does; engines that it has no more are removed
+        where `remove_engine` would do it, and those that are new are added. Raises ConfigError; then nothing is changed."""
         with self._recorded(who, "reload", "config") as detail:
             require(who, Role.ADMIN, "reload the config")
-            applied, needs_restart = self.supervisor.reload()
-            detail |= {"applied": applied, "needs_restart": needs_restart}
-        return Reloaded(applied=applied, needs_restart=needs_restart)
+            reloaded = self.supervisor.reload()
+            detail.update(msgspec.structs.asdict(reloaded))
+        return reloaded
 
     def set_log_level(self, who: Caller, level: LogLevel) -> None:
         """Log from this level up, in every process, until a reload or a restart says otherwise."""

@@ -134,8 +134,15 @@ class StandstillRow(msgspec.Struct, frozen=True, kw_only=True):
 class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
     """What a reload of the config came to. A line is `service.shop.pool_size: 200 -> 300`."""
 
+    added: list[str]
+    """Engines that are there now: `service.shop.engine.green`."""
+    removed: list[str]
+    """Engines that are there no more."""
     applied: list[str]
-    """In force now."""
+    """What else was changed in the file, and is in force now."""
+    kept: list[str]
+    """Engines that are not as the file says, and why: the file has one no more that serves, or a command added or removed
+    it."""
     needs_restart: list[str]
     """Changed in the file, and not in force."""
 

@@ -120,11 +120,12 @@ class PolicyKeeper:
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
-    def policies(self, service: str | None = None) -> list[Policy]:
-        """Those of all services or of one, by name. One that was set by command and whose name the file took since is
-        hidden by it; one whose service or engine is gone is not judged."""
+    def policies(self, service: str | None = None, services: Mapping[str, ServiceConfig] | None = None) -> list[Policy]:
+        """Those of all services or of one, by name; with `services` as they would be if the file had said that. One that
+        was set by command and whose name the file took since is hidden by it; one whose service or engine is gone is not
+        judged."""
         found = dict(self._set)
-        for name, config in self._services.items():
+        for name, config in (self._services if services is None else services).items():
             for policy_name, rules in config.policy.items():
                 found[policy_name] = Policy(
                     name=policy_name, service=name, origin="config", **msgspec.structs.asdict(rules)

@@ -10,7 +10,7 @@ import sqlite3
 
 import msgspec
 
-from proxy.config import Config, EngineConfig
+from proxy.config import Commanded, EngineConfig
 
 
 class Roster:
@@ -19,20 +19,13 @@ class Roster:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def apply(self, config: Config) -> Config:
-        """The config with what was changed. Services that it does not have any more are passed over."""
-        services = dict(config.service)
-        for service, name, data in self._database.execute("select service, name, config from engines"):
-            if service not in services:
-                continue
-            engines = dict(services[service].engine)
-            if data is None:
-                engines.pop(name, None)
-            else:
-                engines[name] = msgspec.json.decode(data, type=EngineConfig)
-            if engines:
-                services[service] = msgspec.structs.replace(services[service], engine=engines)
-        return msgspec.structs.replace(config, service=services)
+    def commanded(self) -> Commanded:
+        """All that was changed, by service and engine."""
+        rows = self._database.execute("select service, name, config from engines")
+        return {
+            (service, name): msgspec.json.decode(data, type=EngineConfig) if data is not None else None
+            for service, name, data in rows
+        }
 
     def add(self, service: str, name: str, engine: EngineConfig) -> None:
         """Raises sqlite3.Error."""

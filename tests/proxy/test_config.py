@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import (
+    Commanded,
     Config,
     ConfigErrors,
+    EngineConfig,
+    ReloadPlan,
+    ServiceConfig,
     decode_effective,
     encode_effective,
     hash_token,
@@ -21,8 +25,8 @@ from proxy.config import (
     load,
     masked,
     parse_address,
-    reload_diff,
-    reloaded,
+    plan_reload,
+    with_commanded,
 )
 from proxy.config.text import KeyPath, UsersError, key_lines, parse_users, spell
 
@@ -124,7 +128,7 @@ def test_workers_get_the_config_as_it_was_loaded(folder: Path) -> None:
 
 def test_no_secret_is_ever_shown(folder: Path) -> None:
     config = read(folder, GOOD)
-    shown = repr(config) + str(masked(config)) + str(reload_diff(config, config))
+    shown = repr(config) + str(masked(config)) + str(planned(config, config))
     assert not [secret for secret in SECRETS if secret in shown]
     assert masked(config)["service"]["shop"]["admin"]["password"] == {"value": "***", "origin": "env"}
 
@@ -569,16 +573,41 @@ def test_only_this_machine_is_loopback() -> None:
 # --- reload -------------------------------------------------------------------------------------------------------
 
 
+def planned(old: Config, file: Config, commanded: Commanded | None = None, **stays: str) -> ReloadPlan:
+    """`stays`: why an engine cannot be removed, by its name."""
+
+    def why_stays(services: Mapping[str, ServiceConfig], service: str, engine: str) -> str:
+        assert engine in services[service].engine
+        return stays.get(engine, "")
+
+    return plan_reload(old, file, commanded or {}, why_stays)
+
+
+def refusals(old: Config, file: Config, commanded: Commanded | None = None, **stays: str) -> list[str]:
+    """Each line of a reload that is refused."""
+    with pytest.raises(ConfigErrors) as caught:
+        planned(old, file, commanded, **stays)
+    return [error.text for error in caught.value.errors]
+
+
+RED = """\
+[service.shop.engine.red]
+address = "10.0.0.13:5432"
+"""
+NIGHTLY = """\
+[service.shop.policy.nightly]
+trigger = "manual"
+target_engine = "{}"
+"""
+WITHOUT_GREEN = GOOD[: GOOD.index("[service.shop.engine.green]")]
+
+
 def test_a_reload_says_what_is_applied_and_what_needs_a_restart(folder: Path) -> None:
     old = read(folder, GOOD)
-    new = read(
-        folder,
-        GOOD.replace("workers = 2", "workers = 3").replace('pool_mode = "session"', "pool_size = 7")
-        + '[service.shop.engine.red]\naddress = "10.0.0.13:5432"\n',
-    )
-    applied, needs_restart = reload_diff(old, new)
-    assert applied == ["service.shop.pool_size: 200 -> 7"]
-    assert needs_restart == ["service.shop.engine.red: absent -> present", "workers: 2 -> 3"]
+    new = read(folder, GOOD.replace("workers = 2", "workers = 3").replace('pool_mode = "session"', "pool_size = 7"))
+    plan = planned(old, new)
+    assert plan.applied == ["service.shop.pool_size: 200 -> 7"]
+    assert plan.needs_restart == ["workers: 2 -> 3"]
 
 
 def test_a_reload_applies_what_it_says_and_nothing_else(folder: Path) -> None:
@@ -590,23 +619,184 @@ def test_a_reload_applies_what_it_says_and_nothing_else(folder: Path) -> None:
         .replace('address = "10.0.0.11:5432"', 'address = "10.0.0.14:5432"\nserver_tls_sslmode = "disable"')
         .replace("[service.shop.engine.green]", "[service.shop.engine.red]")
         .replace('active = "blue"', 'active = "blue"\nswitch = { hold_ms_max = 700 }')
-        + '[service.shop.policy.nightly]\ntrigger = "manual"\ntarget_engine = "blue"\n',
+        + NIGHTLY.format("red"),
     )
-    applied, needs_restart = reload_diff(old, new)
-    merged = reloaded(old, new)
-    assert reload_diff(old, merged) == (applied, [])
-    assert reload_diff(merged, new) == ([], needs_restart)
-    assert merged.service["shop"].switch.hold_ms_max == 700
-    assert merged.workers == 2
+    plan = planned(old, new)
+    assert plan.needs_restart == [
+        'service.shop.engine.blue.address: "10.0.0.11:5432" -> "10.0.0.14:5432"',
+        "workers: 2 -> 3",
+    ]
+    shop = plan.config.service["shop"]
+    assert list(shop.engine) == ["blue", "red"]
+    assert shop.engine["blue"].address == "10.0.0.11:5432"
+    assert shop.engine["blue"].server_tls_sslmode == "disable"
+    assert shop.policy["nightly"].target_engine == "red"
+    assert shop.switch.hold_ms_max == 700
+    assert plan.config.workers == 2
+    again = planned(plan.config, new)
+    assert (again.added, again.removed, again.applied, again.kept) == ([], [], [], [])
+    assert again.needs_restart == plan.needs_restart
+    assert again.config == plan.config
 
 
 def test_a_changed_secret_is_told_by_its_key_only(folder: Path) -> None:
-    old, new = read(folder, GOOD), read(folder, GOOD, {"ADMIN_PASSWORD": "changed"})
-    assert reload_diff(old, new) == ([], ["service.shop.admin.password"])
+    plan = planned(read(folder, GOOD), read(folder, GOOD, {"ADMIN_PASSWORD": "changed"}))
+    assert (plan.applied, plan.needs_restart) == ([], ["service.shop.admin.password"])
 
 
 def test_nothing_changed_is_nothing_to_say(folder: Path) -> None:
-    assert reload_diff(read(folder, GOOD), read(folder, GOOD)) == ([], [])
+    config = read(folder, GOOD)
+    nothing = ReloadPlan(config=config, added=[], removed=[], applied=[], kept=[], needs_restart=[])
+    assert planned(config, read(folder, GOOD)) == nothing
+
+
+# --- engines of a reload ------------------------------------------------------------------------------------------
+
+
+def test_engines_come_and_go_with_a_reload(folder: Path) -> None:
+    """Also one in place of another at the same address."""
+    old = read(folder, GOOD)
+    plan = planned(old, read(folder, GOOD + RED))
+    assert (plan.added, plan.removed, plan.applied, plan.needs_restart) == ([("shop", "red")], [], [], [])
+    assert list(plan.config.service["shop"].engine) == ["blue", "green", "red"]
+    plan = planned(old, read(folder, WITHOUT_GREEN))
+    assert (plan.added, plan.removed, plan.applied, plan.needs_restart) == ([], [("shop", "green")], [], [])
+    assert list(plan.config.service["shop"].engine) == ["blue"]
+    plan = planned(old, read(folder, change("engine.green", "engine.verde")))
+    assert (plan.added, plan.removed) == ([("shop", "verde")], [("shop", "green")])
+
+
+def test_an_engine_that_cannot_go_stays_as_it_was_and_the_rest_is_applied(folder: Path) -> None:
+    old = read(folder, GOOD)
+    file = read(folder, WITHOUT_GREEN.replace('pool_mode = "session"', "pool_size = 7") + RED)
+    plan = planned(old, file, green="it serves; switch first")
+    assert plan.kept == ["service.shop.engine.green: it serves; switch first"]
+    assert (plan.added, plan.removed) == ([("shop", "red")], [])
+    assert plan.applied == ["service.shop.pool_size: 200 -> 7"]
+    assert plan.needs_restart == []
+    assert plan.config.service["shop"].engine["green"] == old.service["shop"].engine["green"]
+    assert planned(plan.config, file).removed == [("shop", "green")], "the next reload, once it may go"
+
+
+def test_whether_an_engine_may_go_is_asked_with_the_policies_of_the_new_file(folder: Path) -> None:
+    old = read(folder, GOOD + NIGHTLY.format("green"))
+    asked = []
+
+    def why_stays(services: Mapping[str, ServiceConfig], service: str, engine: str) -> str:
+        asked.append((service, engine, services[service].policy["nightly"].target_engine))
+        return ""
+
+    plan = plan_reload(old, read(folder, WITHOUT_GREEN + NIGHTLY.format("blue")), {}, why_stays)
+    assert asked == [("shop", "green", "blue")]
+    assert plan.removed == [("shop", "green")]
+    assert plan.applied == ['service.shop.policy.nightly.target_engine: "green" -> "blue"']
+
+
+def test_an_address_that_is_taken_refuses_the_reload_as_it_refuses_the_command(folder: Path) -> None:
+    old = read(folder, GOOD)
+    renamed = read(folder, change('active = "blue"', 'active = "azure"').replace("engine.blue", "engine.azure"))
+    assert refusals(old, renamed, blue="engine 'blue' serves 'shop'; switch to another engine first") == [
+        (
+            "service.shop.engine.azure: engine 'blue' has the address 10.0.0.11:5432 already; "
+            "it cannot be removed now: engine 'blue' serves 'shop'; switch to another engine first"
+        )
+    ]
+    moved = read(folder, change("10.0.0.12:5432", "10.0.0.19:5432") + RED.replace("10.0.0.13", "10.0.0.12"))
+    assert refusals(old, moved) == [
+        "service.shop.engine.red: engine 'green' has the address 10.0.0.12:5432 already; its new address needs a restart"
+    ]
+    by_command = {("shop", "pink"): EngineConfig(address="10.0.0.13:5432")}
+    assert refusals(with_commanded(old, by_command), read(folder, GOOD + RED), by_command) == [
+        "service.shop.engine.red: engine 'pink' has the address 10.0.0.13:5432 already; add it once only"
+    ]
+
+
+def test_what_was_said_by_command_about_engines_outlives_a_reload_and_is_told(folder: Path) -> None:
+    pink = EngineConfig(address="10.0.0.14:5432")
+    by_command: Commanded = {("shop", "pink"): pink, ("shop", "green"): None, ("gone", "x"): None}
+    file = read(folder, GOOD)
+    old = with_commanded(file, by_command)
+    assert list(old.service["shop"].engine) == ["blue", "pink"]
+    plan = planned(old, file, by_command)
+    assert (plan.added, plan.removed, plan.applied, plan.needs_restart) == ([], [], [], [])
+    assert plan.config == old
+    assert plan.kept == [
+        "service.shop.engine.pink: it was added while Turnout ran; `turnout engine remove pink` takes it out",
+        (
+            "service.shop.engine.green: it was removed while Turnout ran, and stays so whatever the file says; "
+            "`turnout engine add green 10.0.0.12:5432` brings it back"
+        ),
+    ]
+    assert planned(old, read(folder, WITHOUT_GREEN), by_command).kept == plan.kept[:1]
+    other = read(folder, WITHOUT_GREEN + '[service.shop.engine.pink]\naddress = "10.0.0.15:5432"\nrole = "secondary"\n')
+    plan = planned(old, other, by_command)
+    assert plan.kept == [
+        "service.shop.engine.pink: it was added while Turnout ran, and stays so whatever the file says of address, role"
+    ]
+    assert plan.config.service["shop"].engine["pink"] == pink
+    same = read(folder, WITHOUT_GREEN + '[service.shop.engine.pink]\naddress = "10.0.0.14:5432"\n')
+    assert planned(old, same, by_command).kept == []
+
+
+def test_what_was_said_by_command_counts_as_a_whole(folder: Path) -> None:
+    """An engine that was removed does not come back because the one in its place was added later."""
+    commanded: Commanded = {("shop", "blue"): None, ("shop", "pink"): EngineConfig(address="10.0.0.14:5432")}
+    assert list(with_commanded(read(folder, WITHOUT_GREEN), commanded).service["shop"].engine) == ["pink"]
+    assert list(with_commanded(read(folder, WITHOUT_GREEN), {("shop", "blue"): None}).service["shop"].engine) == [
+        "blue"
+    ]
+
+
+def test_a_reload_that_names_an_engine_which_was_removed_is_refused(folder: Path) -> None:
+    """Whatever names it: a policy, a route, an alert. `active` counts at the first start only."""
+    by_command: Commanded = {("shop", "green"): None}
+    old = with_commanded(read(folder, GOOD), by_command)
+    why = (
+        "it was removed while Turnout ran, and stays so whatever the file says; "
+        "`turnout engine add green 10.0.0.12:5432` brings it back, or take this out of the file"
+    )
+    file = read(
+        folder,
+        change('pool_mode = "session"', 'pool_mode = "transaction"').replace('active = "blue"', 'active = "green"')
+        + NIGHTLY.format("green")
+        + '[[service.shop.route]]\nto = ["blue", "green"]\n'
+        + '[alerts.rule.down]\nwhen = "engine_down"\nengines = ["green"]\n',
+    )
+    assert refusals(old, file, by_command) == [
+        f'service.shop.policy.nightly.target_engine: service "shop" would have no engine "green": {why}',
+        f'service.shop.route[0].to[1]: service "shop" would have no engine "green": {why}',
+        f'alerts.rule.down.engines[0]: no service would have an engine "green": {why}',
+    ]
+    first = read(folder, change('active = "blue"', 'active = "green"'))
+    assert planned(old, first, by_command).config.service["shop"].active == "blue"
+
+
+def test_what_names_an_engine_that_comes_with_a_restart_is_refused_till_then(folder: Path) -> None:
+    old = read(folder, GOOD)
+    new = GOOD[GOOD.index("[service.shop]") :].replace("service.shop", "service.new").replace('["shop"]', '["new"]')
+    new = new.replace("engine.green", "engine.white").replace("10.0.0.1", "10.0.1.1")
+    alert = '[alerts.rule.down]\nwhen = "engine_down"\nengines = ["white"]\n'
+    plan = planned(
+        old, read(folder, GOOD + new + '[service.new.policy.x]\ntrigger = "manual"\ntarget_engine = "white"\n')
+    )
+    assert plan.needs_restart == ["service.new: absent -> present"]
+    assert refusals(old, read(folder, GOOD + new + alert)) == [
+        (
+            'alerts.rule.down.engines[0]: no service would have an engine "white": the file\'s engines of service "new" '
+            "come with a restart; restart Turnout, or take this out of the file until then"
+        )
+    ]
+
+
+def test_engines_of_another_protocol_wait_for_the_restart_that_it_needs(folder: Path) -> None:
+    old = read(folder, GOOD)
+    file = (GOOD + RED).replace('"postgresql"', '"mysql"').replace("scram-sha-256", "mysql_native_password")
+    plan = planned(old, read(folder, file))
+    assert (plan.added, plan.kept) == ([], [])
+    assert "service.shop.engine.red: absent -> present" in plan.needs_restart
+    assert list(plan.config.service["shop"].engine) == ["blue", "green"]
+    [line] = refusals(old, read(folder, file + NIGHTLY.format("red")))
+    assert line.startswith('service.shop.policy.nightly.target_engine: service "shop" would have no engine "red": ')
 
 
 # --- users file ---------------------------------------------------------------------------------------------------

@@ -67,9 +67,14 @@ def show_event(out: Console, event: Json) -> None:
 
 def show_reloaded(out: Console, reloaded: Json) -> None:
     """What a reload changed."""
-    for line in reloaded["applied"]:
-        out.print(Text.assemble(("applied  ", "green"), line))
-    for line in reloaded["needs_restart"]:
-        out.print(Text.assemble(("needs a restart  ", "yellow"), line))
-    if not reloaded["applied"] and not reloaded["needs_restart"]:
+    for key, word, style in (
+        ("added", "added", "green"),
+        ("removed", "removed", "green"),
+        ("applied", "applied", "green"),
+        ("kept", "not as the file says", "yellow"),
+        ("needs_restart", "needs a restart", "yellow"),
+    ):
+        for line in reloaded[key]:
+            out.print(Text.assemble((f"{word}  ", style), line))
+    if not any(reloaded.values()):
         out.print("nothing has changed")

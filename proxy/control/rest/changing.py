@@ -52,7 +52,8 @@ async def end_session(
 
 @post("/v1/config/reload", tags=["changing"], status_code=200, responses=CHANGE, operation_class=Change)
 async def reload(door: Door, who: Who) -> Reloaded:
-    """Read the config file again, as SIGHUP does. Needs the role admin."""
+    """Read the config file again, as SIGHUP does; engines come and go with it. A file that cannot be applied is refused as a
+    whole. Needs the role admin."""
     return door.reload(who)
 
 

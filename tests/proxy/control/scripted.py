@@ -23,6 +23,7 @@ from proxy.config import (
     ServiceConfig,
 )
 from proxy.control.standstill import Standstills
+from proxy.control.views import Reloaded
 from proxy.engines.engine import EngineState, Role
 from proxy.engines.figures import Stream
 from proxy.errors import Conflict, NotFound
@@ -256,9 +257,11 @@ class ScriptedSupervisor:
         changed = msgspec.structs.replace(self.config.service[service], engine=engines)
         self.config = msgspec.structs.replace(self.config, service={**self.config.service, service: changed})
 
-    def reload(self) -> tuple[list[str], list[str]]:
+    def reload(self) -> Reloaded:
         self.tell(Event(kind="config.reloaded", at=time.time()))
-        return ["max_client_conn: 10 -> 20"], ["workers: 1 -> 2"]
+        return Reloaded(
+            added=[], removed=[], applied=["max_client_conn: 10 -> 20"], kept=[], needs_restart=["workers: 1 -> 2"]
+        )
 
     def set_log_level(self, level: LogLevel) -> None:
         log = msgspec.structs.replace(self.config.log, level=level)

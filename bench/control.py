@@ -57,6 +57,8 @@ SCRAPES: Final = 100
 WARM_S: Final = 5.0
 """Load before the first round."""
 
+READY_TIMEOUT_S: Final = 60.0
+
 SETTLE_S: Final = 0.5
 """Between a change of who watches and the load."""
 
@@ -156,12 +158,18 @@ async def watchers(turnout: Turnout, dashboards: int, folder: Path, group: Path 
             for process in processes:
                 (group / "cgroup.procs").write_text(str(process.pid))
         assert processes[0].stdout is not None
-        async with asyncio.timeout(60):
-            if await processes[0].stdout.readline() != b"ready\n":
-                raise ServerFailed(f"nobody watches: {(folder / 'schemathesis.log').read_text()[-500:]}")
-            before = await _asked(turnout)
-            while await _asked(turnout) < before + 100:  # noqa: ASYNC110  it is another process that asks
-                await asyncio.sleep(0.2)
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                if await processes[0].stdout.readline() != b"ready\n":
+                    raise ServerFailed(f"nobody watches: {(folder / 'schemathesis.log').read_text()[-500:]}")
+                before = await _asked(turnout)
+                while await _asked(turnout) < before + 100:  # noqa: ASYNC110  it is another process that asks
+                    await asyncio.sleep(0.2)
+        except TimeoutError as error:
+            raise ServerFailed(
+                f"who watches has not begun within {READY_TIMEOUT_S:.0f} s; it gets what other processes leave over:"
+                " is this machine busy with something else?"
+            ) from error
         yield Watchers(processes)
     finally:
         for process in processes:

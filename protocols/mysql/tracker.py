@@ -209,9 +209,9 @@ if TYPE_CHECKING:
     from protocols.mysql.ledger import MysqlLedger
     from protocols.wire import BackendFacts, ErrorReply
 
-_EDITED: Final = bytearray(278)
+_EDITED: Final = bytearray(529)
 """What EDIT puts in a packet's place. The longest is an OK that was stripped: header (4), what stands before its info (23 at
-most), and an info whose length takes one byte (1 + 250)."""
+most), an info and entries whose lengths take one byte each (1 + 250, twice)."""
 
 
 class Statement:
@@ -554,6 +554,7 @@ class MysqlTracker(Tracker):
         self._is_tracked = False
         self._is_told_of = False
         self._is_info_own = False
+        self._is_tracking_own = False
         self._is_shown = self._capabilities & CLIENT_SESSION_TRACK != 0
         self._info_at = 0
         self._has_told = False
@@ -1411,6 +1412,7 @@ class MysqlTracker(Tracker):
             # Until the ledger asks, which turns tracking on again.
             self._is_told_of = False
             self._is_info_own = False
+            self._is_tracking_own = False
             self._is_one_shot = False
             self._insert_id = 0
             self._is_insert_id_elsewhere = False
@@ -1735,13 +1737,15 @@ class MysqlTracker(Tracker):
         return EDIT if is_plain else FETCH
 
     def _strip_told(self, data: bytes, position: int, size: int, end: int, sequence: int) -> bool:
-        """Put an OK that tells of changes, or an EOF that says that there are some, into `edited` without them, as
-        `_take_told` would. Not so where the client is shown some or the ledger has to be told, and not of an OK that does
-        not stand in `data` as a whole or has a length of more than one byte behind its flags."""
-        if self._is_shown:
+        """Put an OK that tells of changes, or an EOF that says that there are some, into `edited` without what the client
+        is not shown, as `_take_told` would. Not so where the ledger has to be told or the client has set a variable of
+        session tracking itself, and not of an OK that does not stand in `data` as a whole or has a length of more than one
+        byte behind its flags."""
+        if self._is_shown and self._is_tracking_own:
             return False
         stop = 9
         flags = 8
+        entries = 0
         if data[position + 4] == EOF and not self._deprecates_eof:
             if not data[position + 7] & SERVER_STATUS_IN_TRANS:
                 return False
@@ -1757,19 +1761,50 @@ class MysqlTracker(Tracker):
             at += 1 + data[at]
             if at >= last or data[at] >= 0xFB or at + 1 + data[at] != last or not self._note_plain(data, at + 1, last):
                 return False
+            entries = at + 1
         edited = self.edited
-        edited[0] = (stop - 4) & 0xFF
-        edited[1] = (stop - 4) >> 8
-        edited[2] = 0
-        edited[3] = sequence
         index = 4
         while index < stop:
             edited[index] = data[position + index]
             index += 1
-        # Bits 8 to 15 of the status, where it is set.
-        edited[flags] ^= SERVER_SESSION_STATE_CHANGED >> 8
+        kept = self._keep_shown(data, entries, last, edited, stop) if self._is_shown and entries else 0
+        if kept:
+            stop = kept
+        else:
+            # Bits 8 to 15 of the status, where it is set.
+            edited[flags] ^= SERVER_SESSION_STATE_CHANGED >> 8
+        edited[0] = (stop - 4) & 0xFF
+        edited[1] = (stop - 4) >> 8
+        edited[2] = 0
+        edited[3] = sequence
         self.edited_size = stop
         return True
+
+    def _keep_shown(self, data: bytes, at: int, last: int, edited: bytearray, stop: int) -> int:
+        """Put those of the entries in `data[at:last]` that the client is shown behind the OK in `edited[:stop]`; returns
+        where they end, or 0 if there are none. Their lengths have been looked at."""
+        # An info without text was left out.
+        begin = stop + 1 if stop > self._info_at else stop + 2
+        index = begin
+        while at < last:
+            kind = data[at]
+            size = 2 + data[at + 1]
+            if not (
+                kind == TRACK_STATE_CHANGE
+                or kind == TRACK_TRANSACTION_CHARACTERISTICS
+                or kind == TRACK_TRANSACTION_STATE
+            ):
+                body = 0
+                while body < size:
+                    edited[index] = data[at + body]
+                    index += 1
+                    body += 1
+            at += size
+        if index == begin:
+            return 0
+        edited[stop] = 0
+        edited[begin - 1] = index - begin
+        return index
 
     def _note_plain(self, data: bytes, at: int, last: int) -> bool:
         """Note what the entries in `data[at:last]` tell, as `_take_told` would, if the ledger need not hear of any. False:
@@ -1827,6 +1862,7 @@ class MysqlTracker(Tracker):
 
     def _note_own_tracking(self) -> None:
         """The client has set some of the variables of session tracking itself."""
+        self._is_tracking_own = True
         self._is_info_own = TRANSACTION_INFO in self.ledger.own_tracking
         if self._is_info_own:
             self._is_told_of = False

@@ -11,7 +11,8 @@ MariaDB 10.11, `statement_id` with every statement on MySQL 9.7, and each OK tha
 clients that asked for tracking the list is the server's, as they expect.
 
 What every transaction that writes tells three times, its state and its characteristics, does not come here: the tracker
-takes it off in passing where the ledger has it so (`_strip_told`), by the same rules.
+takes it off in passing where the ledger has it so (`_strip_told`), by the same rules, also for clients that asked for
+tracking: most that are built on MySQL's or MariaDB's own library do.
 
 The variables `session_track_…` are the session's, so Turnout's values can be read there. A client that sets one of them
 gets what it asked for, and keeps it when it moves; Turnout then goes on with what it is still told, and with the

@@ -43,10 +43,16 @@ def special(text: bytes) -> tuple[int, bytes]:
     return (c.TRACK_TRANSACTION_CHARACTERISTICS, lenenc_bytes(text))
 
 
+def block(entries: Entries) -> bytes:
+    """As they stand behind the info of an OK."""
+    return lenenc_bytes(b"".join(bytes([kind]) + lenenc_bytes(body) for kind, body in entries))
+
+
 IDLE = doing(b"________")
 
-LONG = (99, b"x" * 300)
-"""No ledger wants it, and its length is not of one byte: an OK that has it is fetched."""
+LONG = (c.TRACK_STATE_CHANGE, b"x" * 300)
+"""It says that nothing changed, no client is shown it that has not set the variable, and its length is not of one byte: an
+OK that has it is fetched."""
 
 TRANSACTION = [
     ("begin", told_payload(special(b"START TRANSACTION;"), doing(b"T_______"), status=IN_TRANS), ok_payload(IN_TRANS)),
@@ -59,19 +65,43 @@ TRANSACTION = [
 ]
 
 
+TO_ONE_WHO_ASKED = [
+    (text, payload, told_payload((c.TRACK_GTIDS, b"\0\5a:1-7")) if text == "commit" else shown)
+    for text, payload, shown in TRANSACTION
+]
+
+
+@pytest.mark.parametrize("is_shown", [False, True])
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("deprecates_eof", [False, True])
-def test_what_each_transaction_tells_is_fetched_once(deprecates_eof: bool, is_packed: bool) -> None:
+def test_what_each_transaction_tells_is_fetched_once(deprecates_eof: bool, is_packed: bool, is_shown: bool) -> None:
     facts = replace(TRACKING_FACTS, packing=Packing("zlib")) if is_packed else TRACKING_FACTS
-    relay = Relay(deprecates_eof=deprecates_eof, facts=facts)
+    relay = Relay(deprecates_eof=deprecates_eof, facts=facts, more=c.CLIENT_SESSION_TRACK * is_shown)
     for turn in range(3):
-        for text, payload, shown in TRANSACTION:
+        for text, payload, shown in TO_ONE_WHO_ASKED if is_shown else TRANSACTION:
             relay.client(query(text))
             # On a compressed leg the id may be any.
             assert relay.answer([payload], 77 if is_packed else 1) == packet(shown, 1)
             assert relay.tracker.at_boundary() == (text == "commit")
         assert relay.fetches == 1, turn
     assert not relay.ledger.is_dirty
+
+
+def test_a_client_that_wants_to_be_told_of_transactions_is_until_it_resets_its_connection() -> None:
+    relay = Relay(facts=TRACKING_FACTS, more=c.CLIENT_SESSION_TRACK)
+    payload = told_payload(special(b""), IDLE)
+
+    def answer() -> bytes:
+        relay.client(query("select f()"))
+        return relay.answer([payload])
+
+    assert [answer(), answer()] == [packet(ok_payload(), 1)] * 2
+    relay.ask(query("set session_track_transaction_info = 'CHARACTERISTICS'"), [ok_payload()])
+    assert [answer(), answer()] == [packet(payload, 1)] * 2
+    relay.ask(command(c.COM_RESET_CONNECTION), [ok_payload()])
+    fetched = relay.fetches
+    assert [answer(), answer()] == [packet(ok_payload(), 1)] * 2
+    assert relay.fetches == fetched
 
 
 def test_a_text_that_may_lock_tables_has_the_ledger_told_again() -> None:
@@ -118,18 +148,21 @@ def test_a_result_within_a_transaction_is_never_fetched() -> None:
 
 @pytest.mark.parametrize("info", [b"", b"i" * 30, b"i" * 250, b"i" * 251])
 @pytest.mark.parametrize("affected", [0, 300, 1 << 40])
-def test_every_cut_of_an_ok_gives_the_same(info: bytes, affected: int) -> None:
+@pytest.mark.parametrize("kept", [[], [(c.TRACK_SYSTEM_VARIABLES, b"\1a\1b"), (77, b"i" * 200)]])
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_every_cut_of_an_ok_gives_the_same(info: bytes, affected: int, kept: Entries, is_shown: bool) -> None:
     head = b"\0" + lenenc(affected) + lenenc(affected)
-    tail = lenenc_bytes(info) if info else b""
-    shown = head + IN_TRANS.to_bytes(2, "little") + b"\0\0" + tail
-    entries = b"".join(bytes([kind]) + lenenc_bytes(body) for kind, body in [special(b"READ ONLY;"), IDLE])
     flags = (IN_TRANS | NEWS).to_bytes(2, "little")
-    told = head + flags + b"\0\0" + lenenc_bytes(info) + lenenc_bytes(entries)
+    told = head + flags + b"\0\0" + lenenc_bytes(info) + block([special(b"READ ONLY;"), *kept, IDLE])
+    if is_shown and kept:
+        shown = head + flags + b"\0\0" + lenenc_bytes(info) + block(kept)
+    else:
+        shown = head + IN_TRANS.to_bytes(2, "little") + b"\0\0" + (lenenc_bytes(info) if info else b"")
     # Behind it another answer, and one that no server gives.
     answer = packet(told, 1) + packet(ok_payload(), 1)
     expected = packet(shown, 1) + unknown_command_packet(1) + packet(ok_payload(), 1)
     for at in range(len(answer)):
-        relay = Relay(facts=TRACKING_FACTS)
+        relay = Relay(facts=TRACKING_FACTS, more=c.CLIENT_SESSION_TRACK * is_shown)
         relay.client(query("select f()"))
         relay.answer([told_payload(IDLE)])
         relay.client(query("select f()") + UNKNOWN + query("commit"))
@@ -159,11 +192,10 @@ class Turn:
     """By a command that is answered here."""
 
     def answer(self, relay: Relay, *more: tuple[int, bytes]) -> list[bytes]:
-        entries = [*self.entries, *more]
-        told = b"".join(bytes([kind]) + lenenc_bytes(body) for kind, body in entries)
+        entries = [*more, *self.entries]
         head = lenenc(self.numbers[0]) + lenenc(self.numbers[1])
         head += (self.status | NEWS).to_bytes(2, "little") + self.warnings.to_bytes(2, "little")
-        ok = head + lenenc_bytes(self.info) + lenenc_bytes(told)
+        ok = head + lenenc_bytes(self.info) + block(entries)
         if not self.has_rows:
             return [b"\0" + ok]
         last = b"\xfe" + ok if relay.speech.deprecates_eof else eof_payload(self.status | NEWS)
@@ -190,7 +222,9 @@ ENTRIES = st.lists(
 TURN = st.builds(
     Turn,
     text=st.one_of(
-        st.sampled_from(["select f()", "begin"]), st.sampled_from(["set @a = 1", "lock tables t read", "unlock tables"])
+        st.sampled_from(["select f()", "begin"]),
+        st.sampled_from(["set @a = 1", "lock tables t read", "unlock tables"]),
+        st.sampled_from(["set session_track_system_variables = '*'", "set session_track_transaction_info = 'STATE'"]),
     ),
     entries=ENTRIES,
     info=st.sampled_from([b"", b"Records: 1", b"i" * 250, b"i" * 251]),
@@ -211,16 +245,18 @@ def heard(relay: Relay) -> tuple[object, ...]:
 @given(
     groups=st.lists(st.tuples(st.lists(TURN, min_size=1, max_size=3), MARKS), min_size=1, max_size=5),
     deprecates_eof=st.booleans(),
+    is_shown=st.booleans(),
     shares=st.booleans(),
     first=st.sampled_from([None, 1, 9]),
 )
 @settings(max_examples=300, deadline=None)
 def test_an_ok_that_is_not_fetched_leaves_everything_as_one_that_is(
-    groups: list[tuple[list[Turn], list[int]]], deprecates_eof: bool, shares: bool, first: int | None
+    groups: list[tuple[list[Turn], list[int]]], deprecates_eof: bool, is_shown: bool, shares: bool, first: int | None
 ) -> None:
     """`first`: of packets' ids on a compressed leg, where they may be any; None: it is not compressed."""
     facts = TRACKING_FACTS if first is None else replace(TRACKING_FACTS, packing=Packing("zlib"))
-    quick, slow = (Relay(deprecates_eof=deprecates_eof, facts=facts, shares=shares) for _ in range(2))
+    more_asked = c.CLIENT_SESSION_TRACK * is_shown
+    quick, slow = (Relay(deprecates_eof=deprecates_eof, facts=facts, shares=shares, more=more_asked) for _ in range(2))
     for relay in (quick, slow):
         relay.client(query("select f()"))
         relay.answer([told_payload(IDLE)])

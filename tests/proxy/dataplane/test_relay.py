@@ -333,6 +333,38 @@ async def test_a_client_that_does_not_read_stops_the_server_not_the_memory(scene
     assert scene.relay.at_boundary()
 
 
+def _long_pipeline(size: int) -> bytes:
+    """Of at least that many bytes, and without a Sync: nothing but an error is answered by a server that reads on."""
+    bind = message(b"B", b"\0\0\0\0\0\1" + struct.pack("!i", 32_768) + b"x" * 32_768 + b"\0\0")
+    return (bind + message(b"E", b"\0\0\0\0\0")) * (size // 32_768 + 1)
+
+
+FAILED = message(b"E", b"SERROR\0C23505\0Mduplicate key\0\0")
+
+
+async def test_an_error_passes_while_the_server_takes_no_more_of_the_pipeline(scene: Scene) -> None:
+    sender = asyncio.create_task(scene.loop.sock_sendall(scene.client, _long_pipeline(4_000_000)))
+    await until(lambda: scene.server_link.unsent_bytes > 0, "the server's socket is full")
+    await scene.loop.sock_sendall(scene.server, FAILED)
+    assert await scene.receive(scene.client, len(FAILED)) == FAILED
+    assert scene.server_link.unsent_bytes <= 70_000
+    assert not sender.done()
+    sender.cancel()
+
+
+async def test_a_client_that_always_has_more_does_not_keep_an_answer_back(scene: Scene) -> None:
+    """Links take turns, a chunk each, however much one of them has."""
+    scene.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 212_992)
+    passed: list[int] = []
+    scene.owner.on_first_answer = lambda at_ns: passed.append(scene.server_link.bytes_out)  # type: ignore[method-assign]
+    scene.relay.stamp_first_answer()
+    waiting = scene.client.send(_long_pipeline(1_000_000))
+    assert waiting > 3 * 65_536
+    scene.server.send(FAILED)
+    assert await scene.receive(scene.client, len(FAILED)) == FAILED
+    assert passed[0] <= 65_536
+
+
 async def test_a_closed_gate_keeps_a_request_and_tells_the_owner(scene: Scene) -> None:
     scene.relay.set_gate(GATE_CLOSED)
     scene.client.send(QUERY)

@@ -82,6 +82,7 @@ cdef class BackendFacts:
         readonly int character_set
         readonly str auth_plugin
         readonly object packing
+        readonly tuple charsets
 
 
 cdef class Startup:

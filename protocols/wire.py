@@ -247,6 +247,9 @@ class BackendFacts:
     """MySQL default authentication plugin of the greeting."""
     packing: Packing | None = None
     """MySQL: how the connection is compressed from the end of its login on."""
+    charsets: tuple[bytes, ...] = ()
+    """MySQL: character_set_client, character_set_results (b"" for NULL), character_set_connection and collation_connection
+    as the login has set them; empty if the server did not tell them, and in PostgreSQL."""
 
     def shown_as(self, process_id: int, secret: bytes) -> BackendFacts:
         """What a client is told: another process id and cancel key. `dataclasses.replace` takes three times as long, and
@@ -260,6 +263,7 @@ class BackendFacts:
             self.character_set,
             self.auth_plugin,
             self.packing,
+            self.charsets,
         )
 
 
@@ -706,17 +710,20 @@ class Wire(Protocol):
     """Shared backends are opened without parameters and get those of the session they are lent to: PostgreSQL as
     settings, MySQL as session variables."""
 
-    def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+    def redress(
+        self, worn: Startup, wanted: Startup, facts: BackendFacts
+    ) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
         """Make an idle shared backend like a fresh one of `wanted`; `worn` is what it is like now, and differs in its
-        parameters only. The second tells, once
-        the exchange is complete, what the server refused."""
+        parameters only; `facts` are of its login. The second tells, once the exchange is complete, what the server
+        refused."""
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
         """`shares_backends`: transaction mode; prepared statements are renamed and shared by text, and PostgreSQL keeps
         at most `statements_max` of them on one backend."""
 
-    def reset(self, startup: Startup, query: str = "") -> Exchange:
-        """Make a used backend of `startup` like a fresh one of it. `query`: in place of PostgreSQL's DISCARD ALL."""
+    def reset(self, startup: Startup, facts: BackendFacts, query: str = "") -> Exchange:
+        """Make a used backend of `startup`, whose login told `facts`, like a fresh one of it. `query`: in place of
+        PostgreSQL's DISCARD ALL."""
 
     def check(self, startup: Startup, query: str) -> Exchange | None:
         """Ask an idle backend something it can only answer if it is well. An empty query: the least there is, Sync or

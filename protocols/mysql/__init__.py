@@ -120,17 +120,19 @@ class MysqlWire:
         """MySQL's first packet holds no settings; its connection attributes say nothing of a backend that many share."""
         return replace(startup, parameters=()) if shares_backends else startup
 
-    def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
-        exchange = Redress(worn, wanted)
+    def redress(
+        self, worn: Startup, wanted: Startup, facts: BackendFacts
+    ) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+        exchange = Redress(worn, wanted, facts)
         return exchange, exchange.refusal
 
     def tracker(self, ledger: Ledger, *, shares_backends: bool, statements_max: int = 200) -> Tracker:
         assert isinstance(ledger, MysqlLedger)
         return MysqlTracker(ledger, shares_backends=shares_backends)
 
-    def reset(self, startup: Startup, query: str = "") -> Exchange:
+    def reset(self, startup: Startup, facts: BackendFacts, query: str = "") -> Exchange:
         """See `ledger.reset`; `query` is PostgreSQL's."""
-        return reset(startup)
+        return reset(startup, facts)
 
     def check(self, startup: Startup, query: str) -> Exchange | None:
         """See `ledger.check`."""

@@ -250,6 +250,9 @@ FLOAT_TYPES: Final = frozenset({0x04, 0x05})
 
 CHARSET_BINARY: Final = 63
 CHARSET_UTF8MB4: Final = 45
+
+LOGIN_COLLATION_MAX: Final = 0xFF
+"""The largest number of a collation that a login can name: HandshakeResponse41 has one byte for it, COM_CHANGE_USER two."""
 """utf8mb4_general_ci, known to MySQL 5.5 and later and to every MariaDB."""
 
 # --- statement ids ------------------------------------------------------------------------------------------------
@@ -274,11 +277,6 @@ ER_NO_SUCH_THREAD: Final = 1094
 ER_BAD_DB: Final = 1049
 ER_UNKNOWN_ERROR: Final = 1105
 ER_NEED_REPREPARE: Final = 1615
-
-# --- error numbers of a server that does not know a collation's number -------------------------------------------------
-
-ER_UNKNOWN_CHARACTER_SET: Final = 1115
-ER_UNKNOWN_COLLATION: Final = 1273
 
 # --- error numbers by which a server ends a connection -------------------------------------------------------------
 

@@ -24,13 +24,8 @@ class Question:
     """What the asker finds the answer by."""
     is_optional: bool = False
     """A refusal is expected here and there and is no error of the exchange."""
-    expected: int = 0
-    """The one code of a refusal that is none; 0 for none such."""
     statement: int | None = None
     """COM_STMT_PREPARE: the client's id of the statement."""
-
-    def fails_by(self, error: Err | None) -> bool:
-        return error is not None and not self.is_optional and error.code != self.expected
 
 
 def _without_attributes(query: bytes) -> bytes:
@@ -191,7 +186,7 @@ class Exchange:
         """The present answer is complete; on to the next one."""
         self.answers.append(self._current)
         error = self._current.error
-        if error is not None and self._current.question.fails_by(error):
+        if error is not None and not self._current.question.is_optional:
             self.errors.append(f"{self._current.question.name}: {error.message} ({error.code})")
         self._columns_left = 0
         self._is_in_rows = False

@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import abc
 import enum
+import re
 from collections.abc import Sequence
 from typing import Final
 
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql import auth, ed25519, tracking
 from protocols.mysql import constants as c
+from protocols.mysql.exchange import Exchange, Question
 from protocols.mysql.framing import PacketReader
 from protocols.mysql.messages import (
-    NO_ATTRIBUTES,
     Greeting,
     Response,
     build_auth_switch,
+    build_change_user,
     build_greeting,
     build_ok,
     build_response,
@@ -425,14 +427,14 @@ class ChangeUserLogin(_ClientAuth):
             raise IllegalUse("not a COM_CHANGE_USER")
         self._connection_id = connection_id
         self._packets = PacketReader("client", sequence=1, payload_max=c.LOGIN_BYTES_MAX)
-        response = parse_change_user(message[4:])
+        response = parse_change_user(message[4:], startup.character_set)
         self._response = response
         self._startup = Startup(
             user=response.user,
             database=response.database,
             parameters=startup.parameters,
             capabilities=startup.capabilities,
-            character_set=response.character_set or startup.character_set,
+            character_set=response.character_set,
         )
         self._phase = ClientPhase.CREDENTIAL
         self._facts_due: list[LoginFact] = [CredentialWanted(response.user, response.database)]
@@ -458,9 +460,15 @@ class ServerPhase(enum.Enum):
     KEY = "awaiting the public key"
     VERDICT = "awaiting OK"
     PACKING = "awaiting compression"
-    TRACKING = "awaiting OK for session tracking"
+    ASKING = "awaiting the charsets and OK for session tracking"
     ENDED = "ended"
 
+
+_CHARSETS: Final = (
+    b"SELECT @@character_set_client, @@character_set_results, @@character_set_connection, "
+    b"@@collation_connection LIMIT 1"
+)
+_CHARSET_NAME: Final = re.compile(rb"\w*", re.ASCII)
 
 _AWAITS_NOTHING: Final = frozenset({ServerPhase.TLS, ServerPhase.PACKING, ServerPhase.ENDED})
 """Phases in which the engine is not heard."""
@@ -469,7 +477,12 @@ _AWAITS_NOTHING: Final = frozenset({ServerPhase.TLS, ServerPhase.PACKING, Server
 class MysqlServerLogin:
     """The proxy's login at an engine, with exactly the capabilities of `startup` (and those of a login).
 
-    Besides, session tracking is asked for and turned on wherever the engine has it: see `tracking`.
+    Besides, session tracking is asked for and turned on wherever the engine has it (see `tracking`), and the charsets are
+    asked for: what a login gives depends on more than the collation's number that it names. Both servers have the global
+    values where they do not know the number, where it is that of the global character_set_client, and with
+    --skip-character-set-client-handshake; init_connect may set others.
+
+    A number above 255 does not fit into a login. Clients name one by COM_CHANGE_USER, and so do we once logged in.
     """
 
     def __init__(
@@ -487,6 +500,7 @@ class MysqlServerLogin:
         self._wants_tls = wants_tls
         self._packing = None if packing is None else Packing(packing, c.ZSTD_LEVEL if packing == "zstd" else 0)
         self._is_encrypted = False
+        self._is_packed = False
         self._is_switched = False
         self._packets = PacketReader("server", sequence=0, payload_max=c.LOGIN_BYTES_MAX)
         self._out = bytearray()
@@ -494,6 +508,8 @@ class MysqlServerLogin:
         self._greeting: Greeting | None = None
         self._plugin = auth.NATIVE
         self._scramble = b""
+        self._names_collation_later = startup.character_set > c.LOGIN_COLLATION_MAX
+        self._exchange: Exchange | None = None
 
     def go_on(self, *, is_encrypted: bool) -> None:
         """See `wire.ServerLogin`."""
@@ -507,7 +523,9 @@ class MysqlServerLogin:
         self._packets.feed(data)
         facts: list[LoginFact] = []
         if self._phase is ServerPhase.PACKING:
-            facts += self._track()
+            self._logged_in()
+        if self._phase is ServerPhase.ASKING:
+            return self._asked()
         while self._phase not in _AWAITS_NOTHING and (payload := self._packets.next()) is not None:
             facts += self._packet(payload)
         return facts
@@ -527,9 +545,6 @@ class MysqlServerLogin:
     def _packet(self, payload: bytes) -> list[LoginFact]:
         if not payload:
             raise ProtocolViolation("server", f"an empty packet while {self._phase.value}")
-        if self._phase is ServerPhase.TRACKING:
-            # An engine that does not know it (before MySQL 5.7.8, MariaDB 10.2) serves as well without.
-            return self._ready()
         if payload[0] == c.ERR:
             error = parse_err(payload, "server")
             return self._refused(str(error.code), error.sqlstate, error.message)
@@ -581,25 +596,27 @@ class MysqlServerLogin:
         return flags | c.CLIENT_SSL if self._is_encrypted else flags
 
     def _character_set(self) -> int:
-        assert self._greeting is not None
-        return self._startup.character_set or self._greeting.character_set
+        """0, which is no collation's number, for the server's own: one above 255 follows."""
+        return 0 if self._names_collation_later else self._startup.character_set
 
     def _respond(self) -> None:
-        self._send(
-            build_response(
-                Response(
-                    capabilities=self._flags(),
-                    character_set=self._character_set(),
-                    user=self._startup.user,
-                    auth=self._first(self._plugin),
-                    database=self._startup.database,
-                    auth_plugin=self._plugin,
-                    zstd_level=0 if self._packing is None else self._packing.level,
-                ),
-                (*self._startup.parameters, *OWN_ATTRIBUTES),
-            )
-        )
+        self._send(build_response(self._response(self._character_set()), self._attributes))
         self._phase = ServerPhase.PROOF
+
+    def _response(self, character_set: int) -> Response:
+        return Response(
+            capabilities=self._flags(),
+            character_set=character_set,
+            user=self._startup.user,
+            auth=self._first(self._plugin),
+            database=self._startup.database,
+            auth_plugin=self._plugin,
+            zstd_level=0 if self._packing is None else self._packing.level,
+        )
+
+    @property
+    def _attributes(self) -> tuple[tuple[str, str], ...]:
+        return (*self._startup.parameters, *OWN_ATTRIBUTES)
 
     def _first(self, plugin: str) -> bytes:
         """What a client sends first by `plugin`; empty for no password."""
@@ -660,22 +677,50 @@ class MysqlServerLogin:
     def _let_in(self) -> list[LoginFact]:
         if self._phase not in (ServerPhase.PROOF, ServerPhase.VERDICT):
             raise ProtocolViolation("server", f"OK while {self._phase.value}")
-        if self._packing is not None:
+        if self._packing is not None and not self._is_packed:
+            self._is_packed = True
             self._phase = ServerPhase.PACKING
             return [PackingBegins(self._packing, received=self._packets.take_rest())]
-        return self._track()
-
-    def _track(self) -> list[LoginFact]:
-        assert self._greeting is not None
-        if not self._greeting.capabilities & c.CLIENT_SESSION_TRACK:
-            return self._ready()
-        attributes = NO_ATTRIBUTES if self._flags() & c.CLIENT_QUERY_ATTRIBUTES else b""
-        self._out += command(c.COM_QUERY, attributes + tracking.turn_on(self._startup.capabilities))
-        self._packets.sequence = 1
-        self._phase = ServerPhase.TRACKING
+        self._logged_in()
         return []
 
-    def _ready(self) -> list[LoginFact]:
+    def _logged_in(self) -> None:
+        if self._names_collation_later:
+            self._names_collation_later = False
+            self._change_user()
+        else:
+            self._ask()
+
+    def _change_user(self) -> None:
+        self._out += build_change_user(self._response(self._startup.character_set), self._attributes)
+        self._packets.sequence = 1
+        self._is_switched = False
+        self._phase = ServerPhase.PROOF
+
+    def _ask(self) -> None:
+        assert self._greeting is not None
+        questions = [Question(command(c.COM_QUERY, _CHARSETS), "charsets")]
+        if self._greeting.capabilities & c.CLIENT_SESSION_TRACK:
+            # An engine that does not know all of it (before MySQL 5.7.8, MariaDB 10.2) serves as well without.
+            tracked = command(c.COM_QUERY, tracking.turn_on(self._startup.capabilities))
+            questions.append(Question(tracked, "session tracking", is_optional=True))
+        self._exchange = Exchange(questions, capabilities=self._startup.capabilities)
+        self._out += self._exchange.request
+        self._phase = ServerPhase.ASKING
+
+    def _asked(self) -> list[LoginFact]:
+        assert self._exchange is not None
+        if not self._exchange.receive(self._packets.take_rest()):
+            return []
+        # A user whose password has expired may change it and ask nothing.
+        rows = self._exchange.answers[0].rows
+        charsets = tuple(value or b"" for value in rows[0]) if rows else ()
+        if not all(map(_CHARSET_NAME.fullmatch, charsets)):
+            # They are in a charset that no client can read (UTF-16, of the global character_set_results).
+            charsets = ()
+        return self._ready(charsets)
+
+    def _ready(self, charsets: tuple[bytes, ...]) -> list[LoginFact]:
         assert self._greeting is not None
         self._phase = ServerPhase.ENDED
         return [
@@ -687,6 +732,7 @@ class MysqlServerLogin:
                     character_set=self._greeting.character_set,
                     auth_plugin=self._greeting.auth_plugin,
                     packing=self._packing,
+                    charsets=charsets,
                 )
             )
         ]

@@ -39,7 +39,12 @@ GAPS_MAX: Final = 256
 
 PIN_LOCKED_TABLES: Final = "locked tables"
 
-LOGIN_CHARSET_VARIABLES: Final = ("character_set_client", "character_set_connection", "character_set_results")
+CHARSET_VARIABLES: Final = (
+    "character_set_client", "character_set_results", "character_set_connection", "collation_connection"
+)  # fmt: skip
+"""What a login sets, in the order of `BackendFacts.charsets`."""
+
+PIN_UNREADABLE: Final = "session state cannot be read"
 
 NOT_CARRIED: Final = frozenset({
     # For one statement, or about the last one.
@@ -104,7 +109,7 @@ def _unhex(value: bytes | None) -> bytes:
 
 def _variable_literal(name: str, value: bytes | None) -> bytes:
     """A session variable's value as SET takes it: numbers bare, for they are refused as strings."""
-    if value is None or (not value and name in LOGIN_CHARSET_VARIABLES):
+    if value is None or (not value and name in CHARSET_VARIABLES):
         return b"NULL"
     if re.fullmatch(rb"-?\d+(\.\d+)?", value):
         return value
@@ -201,12 +206,15 @@ class MysqlLedger:
         self._is_legible = True
         """Texts of the server are in the charset in which it wants those of the session."""
         self._is_mariadb = False
+        self._charsets: tuple[bytes, ...] | None = None
+        """Of the backend's login; None before the first backend."""
         self._adopted: dict[int, int] = {}
 
     # --- told by the tracker --------------------------------------------------------------------------------------
 
     def note_backend(self, backend: BackendFacts) -> None:
         self._is_mariadb = "mariadb" in backend.server_version.lower()
+        self._charsets = backend.charsets
 
     def note_database(self, database: bytes) -> None:
         """COM_INIT_DB or USE went well."""
@@ -368,6 +376,8 @@ class MysqlLedger:
             pins.add("handler")
         if held.xa == "prepared":
             pins.add("xa prepared")
+        if self._charsets == ():
+            pins.add(PIN_UNREADABLE)
         return sorted(pins)
 
     @property
@@ -401,11 +411,6 @@ class MysqlLedger:
         tables = sorted(self._held.temporary_tables)
         questions = [
             _query(b"SELECT HEX(DATABASE()), @@SESSION.sql_log_bin", "database"),
-            _query(
-                b"SELECT HEX(COLLATION_NAME), HEX(CHARACTER_SET_NAME) FROM information_schema.COLLATIONS WHERE ID = %d"
-                % self.startup.character_set,
-                "charset",
-            ),
             _query(_MARIADB_VARIABLES if self._is_mariadb else _MYSQL_VARIABLES, "session variables"),
             _query(
                 _MARIADB_USER_VARIABLES if self._is_mariadb else _MYSQL_USER_VARIABLES,
@@ -441,18 +446,18 @@ class MysqlLedger:
         except (ValueError, IndexError):
             # character_set_results may be one in which not even digits are what they are in ASCII (utf16, utf32).
             self.is_dirty = False
-            self._told.append("session state cannot be read")
+            self._told.append(PIN_UNREADABLE)
 
     def _learn_all(self, answers: list[Answer], names: list[bytes], locks: list[bytes], tables: list[bytes]) -> None:
         before = (self.database, self.variables, self.user_variables, self.pins)
         rest = iter(answers)
-        basics, charset, variables, name_list = next(rest), next(rest), next(rest), next(rest)
+        basics, variables, name_list = next(rest), next(rest), next(rest)
         self._told = []
-        if basics.error is not None or variables.error is not None or charset.error is not None:
-            self._told.append("session state cannot be read")
+        if basics.error is not None or variables.error is not None:
+            self._told.append(PIN_UNREADABLE)
         else:
             self.database = _unhex(basics.rows[0][0])
-            self._learn_variables(variables, charset)
+            self._learn_variables(variables)
             if basics.rows[0][1] == b"0":
                 self.variables["sql_log_bin"] = b"0"
         self.is_dirty = self._learn_user_variables(name_list, [next(rest) for _ in names], names)
@@ -480,21 +485,19 @@ class MysqlLedger:
             else:
                 self._tables.append(found)
 
-    def _learn_variables(self, answer: Answer, charset: Answer) -> None:
-        fresh = {
+    def _learn_variables(self, answer: Answer) -> None:
+        fresh: dict[str, bytes | None] = {
             _unhex(name).decode("utf-8", "replace").lower(): None if value is None else _unhex(value)
             for name, _, value in answer.rows
         }
-        if charset.rows:
-            collation, character_set = (_unhex(value) for value in charset.rows[0])
-            fresh.update(dict.fromkeys(LOGIN_CHARSET_VARIABLES, character_set))
-            fresh["collation_connection"] = collation
+        if self._charsets:
+            fresh.update(zip(CHARSET_VARIABLES, self._charsets, strict=True))
         if self.startup.capabilities & c.CLIENT_INTERACTIVE and "interactive_timeout" in fresh:
             fresh["wait_timeout"] = fresh["interactive_timeout"]
         variables: dict[str, bytes | None] = {}
         for hex_name, value, _ in answer.rows:
             name = _unhex(hex_name).decode("utf-8", "replace").lower()
-            now = None if value is None else _unhex(value)
+            now = None if value is None and name not in CHARSET_VARIABLES else _unhex(value)
             if name == "sql_mode":
                 self._sql_mode = now or b""
             if name == "sql_mode" and self.startup.capabilities & c.CLIENT_IGNORE_SPACE and now is not None:
@@ -510,7 +513,7 @@ class MysqlLedger:
         self._is_legible = everything.get("character_set_client") == everything.get("character_set_results")
         if variables.get("character_set_client") is not None or "collation_connection" in variables:
             # SET of one of them changes another: all or none.
-            for name in (*LOGIN_CHARSET_VARIABLES, "collation_connection"):
+            for name in CHARSET_VARIABLES:
                 value = everything.get(name)
                 variables[name] = None if value is None else _unhex(value)
         self.variables = variables
@@ -714,9 +717,18 @@ class _Replay(Exchange):
 
 def _set_variables(values: Mapping[str, bytes]) -> list[Question]:
     """One SET for each, `values` being SQL. collation_connection comes after character_set_connection, which sets it;
-    autocommit last, so that nothing of ours begins a transaction."""
+    autocommit last, so that nothing of ours begins a transaction.
+
+    One charset for everything comes from a login or from SET NAMES as a rule, which both give character_set_results the
+    collation, too: its number stands in the metadata of results. It is set by SET NAMES.
+    """
+    questions: list[Question] = []
+    charsets = [values.get(name) for name in CHARSET_VARIABLES]
+    if None not in charsets and len(set(charsets[:3])) == 1:
+        questions.append(_query(b"SET NAMES %s COLLATE %s" % (charsets[0], charsets[3]), "charset"))
+        values = {name: value for name, value in values.items() if name not in CHARSET_VARIABLES}
     ordered = sorted(values.items(), key=lambda item: (item[0] == "autocommit", item[0].startswith("coll"), item[0]))
-    return [_query(b"SET SESSION %s = %s" % (name.encode(), value), name) for name, value in ordered]
+    return questions + [_query(b"SET SESSION %s = %s" % (name.encode(), value), name) for name, value in ordered]
 
 
 class Redress(Exchange):
@@ -725,11 +737,11 @@ class Redress(Exchange):
     One to be taken off is not set to DEFAULT: that is the server's value, and of some a login made its own.
     """
 
-    def __init__(self, worn: Startup, wanted: Startup) -> None:
+    def __init__(self, worn: Startup, wanted: Startup, facts: BackendFacts) -> None:
         old, new = dict(worn.parameters), dict(wanted.parameters)
         questions: list[Question] = []
         if not old.keys() <= new.keys():
-            questions, old = _reset_questions(worn), {}
+            questions, old = _reset_questions(worn, facts), {}
         changes = {name: value.encode("ascii") for name, value in new.items() if old.get(name) != value}
         questions += _set_variables(changes)
         super().__init__(questions, capabilities=wanted.capabilities)
@@ -738,47 +750,30 @@ class Redress(Exchange):
         """The server's first error, once complete."""
         for answer in self.answers:
             error = answer.error
-            if error is not None and answer.question.fails_by(error):
+            if error is not None and not answer.question.is_optional:
                 return BackendRefused(str(error.code), error.sqlstate, f"{answer.question.name}: {error.message}")
         return None
 
 
-def reset(startup: Startup) -> Exchange:
-    """Make a used backend of `startup` like a fresh one.
+def reset(startup: Startup, facts: BackendFacts) -> Exchange:
+    """Make a used backend of `startup`, whose login told `facts`, like a fresh one.
 
-    COM_RESET_CONNECTION leaves the default database as it is. What the login had set it forgets: the charset, as `_charset`
-    says, and both what CLIENT_IGNORE_SPACE and CLIENT_INTERACTIVE mean. These are set again.
+    COM_RESET_CONNECTION leaves the default database as it is. What the login had set it forgets: the charsets, and both what
+    CLIENT_IGNORE_SPACE and CLIENT_INTERACTIVE mean. These are set again. MariaDB (10.11) gives back the charset of a login
+    whose collation it knows, and for an unknown one that of a connection that had the thread before.
     """
-    return Exchange(_reset_questions(startup), capabilities=startup.capabilities)
+    return Exchange(_reset_questions(startup, facts), capabilities=startup.capabilities)
 
 
-def _charset(number: int) -> Question:
-    """What a login with this collation's number has for charsets, after a COM_RESET_CONNECTION; both servers in one text.
-
-    To both a login whose number they do not know has the server's own. MySQL has these after the reset, and looks a number
-    up for SET as for a login: error 1115 says that they stay. MariaDB (10.11) gives back the login's charset, but for a
-    number that it does not know it gives that of a connection that had the thread before. Its SET of character_set_client
-    takes no number of a collation that is not its charset's first, so it is asked by another variable whether it knows the
-    number. The text is read in a sql_mode of its own, since Oracle's has other blocks.
-    """
-    mariadb = (
-        b"SET STATEMENT sql_mode = '' FOR EXECUTE IMMEDIATE 'BEGIN NOT ATOMIC "
-        b"DECLARE given_back CHAR(64) DEFAULT @@collation_connection; DECLARE EXIT HANDLER FOR %d "
-        b"SET character_set_client = DEFAULT, character_set_results = DEFAULT, collation_connection = DEFAULT; "
-        b"SET collation_connection = %d; SET collation_connection = given_back; END'"
-    ) % (c.ER_UNKNOWN_COLLATION, number)
-    mysql = b"SET character_set_client = %d, character_set_results = %d, collation_connection = %d" % ((number,) * 3)
-    return Question(
-        command(c.COM_QUERY, b"/*M! %s */ /*!50700 %s */" % (mariadb, mysql)),
-        "charset",
-        expected=c.ER_UNKNOWN_CHARACTER_SET,
+def _charset(charsets: tuple[bytes, ...]) -> list[Question]:
+    """Give a backend the `charsets` of its login back, if they are known."""
+    return _set_variables(
+        {name: _variable_literal(name, value) for name, value in zip(CHARSET_VARIABLES, charsets, strict=False)}
     )
 
 
-def _reset_questions(startup: Startup) -> list[Question]:
-    questions = [Question(command(c.COM_RESET_CONNECTION), "reset")]
-    if startup.character_set:
-        questions.append(_charset(startup.character_set))
+def _reset_questions(startup: Startup, facts: BackendFacts) -> list[Question]:
+    questions = [Question(command(c.COM_RESET_CONNECTION), "reset"), *_charset(facts.charsets)]
     if startup.capabilities & c.CLIENT_IGNORE_SPACE:
         questions.append(_query(b"SET SESSION sql_mode = CONCAT(@@sql_mode, ',IGNORE_SPACE')", "sql_mode"))
     if startup.capabilities & c.CLIENT_INTERACTIVE:

@@ -316,17 +316,22 @@ def parse_attributes(reader: Reader) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def _build_attributes(attributes: tuple[tuple[str, str], ...]) -> bytes:
+    return lenenc_bytes(b"".join(lenenc_bytes(raw(key)) + lenenc_bytes(raw(value)) for key, value in attributes))
+
+
 def is_tls_request(payload: bytes) -> bool:
     """Protocol::SSLRequest: the client's first packet is the beginning of one, and asks for TLS."""
     return len(payload) == c.TLS_REQUEST_BYTES and bool(int.from_bytes(payload[:4], "little") & c.CLIENT_SSL)
 
 
 def _response_head(flags: int, character_set: int) -> bytes:
+    assert character_set <= c.LOGIN_COLLATION_MAX, "a login has one byte for the collation's number"
     return b"".join(
         (
             (flags & _BASIC).to_bytes(4, "little"),
             (1 << 30).to_bytes(4, "little"),
-            (character_set & 0xFF).to_bytes(1, "little"),
+            character_set.to_bytes(1, "little"),
             bytes(19),
             (flags >> c.EXTENDED_SHIFT).to_bytes(4, "little"),
         )
@@ -353,22 +358,40 @@ def build_response(response: Response, attributes: tuple[tuple[str, str], ...]) 
     if flags & c.CLIENT_PLUGIN_AUTH:
         parts.append(response.auth_plugin.encode() + b"\0")
     if flags & c.CLIENT_CONNECT_ATTRS:
-        pairs = b"".join(lenenc_bytes(raw(key)) + lenenc_bytes(raw(value)) for key, value in attributes)
-        parts.append(lenenc_bytes(pairs))
+        parts.append(_build_attributes(attributes))
     if flags & c.CLIENT_ZSTD_COMPRESSION_ALGORITHM:
         parts.append(bytes([response.zstd_level]))
     return b"".join(parts)
 
 
-def parse_change_user(payload: bytes) -> Response:
-    """COM_CHANGE_USER. Its capabilities are those of the login, which the caller knows."""
+def parse_change_user(payload: bytes, character_set: int) -> Response:
+    """COM_CHANGE_USER. Its capabilities are those of the login, which the caller knows; `character_set` is that of the
+    session so far, if the packet names none."""
     reader = Reader(payload, "client", 1)
     user = text(reader.until_nul())
     auth = reader.take(reader.integer(1))
     database = text(reader.until_nul())
-    character_set = reader.integer(2) if reader.left >= 2 else 0
+    if reader.left >= 2:
+        character_set = reader.integer(2)
     plugin = reader.until_nul().decode("ascii", "replace") if reader.left else ""
     return Response(0, character_set, user, auth, database, plugin)
+
+
+def build_change_user(response: Response, attributes: tuple[tuple[str, str], ...]) -> bytes:
+    """COM_CHANGE_USER, the packet complete, with what `response.capabilities` says. Unlike the login it has two bytes for
+    the collation's number."""
+    flags = response.capabilities
+    parts = [
+        raw(response.user) + b"\0",
+        bytes([len(response.auth)]) + response.auth,
+        raw(response.database) + b"\0",
+        response.character_set.to_bytes(2, "little"),
+    ]
+    if flags & c.CLIENT_PLUGIN_AUTH:
+        parts.append(response.auth_plugin.encode() + b"\0")
+    if flags & c.CLIENT_CONNECT_ATTRS:
+        parts.append(_build_attributes(attributes))
+    return command(c.COM_CHANGE_USER, b"".join(parts))
 
 
 def build_auth_switch(plugin: str, scramble: bytes) -> bytes:

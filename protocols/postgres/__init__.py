@@ -107,7 +107,9 @@ class PostgresWire:
             hint = "List its name in ignore_startup_parameters to go on without it."
             return ErrorReply(refused.text, refused.sqlstate, 1105, "HY000", hint)
 
-    def redress(self, worn: Startup, wanted: Startup) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
+    def redress(
+        self, worn: Startup, wanted: Startup, facts: BackendFacts
+    ) -> tuple[Exchange, Callable[[], BackendRefused | None]]:
         exchange = _ledger.redress(worn, wanted)
         return exchange, lambda: exchange.refused
 
@@ -115,7 +117,7 @@ class PostgresWire:
         assert isinstance(ledger, PostgresLedger)
         return PostgresTracker(ledger, shares_backends, statements_max)
 
-    def reset(self, startup: Startup, query: str = "") -> Exchange:
+    def reset(self, startup: Startup, facts: BackendFacts, query: str = "") -> Exchange:
         return _ledger.reset(query)
 
     def check(self, startup: Startup, query: str) -> Exchange | None:

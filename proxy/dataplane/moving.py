@@ -383,7 +383,8 @@ class Move:
             notes.backend = await self.runtime.open(self.target, startup)
         elif notes.version is not None:
             # The replay is not a difference but a whole: begin anew.
-            await notes.backend.run(self.runtime.wire.reset(notes.backend.startup), timeout_s)
+            reset = self.runtime.wire.reset(notes.backend.startup, notes.backend.facts)
+            await notes.backend.run(reset, timeout_s)
             notes.backend.notes.clear()
         backend = notes.backend
         version = ledger.version

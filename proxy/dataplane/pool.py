@@ -673,7 +673,7 @@ class Pool:
         if self._is_paused or backend.is_doubtful:
             self.discard(backend, says_goodbye=True)
             return
-        exchange = backend.wire.reset(backend.startup, self.rules.reset_query)
+        exchange = backend.wire.reset(backend.startup, backend.facts, self.rules.reset_query)
         try:
             await backend.run(exchange, self._reset_timeout_s)
         except EngineError:

@@ -389,7 +389,7 @@ class Runtime:
         be had. The backend is of no use then."""
         if backend.startup == wanted:
             return
-        exchange, refusal = self.wire.redress(backend.startup, wanted)
+        exchange, refusal = self.wire.redress(backend.startup, wanted, backend.facts)
         await backend.run(exchange, REDRESS_TIMEOUT_S)
         refused = refusal()
         if refused is not None:

@@ -229,7 +229,7 @@ class Sharing:
         if session.has_ended or session.ledger is not ledger or not self._may_go_alone(session):
             return False
         if ledger.version != version:
-            await backend.run(self._runtime.wire.reset(backend.startup), REPLAY_TIMEOUT_S)
+            await backend.run(self._runtime.wire.reset(backend.startup, backend.facts), REPLAY_TIMEOUT_S)
             backend.notes.clear()
             if await self._replay(session, backend) is None:
                 return False

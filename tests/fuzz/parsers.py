@@ -628,7 +628,10 @@ def _mysql_server_logins() -> list[bytes]:
     )
     switch = packet(b"\xfemysql_native_password\0" + b"t" * 20 + b"\0", 2)
     ok = build_ok(2)
+    speech = mysql.Speech(deprecates_eof=False)
+    told = mysql.numbered(speech.charsets(*mysql.CHARSETS)) + packet(ok, 1)
     return [
+        hello + packet(ok, 2) + told,
         hello + packet(ok, 2),
         hello + switch + packet(ok, 4),
         hello + packet(b"\1\3", 2) + packet(ok, 3),

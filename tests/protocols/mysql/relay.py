@@ -24,8 +24,14 @@ MORE = c.SERVER_MORE_RESULTS_EXISTS
 CURSOR = c.SERVER_STATUS_CURSOR_EXISTS
 LAST_ROW = c.SERVER_STATUS_LAST_ROW_SENT
 
+CHARSETS = (b"utf8mb4", b"utf8mb4", b"utf8mb4", b"utf8mb4_general_ci")
+
 FACTS = BackendFacts(
-    "8.0.40", process_id=7, capabilities=c.OFFERED_CAPABILITIES & ~c.CLIENT_SESSION_TRACK, character_set=45
+    "8.0.40",
+    process_id=7,
+    capabilities=c.OFFERED_CAPABILITIES & ~c.CLIENT_SESSION_TRACK,
+    character_set=45,
+    charsets=CHARSETS,
 )
 TRACKING_FACTS = replace(FACTS, capabilities=c.OFFERED_CAPABILITIES)
 """Of a server that tells of changes behind an OK."""
@@ -140,6 +146,11 @@ class Speech:
             *[row_payload(*[b"x"] * columns)] * rows,
             self.end(status),
         ]
+
+    def charsets(self, *names: bytes | None) -> list[bytes]:
+        """What a login asks for."""
+        columns = [column_payload()] * len(names)
+        return [lenenc(len(names)), *columns, *self.between(), row_payload(*names), self.end()]
 
     def opened_cursor(self) -> list[bytes]:
         return [lenenc(1), column_payload(), self.end(AUTOCOMMIT | CURSOR)]

@@ -24,6 +24,7 @@ from protocols.mysql.messages import (
     command,
     packet,
     parse_auth_switch,
+    parse_change_user,
     parse_err,
     parse_greeting,
 )
@@ -38,11 +39,23 @@ from protocols.wire import (
     LoginRefused,
     Startup,
 )
-from tests.protocols.mysql.relay import FACTS, MARIADB_FACTS, TRACKING_FACTS, split
+from tests.protocols.mysql.relay import (
+    CHARSETS,
+    FACTS,
+    MARIADB_FACTS,
+    TRACKING_FACTS,
+    Speech,
+    err_payload,
+    numbered,
+    query,
+    split,
+)
 
 SCRAMBLE = b"abcdefghijklmnopqrst"
 SECRET = b"secret"
 FLAGS = c.CLIENT_DEPRECATE_EOF | c.CLIENT_MULTI_RESULTS | c.CLIENT_MULTI_STATEMENTS
+TOLD = numbered(Speech(deprecates_eof=True).charsets(*CHARSETS))
+"""What an engine answers to a login's question for its charsets."""
 FULL_BOOK = ErrorReply("the pool is full", "53300", 1040, "08004")
 
 
@@ -319,6 +332,15 @@ def test_a_short_change_of_user_keeps_the_charset() -> None:
     assert proven.startup.character_set == 45
 
 
+@pytest.mark.parametrize("number", [0, 303])
+def test_a_changed_user_s_collation_has_two_bytes(number: int) -> None:
+    """0 is no collation's number: the server's own."""
+    login = change("trust", b"bob\0\0books\0" + number.to_bytes(2, "little") + b"mysql_native_password\0")
+    (proven,) = login.give_credential("")
+    assert isinstance(proven, LoginProven)
+    assert proven.startup.character_set == number
+
+
 # --- engines --------------------------------------------------------------------------------------------------------
 
 
@@ -342,8 +364,12 @@ def test_an_engine_gets_exactly_the_clients_flags_and_is_asked_to_track(method: 
     assert auth.proof(method, SECRET, SCRAMBLE) in answer
     assert b"shop\0" in answer
     assert login.receive(packet(build_ok(2), 2)) == []
-    assert login.take_output() == command(c.COM_QUERY, tracking.turn_on(FLAGS))
-    (ready,) = login.receive(packet(tracked, 1))
+    asked, tracking_on = split(login.take_output())
+    assert asked == query(
+        "SELECT @@character_set_client, @@character_set_results, @@character_set_connection, @@collation_connection LIMIT 1"
+    )
+    assert tracking_on == command(c.COM_QUERY, tracking.turn_on(FLAGS))
+    (ready,) = login.receive(TOLD + packet(tracked, 1))
     assert ready == BackendReady(
         BackendFacts(
             "8.0.40",
@@ -351,8 +377,80 @@ def test_an_engine_gets_exactly_the_clients_flags_and_is_asked_to_track(method: 
             capabilities=c.OFFERED_CAPABILITIES & 0xFFFF_FFFF,
             character_set=255,
             auth_plugin=method,
+            charsets=CHARSETS,
         )
     )
+
+
+@METHODS
+def test_a_collation_that_does_not_fit_into_a_login_is_named_after_it(method: str) -> None:
+    """field-notes: AuthSwitchRequest / COM_CHANGE_USER"""
+    login = MysqlServerLogin(dataclasses.replace(STARTUP, character_set=303), "secret")
+    login.receive(greeting_of(method))
+    (response,) = split(login.take_output())
+    assert response[12] == 0
+    assert login.receive(packet(build_auth_switch(method, SCRAMBLE[::-1]), 2)) == []
+    login.take_output()
+    assert login.receive(packet(build_ok(2), 4)) == []
+    (change,) = split(login.take_output())
+    again = parse_change_user(change[4:], 0)
+    assert (again.character_set, again.user, again.database, again.auth_plugin) == (303, "app", "shop", method)
+    assert again.auth == auth.proof(method, SECRET, SCRAMBLE[::-1])
+    assert login.receive(packet(build_auth_switch(method, SCRAMBLE), 1)) == []
+    assert login.take_output() == packet(auth.proof(method, SECRET, SCRAMBLE), 2)
+    assert login.receive(packet(build_ok(2), 3)) == []
+    (ready,) = login.receive(TOLD + packet(build_ok(2), 1))
+    assert isinstance(ready, BackendReady)
+
+
+def test_an_engine_may_refuse_the_collation_that_follows_a_login() -> None:
+    login = MysqlServerLogin(dataclasses.replace(STARTUP, character_set=303), "secret")
+    login.receive(greeting_of(auth.NATIVE))
+    login.receive(packet(build_ok(2), 2))
+    login.take_output()
+    (refused,) = login.receive(packet(build_err(1231, "42000", "Variable 'character_set_client' can't be set"), 1))
+    assert isinstance(refused, BackendRefused)
+    assert refused.code == "1231"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [err_payload(1820)],
+        Speech(deprecates_eof=True).charsets(b"utf8mb4", b"\0u\0t\0f", b"utf8mb4", b"utf8mb4_bin"),
+        Speech(deprecates_eof=True).charsets(b"utf8mb4", b"utf8mb4", b"utf8mb4", b"x'; drop"),
+    ],
+    ids=["password expired", "utf-16", "no name"],
+)
+def test_charsets_that_cannot_be_read_are_told_to_be_unknown(answer: list[bytes]) -> None:
+    """What such a session has is not known, so it stays where it is."""
+    login = MysqlServerLogin(STARTUP, "secret")
+    login.receive(greeting_of(auth.NATIVE))
+    login.receive(packet(build_ok(2), 2))
+    (ready,) = login.receive(numbered(answer) + packet(build_ok(2), 1))
+    assert isinstance(ready, BackendReady)
+    assert ready.facts.charsets == ()
+    ledger = WIRE.ledger(STARTUP)
+    assert ledger.pins == []
+    tracker = WIRE.tracker(ledger, shares_backends=False)
+    tracker.link(ready.facts, {})
+    assert ledger.pins == ["session state cannot be read"]
+
+
+def test_the_server_s_own_charsets_may_be_several() -> None:
+    login = MysqlServerLogin(STARTUP, "secret")
+    login.receive(greeting_of(auth.NATIVE))
+    login.receive(packet(build_ok(2), 2))
+    told = numbered(Speech(deprecates_eof=True).charsets(b"cp1251", None, b"koi8r", b"koi8r_bin"))
+    (ready,) = login.receive(told + packet(build_ok(2), 1))
+    assert isinstance(ready, BackendReady)
+    sent = split(WIRE.reset(STARTUP, ready.facts).request)
+    assert [one[5:] for one in sent if b"charset" in one or b"character_set" in one or b"collation" in one] == [
+        b"SET SESSION character_set_client = 'cp1251'",
+        b"SET SESSION character_set_connection = 'koi8r'",
+        b"SET SESSION character_set_results = NULL",
+        b"SET SESSION collation_connection = 'koi8r_bin'",
+    ]
 
 
 def test_an_engine_that_lacks_a_flag_is_refused_by_its_name() -> None:
@@ -387,7 +485,7 @@ def test_an_engine_may_want_sha256_password() -> None:
     (answer,) = split(login.take_output())
     assert auth.decrypt_password(answer[4:], SCRAMBLE[::-1]) == SECRET
     assert login.receive(packet(build_ok(2), 6)) == []
-    assert isinstance(login.receive(packet(build_ok(2), 1))[0], BackendReady)
+    assert isinstance(login.receive(TOLD + packet(build_ok(2), 1))[0], BackendReady)
 
 
 def test_a_plugin_turnout_does_not_speak_is_named() -> None:
@@ -441,7 +539,7 @@ def test_both_logins_understand_each_other_in_any_cut(cuts: list[int], method: s
                 facts.append(fact)
         if facts and isinstance(facts[-1], LoginProven):
             facts += theirs.receive(ours.accept(FACTS))
-            facts += theirs.receive(packet(build_ok(2), 1))
+            facts += fed(theirs, TOLD, cuts)
             break
     assert facts[0] == LoginProven(dataclasses.replace(STARTUP, parameters=(("_proxy_name", "turnout"),)))
     assert isinstance(facts[1], BackendReady)

@@ -27,7 +27,17 @@ from protocols.wire import (
     TlsRefused,
     TlsWanted,
 )
-from tests.protocols.mysql.relay import FACTS, column_payload, eof_payload, err_payload, numbered, row_payload, split
+from tests.protocols.mysql.relay import (
+    CHARSETS,
+    FACTS,
+    Speech,
+    column_payload,
+    eof_payload,
+    err_payload,
+    numbered,
+    row_payload,
+    split,
+)
 
 STARTUP = Startup("app", "shop", parameters=(("program_name", "test"),), capabilities=c.CLIENT_DEPRECATE_EOF)
 SALT = bytes(range(1, 21))
@@ -70,7 +80,9 @@ class Pair:
                     for more in self.proxy.give_credential(secret, channel=Channel(is_encrypted=self.tls)):
                         self._hear(more)
             if self.proven is not None:
-                assert isinstance(self.client.receive(self.proxy.accept(FACTS))[-1], BackendReady)
+                assert self.client.receive(self.proxy.accept(FACTS)) == []
+                (ready,) = self.client.receive(numbered(Speech(deprecates_eof=True).charsets(*CHARSETS)))
+                assert isinstance(ready, BackendReady)
                 return self
         raise AssertionError("the two do not come to an end")
 

@@ -18,6 +18,7 @@ from protocols.wire import ErrorReply
 from tests.protocols.mysql.relay import (
     AUTOCOMMIT,
     CURSOR,
+    FACTS,
     IN_TRANS,
     LAST_ROW,
     MARIADB_FACTS,
@@ -742,7 +743,7 @@ def test_a_long_text_in_pieces_is_read_in_passing() -> None:
 
 def test_a_server_that_knows_no_reset_serves_nobody_else() -> None:
     """field-notes: COM_CHANGE_USER / COM_RESET_CONNECTION unsupported by some backends"""
-    exchange = WIRE.reset(startup())
+    exchange = WIRE.reset(startup(), FACTS)
     answers = [err_payload(1047), *[ok_payload()] * (len(split(exchange.request)) - 1)]
     assert exchange.receive(b"".join(packet(one, 1) for one in answers))
     assert exchange.errors == ["reset: no (1047)"]

@@ -327,7 +327,7 @@ def test_role_and_session_authorization_move(backends: list[Backend]) -> None:
     session.say(query("RESET ROLE; SET SESSION AUTHORIZATION dora"))
     other = Backend.__new__(Backend)
     other.socket, other.startup, other.fact = backends[0].socket, backends[0].startup, backends[0].fact
-    assert backends[0].run(WIRE.reset(backends[0].startup)) == []
+    assert backends[0].run(WIRE.reset(backends[0].startup, backends[0].facts)) == []
     assert session.move_to(other) == []
     assert session.ask("SELECT current_user || session_user") == ["doradora"]
 
@@ -425,7 +425,7 @@ def test_what_fails_in_a_replay_does_not_stop_the_rest(backends: list[Backend]) 
 def test_a_reset_backend_is_like_a_fresh_one(backends: list[Backend]) -> None:
     session = Session(backends[0])
     session.say(query("SET work_mem = '1MB'; CREATE TEMP TABLE y (a int); LISTEN x; SET ROLE poor"), parse("z") + SYNC)
-    assert backends[0].run(WIRE.reset(backends[0].startup)) == []
+    assert backends[0].run(WIRE.reset(backends[0].startup, backends[0].facts)) == []
     assert Session(backends[0]).inspect().is_empty
 
 

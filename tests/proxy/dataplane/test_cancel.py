@@ -89,7 +89,7 @@ async def test_what_the_proxy_asks_waits_for_cancels_under_way() -> None:
     """field-notes: Cancel while proxy is setting GUCs"""
     backend, far = backend_at("127.0.0.1:1")
     backend.cancels += 1
-    exchange = postgres.WIRE.reset(STARTUP)
+    exchange = postgres.WIRE.reset(STARTUP, FACTS)
     asking = asyncio.create_task(backend.run(exchange, 10.0))
     for _ in range(5):
         await asyncio.sleep(0)

@@ -207,11 +207,12 @@ class TrackerTarget(abc.ABC):
             # The server's answer came while a message of the client was half there: what it means (which statement a name
             # stands for) was decided before or after that answer, as the cut has it. What the client is told is the same.
             return
-        if first.violation.startswith("server: ") != second.violation.startswith("server: ") and (
+        if (first.violation.startswith("server: ") or second.violation.startswith("server: ")) and (
             first.was_answered_early or second.was_answered_early
         ):
             # The client's next message waits at the gate until an answer is complete. A server that goes on unasked in the
-            # same chunk is caught; in a later one its words are taken for the answer to that message.
+            # same chunk is caught; in a later one its words are taken for the answer to that message, and it may be caught
+            # by what it says then.
             return
         raise Finding(
             f"in other cuts it comes to something else: {first.violation or self.state(first.relay)}"

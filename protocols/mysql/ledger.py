@@ -130,10 +130,13 @@ _MARIADB_VARIABLES: Final = (
     + _ALWAYS
     + b") LIMIT 10000"
 )
+# The "index" of global_variables is a walk through all of them for each session variable: 3.5 ms of processor time (9.7).
+# Without it MySQL makes both lists once and joins them by a hash: 1.7 ms, of which 1.3 are the lists. The hint is for
+# sessions with block_nested_loop=off, where it would make one list for each row of the other.
 _MYSQL_VARIABLES: Final = (
-    b"SELECT HEX(s.VARIABLE_NAME), HEX(s.VARIABLE_VALUE), HEX(g.VARIABLE_VALUE) "
-    b"FROM performance_schema.session_variables s JOIN performance_schema.global_variables g "
-    b"ON s.VARIABLE_NAME = g.VARIABLE_NAME "
+    b"SELECT /*+ BNL(s, g) */ HEX(s.VARIABLE_NAME), HEX(s.VARIABLE_VALUE), HEX(g.VARIABLE_VALUE) "
+    b"FROM performance_schema.session_variables s IGNORE INDEX (PRIMARY) "
+    b"JOIN performance_schema.global_variables g IGNORE INDEX (PRIMARY) ON s.VARIABLE_NAME = g.VARIABLE_NAME "
     b"WHERE NOT (s.VARIABLE_VALUE <=> g.VARIABLE_VALUE) OR s.VARIABLE_NAME IN " + _ALWAYS + b" LIMIT 10000"
 )
 _MARIADB_USER_VARIABLES: Final = b"SELECT HEX(VARIABLE_NAME) FROM information_schema.USER_VARIABLES LIMIT 100000"

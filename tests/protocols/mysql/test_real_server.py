@@ -387,6 +387,18 @@ def test_a_setting_that_a_backend_refuses_is_named(opened: Opened) -> None:
     assert (refused.code, refused.message.partition(":")[0]) == ("1231", "sql_mode")
 
 
+def test_mysql_reads_its_variables_once_for_an_inspection(session: Session) -> None:
+    """The index of a performance_schema table is a walk through all of it."""
+    if is_mariadb(session):
+        pytest.skip("it has one table for both")
+    (asked,) = (one[5:].decode() for one in split(session.ledger.inspection().request) if b"session_variables" in one)
+    for switch in ("on", "off"):
+        _, plan = session.backend.ask(
+            f"set optimizer_switch = 'block_nested_loop={switch}'", f"explain format=tree {asked}"
+        )
+        assert b"Inner hash join" in (plan.rows[0][0] or b""), plan
+
+
 def test_what_is_set_back_is_not_carried(session: Session) -> None:
     session.do("set sql_select_limit = 1, @a = 5", "use information_schema")
     assert not session.inspect().is_empty

@@ -250,10 +250,10 @@ FLOAT_TYPES: Final = frozenset({0x04, 0x05})
 
 CHARSET_BINARY: Final = 63
 CHARSET_UTF8MB4: Final = 45
+"""utf8mb4_general_ci, known to MySQL 5.5 and later and to every MariaDB."""
 
 LOGIN_COLLATION_MAX: Final = 0xFF
 """The largest number of a collation that a login can name: HandshakeResponse41 has one byte for it, COM_CHANGE_USER two."""
-"""utf8mb4_general_ci, known to MySQL 5.5 and later and to every MariaDB."""
 
 # --- statement ids ------------------------------------------------------------------------------------------------
 

@@ -479,7 +479,7 @@ class Worker:
         backend.cancels += 1
         is_sure = False
         try:
-            is_sure = await send_cancel(runtime.wire, backend, CANCEL_TIMEOUT_S)
+            is_sure = await send_cancel(runtime.wire, backend, runtime.reach_of(backend), CANCEL_TIMEOUT_S)
         finally:
             backend.cancel_ended(is_sure=is_sure)
             if pool is not None:

@@ -22,17 +22,16 @@ from protocols.wire import (
     Credential,
     Exchange,
     PackingBegins,
-    PackingName,
     Startup,
     TlsRefused,
     TlsWanted,
     Wire,
 )
+from proxy.dataplane.reach import Reach
 from proxy.dataplane.relay import Lendable, Link
 from proxy.dataplane.tls import TlsFailed, ask_for_tls, converse, settle_tls
 from proxy.errors import ConnectFailed, EngineError, EngineLost, EngineRefused, EngineSilent
 from proxy.packing import Packing
-from proxy.tls import NO_ENGINE_TLS, EngineTls
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """What an idle backend may say unasked; one that says more is closed."""
@@ -44,35 +43,31 @@ class Backend(Lendable):
     __slots__ = (
         "_is_uncancelled",
         "_waiting",
-        "address",
         "checked_ns",
         "engine",
         "on_closed",
         "opened_ns",
+        "reach",
         "shown_ids",
         "startup",
-        "tls",
         "wire",
     )
 
     def __init__(
         self,
         wire: Wire,
-        engine: str,
-        address: str,
+        reach: Reach,
         startup: Startup,
         link: Link,
         facts: BackendFacts,
-        tls: EngineTls = NO_ENGINE_TLS,
     ) -> None:
         self.wire = wire
-        self.engine = engine
-        self.address = address
+        self.reach = reach
+        """What opened it."""
+        self.engine = reach.engine
         self.startup = startup
         self.link = link
         self.facts = facts
-        self.tls = tls
-        """How a cancel request to it is encrypted, if its own connection is."""
         self.notes = {}
         """The tracker's memory of this backend (its prepared statements)."""
         self.shelf = None
@@ -302,17 +297,7 @@ async def connect(address: str, engine: str) -> socket.socket:
     ) from last
 
 
-async def open_backend(
-    wire: Wire,
-    engine: str,
-    address: str,
-    startup: Startup,
-    password: Credential,
-    timeout_s: float,
-    tls: EngineTls = NO_ENGINE_TLS,
-    *,
-    packing: PackingName | None = None,
-) -> Backend:
+async def open_backend(wire: Wire, reach: Reach, startup: Startup, password: Credential, timeout_s: float) -> Backend:
     """Connect and log in. Raises ConnectFailed (a retry is safe), EngineRefused, EngineLost.
 
     Like libpq, `allow` and `prefer` try the other way, with or without TLS, on another connection if the engine does not
@@ -320,61 +305,46 @@ async def open_backend(
     """
     try:
         async with asyncio.timeout(timeout_s):
-            *others, last = tls.attempts()
+            *others, last = reach.tls.attempts()
             for is_encrypted in others:
                 try:
-                    one = tls if is_encrypted else NO_ENGINE_TLS
-                    return await _open(wire, engine, address, startup, password, one, packing)
+                    return await _open(wire, reach, startup, password, wants_tls=is_encrypted)
                 except TlsFailed:
                     continue
                 except EngineRefused as error:
                     if not (error.is_before_proof and error.sqlstate.startswith(_UNWANTED)):
                         raise
-            return await _open(wire, engine, address, startup, password, tls if last else NO_ENGINE_TLS, packing)
+            return await _open(wire, reach, startup, password, wants_tls=last)
     except TimeoutError as error:
-        raise ConnectFailed(f"engine {engine} at {address} did not let us in within {timeout_s:g} s") from error
+        raise ConnectFailed(
+            f"engine {reach.engine} at {reach.address} did not let us in within {timeout_s:g} s"
+        ) from error
 
 
 _UNWANTED: Final = "28"
 """SQLSTATE class of a host-based rule that does not fit."""
 
 
-async def _open(
-    wire: Wire,
-    engine: str,
-    address: str,
-    startup: Startup,
-    password: Credential,
-    tls: EngineTls,
-    packing: PackingName | None,
-) -> Backend:
+async def _open(wire: Wire, reach: Reach, startup: Startup, password: Credential, *, wants_tls: bool) -> Backend:
     try:
-        return await _open_once(wire, engine, address, startup, password, tls, packing, oldest=False)
+        return await _open_once(wire, reach, startup, password, wants_tls=wants_tls, oldest=False)
     except EngineRefused as error:
         if not error.is_too_new:
             raise
-    return await _open_once(wire, engine, address, startup, password, tls, packing, oldest=True)
+    return await _open_once(wire, reach, startup, password, wants_tls=wants_tls, oldest=True)
 
 
 async def _open_once(
-    wire: Wire,
-    engine: str,
-    address: str,
-    startup: Startup,
-    password: Credential,
-    tls: EngineTls,
-    packing: PackingName | None,
-    *,
-    oldest: bool,
+    wire: Wire, reach: Reach, startup: Startup, password: Credential, *, wants_tls: bool, oldest: bool
 ) -> Backend:
-    sock = await connect(address, engine)
+    engine, tls = reach.engine, reach.tls
+    sock = await connect(reach.address, engine)
     link = Link(asyncio.get_running_loop(), sock.detach())
     try:
-        wants_tls = tls.context is not None
         if wants_tls and wire.tls_request() is not None:
             await ask_for_tls(wire, engine, link, tls)
         login = wire.server_login(
-            startup, password, binding=link.channel_binding, oldest=oldest, wants_tls=wants_tls, packing=packing
+            startup, password, binding=link.channel_binding, oldest=oldest, wants_tls=wants_tls, packing=reach.packing
         )
         fact = await converse(engine, link, login)
         if isinstance(fact, TlsWanted | TlsRefused):
@@ -388,7 +358,7 @@ async def _open_once(
         if isinstance(fact, BackendRefused):
             raise EngineRefused(engine, fact)
         assert isinstance(fact, BackendReady)
-        backend = Backend(wire, engine, address, startup, link, fact.facts, tls)
+        backend = Backend(wire, reach, startup, link, fact.facts)
         if unread := login.take_unread():
             backend.hear(unread)
         return backend
@@ -397,9 +367,10 @@ async def _open_once(
         raise
 
 
-async def send_cancel(wire: Wire, backend: Backend, timeout_s: float) -> bool:
+async def send_cancel(wire: Wire, backend: Backend, reach: Reach, timeout_s: float) -> bool:
     """Ask the engine to cancel what `backend` runs now, and wait until the engine has taken the request, which it says
-    by closing the connection. With TLS where the backend's own connection has it.
+    by closing the connection. `reach`: of the backend's server. With TLS where the backend's own connection has it, if
+    there is to be any.
 
     True: nothing is under way any more. A cancel is a wish: what fails is told to nobody.
     """
@@ -407,10 +378,10 @@ async def send_cancel(wire: Wire, backend: Backend, timeout_s: float) -> bool:
     is_sent = False
     try:
         async with asyncio.timeout(timeout_s):
-            sock = await connect(backend.address, backend.engine)
+            sock = await connect(reach.address, reach.engine)
             link = Link(asyncio.get_running_loop(), sock.detach())
-            if backend.link.is_encrypted:
-                await ask_for_tls(wire, backend.engine, link, backend.tls)
+            if backend.link.is_encrypted and reach.tls.context is not None:
+                await ask_for_tls(wire, reach.engine, link, reach.tls)
             ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
             def received(data: bytes) -> None:

@@ -129,7 +129,7 @@ class Kills:
         assert target.startup is not None
         engine = backend.engine if backend is not None else runtime.active
         is_other = user != target.startup.user
-        if is_other and (backend is None or runtime.config.engine[engine].login is not None):
+        if is_other and (backend is None or backend.reach.login is not None):
             return KillRefused(f"You are not owner of thread {wanted.connection_id}", _DENIED).reply()
         tracker = target.tracker
         runs_nothing = backend is None or target.is_asking or tracker is None or tracker.is_idle()
@@ -160,7 +160,7 @@ class Kills:
         target.is_killed = not wanted.is_query
         is_sure = True
         try:
-            messenger = await runtime.open(backend.engine, Startup(user, ""))
+            messenger = await runtime.open_beside(backend, Startup(user, ""))
             exchange, refusal = runtime.wire.kill(backend.facts.process_id, is_query=wanted.is_query)
             is_sure = False
             try:

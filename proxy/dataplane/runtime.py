@@ -20,13 +20,13 @@ from proxy.dataplane.backend import Backend, open_backend
 from proxy.dataplane.census import Census
 from proxy.dataplane.lookups import Lookups
 from proxy.dataplane.pool import STARTING_UP, Pool, PoolRules, Shelf, Waiter
+from proxy.dataplane.reach import Reach, reaches_of
 from proxy.dataplane.registry import Registry, Standing
 from proxy.dataplane.relay import Memo, Meter
 from proxy.dataplane.seats import Seats
 from proxy.dataplane.users import Users
 from proxy.errors import ConnectFailed, EngineError, EngineRefused, HoldExpired, PauseExpired, ProxyError
 from proxy.latency import Lengths
-from proxy.tls import engine_tls
 
 if TYPE_CHECKING:
     from proxy.dataplane.moving import Move
@@ -129,7 +129,7 @@ class Runtime:
         """See `hold_back`."""
         self._engine_lost = engine_lost
         self._seats = seats
-        self._tls = {engine: engine_tls(one, config.protocol) for engine, one in config.engine.items()}
+        self._reaches = reaches_of(config)
         self._rules = rules_of(config)
         self._engine_lost_ns: dict[str, int] = {}
         self._pools: dict[tuple[str, str, str], Pool] = {}
@@ -163,7 +163,7 @@ class Runtime:
     def reconfigure(self, config: ServiceConfig) -> None:
         """A reload: settings and users change, sessions and pools stay."""
         # First, for it may fail: a file of a certificate may be another one now. Raises TlsProblem.
-        self._tls = {engine: engine_tls(one, config.protocol) for engine, one in config.engine.items()}
+        self._reaches = reaches_of(config)
         self.config = config
         self.users.reconfigure(config)
         self.lookups.close()
@@ -298,28 +298,40 @@ class Runtime:
 
     def login_of(self, engine: str, startup: Startup) -> Startup:
         """What a backend for a client's `startup` is opened with."""
-        login = self.config.engine[engine].login
-        return startup if login is None else replace(startup, user=login.user)
+        return self._reaches[engine].own_of(startup)
 
-    def _credential_of(self, engine: str, own: Startup) -> Credential:
+    def reach_of(self, backend: Backend) -> Reach:
+        """How the server of a backend is reached: by the settings of now, for a reload may have brought another CA, or by
+        those that opened it if its engine was removed since."""
+        now = self._reaches.get(backend.engine)
+        return now if now is not None and now.address == backend.reach.address else backend.reach
+
+    def _credential_of(self, reach: Reach, own: Startup) -> Credential:
         """What opens a backend of `own` now; it may be another at the next."""
-        login = self.config.engine[engine].login
-        if login is not None:
-            return login.password.value if login.password is not None else None
+        if reach.login is not None:
+            return reach.login.password.value if reach.login.password is not None else None
         return self.users.credential_of(own.user)
 
     async def open(self, engine: str, startup: Startup) -> Backend:
         """A fresh backend, in no pool. `startup` is the client's. Raises EngineError."""
         return await self.open_as(engine, self.login_of(engine, startup))
 
+    async def open_beside(self, backend: Backend, startup: Startup) -> Backend:
+        """The same on the server that has this one. Raises EngineError."""
+        reach = self.reach_of(backend)
+        return await self._open_own(reach, reach.own_of(startup))
+
     async def open_as(self, engine: str, own: Startup) -> Backend:
         """A fresh backend for a pool: `own` is what the pool's backends are opened with. Raises EngineError."""
+        return await self._open_own(self._reaches[engine], own)
+
+    async def _open_own(self, reach: Reach, own: Startup) -> Backend:
         plain = replace(own, parameters=()) if self.redresses else own
         try:
-            backend = await self._open(engine, plain, self._credential_of(engine, own))
+            backend = await self._open(reach, plain, self._credential_of(reach, own))
         except EngineRefused as error:
             is_proof = error.sqlstate == "28P01" or error.mysql_code == ACCESS_DENIED
-            if is_proof and self.config.engine[engine].login is None:
+            if is_proof and reach.login is None:
                 self.users.refused(own.user)
             raise
         try:
@@ -328,28 +340,17 @@ class Runtime:
         except BaseException:
             backend.close()
             raise
-        backend.meter = self.meter_of(engine, own.database)
+        backend.meter = self.meter_of(reach.engine, own.database)
         return backend
 
-    async def _open(self, engine: str, startup: Startup, password: Credential) -> Backend:
-        address = self.config.engine[engine].address
-        compression = self.config.engine[engine].server_compression
+    async def _open(self, reach: Reach, startup: Startup, password: Credential) -> Backend:
         try:
-            backend = await open_backend(
-                self.wire,
-                engine,
-                address,
-                startup,
-                password,
-                self.config.server_connect_timeout_s,
-                self._tls[engine],
-                packing=None if compression == "none" else compression,
-            )
+            backend = await open_backend(self.wire, reach, startup, password, self.config.server_connect_timeout_s)
         except ConnectFailed as error:
-            self.report_lost(engine, error.text)
+            self.report_lost(reach.engine, error.text)
             raise
         backend.facts = replace(backend.facts, parameters=self._shared(backend.facts.parameters))
-        self._greetings[engine] = backend.facts
+        self._greetings[reach.engine] = backend.facts
         return backend
 
     def _shared(self, parameters: Mapping[str, str]) -> Mapping[str, str]:
@@ -359,13 +360,13 @@ class Runtime:
             self._parameters.clear()
         return self._parameters.setdefault(tuple(sorted(parameters.items())), parameters)
 
-    async def is_up(self, engine: str) -> bool:
+    async def is_up(self, reach: Reach) -> bool:
         """The engine takes connections: what ended a backend was meant for that backend. Asked with our own account."""
         admin = self.config.admin
         password = admin.password.value if admin.password is not None else None
         database = admin.database or ("postgres" if self.wire.name == "postgresql" else "")
         try:
-            backend = await self._open(engine, Startup(admin.user, database), password)
+            backend = await self._open(reach, Startup(admin.user, database), password)
         except EngineRefused as error:
             return error.sqlstate != STARTING_UP and not self._is_by_another(error)
         except EngineError:
@@ -414,13 +415,13 @@ class Runtime:
     async def testify(self, since_ns: int, timeout_s: float) -> tuple[bool, str]:
         """Whether the active engine lives, as far as this worker can tell, and how it knows. Bytes that came since then say
         so; where there are none it is asked for a login."""
-        engine = self.active
+        reach = self._reaches[self.active]
         self._look_for_bytes(time.monotonic_ns())
         if self.answered_ns > since_ns:
             return True, "it answered clients meanwhile"
         try:
             async with asyncio.timeout(timeout_s):
-                is_up = await self.is_up(engine)
+                is_up = await self.is_up(reach)
         except TimeoutError:
             is_up = False
         self._look_for_bytes(time.monotonic_ns())
@@ -488,7 +489,7 @@ class Runtime:
             admin = self.config.admin
             password = admin.password.value if admin.password is not None else None
             try:
-                backend = await self._open(self.active, Startup(admin.user, admin.database), password)
+                backend = await self._open(self._reaches[self.active], Startup(admin.user, admin.database), password)
             except EngineError:
                 return None
             facts = backend.facts
@@ -507,10 +508,11 @@ class Runtime:
         return await self.lookups.secret_of(self.active, startup, query, user)
 
     async def _open_for_lookups(self, engine: str, startup: Startup) -> Backend:
+        reach = self._reaches[engine]
         if self.config.auth.auth_user:
-            return await self._open(engine, startup, self.users.known(startup.user))
+            return await self._open(reach, startup, self.users.known(startup.user))
         admin = self.config.admin.password
-        return await self._open(engine, startup, admin.value if admin is not None else None)
+        return await self._open(reach, startup, admin.value if admin is not None else None)
 
     def proven(self, user: str, credential: Credential) -> None:
         """A client's login proved to be `user`; see `Users.won`."""

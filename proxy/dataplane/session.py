@@ -544,7 +544,7 @@ class Session(Owner):
             # One object for all that share backends, or for session and backend; clients come with a copy each.
             self.startup = self.dress = startup = backend.startup
         shares = runtime.shares_backends
-        self.ledger = self.wire.ledger(runtime.login_of(backend.engine, startup), shares_backends=shares)
+        self.ledger = self.wire.ledger(backend.reach.own_of(startup), shares_backends=shares)
         self.tracker = self.wire.tracker(
             self.ledger, shares_backends=shares, statements_max=runtime.config.max_prepared_statements
         )
@@ -1288,7 +1288,7 @@ class Session(Owner):
 
     async def _ask_who_was_meant(self, backend: Backend, words: bytes) -> None:
         assert self.runtime is not None
-        is_up = await self.runtime.is_up(backend.engine)
+        is_up = await self.runtime.is_up(self.runtime.reach_of(backend))
         is_own = not self._shares_backend or not await self._turns_out_untaken(backend)
         if self._judged is not backend:
             # Its engine was given up meanwhile.

@@ -76,7 +76,7 @@ def _backend_row(runtime: Runtime, backend: Backend, state: str, owner: Session 
     return ipc.Backend(
         service=runtime.name,
         engine=backend.engine,
-        address=backend.address,
+        address=backend.reach.address,
         database=backend.startup.database,
         user=backend.startup.user,
         state=state,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pymysql
@@ -38,6 +39,29 @@ def ask(connection: Any, sql: str, *args: object) -> Any:
     with connection.cursor() as cursor:
         cursor.execute(sql, args or None)
         return cursor.fetchall()
+
+
+@contextmanager
+def asleep(connection: Any, observer: Any) -> Iterator[list[object]]:
+    """`connection` runs a long statement; what came of it is in the list afterwards."""
+    came: list[object] = []
+
+    def work() -> None:
+        try:
+            came.append(ask(connection, "select sleep(50), 'marked'"))
+        except pymysql.err.MySQLError as error:
+            came.append(error.args[0])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    seen = "select 1 from information_schema.processlist where info like 'select sleep(50), \\'marked\\'%'"
+    while not ask(observer, seen):
+        pass
+    try:
+        yield came
+    finally:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def row_count(connection: Any) -> int:

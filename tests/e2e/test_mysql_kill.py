@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import pymysql
@@ -14,34 +12,11 @@ import pytest
 from proxy.embedded import MariaDBPair, Setup
 from proxy.embedded.mysql import PASSWORD
 from tests.e2e.doors import Door, run
-from tests.e2e.mysql_rules import ask, connect
+from tests.e2e.mysql_rules import ask, asleep, connect
 from tests.kit.turnouts import StartTurnout
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def asleep(connection: Any, observer: Any) -> Iterator[list[object]]:
-    """`connection` runs a long statement; what came of it is in the list afterwards."""
-    came: list[object] = []
-
-    def work() -> None:
-        try:
-            came.append(ask(connection, "select sleep(50), 'marked'"))
-        except pymysql.err.MySQLError as error:
-            came.append(error.args[0])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    seen = "select 1 from information_schema.processlist where info like 'select sleep(50), \\'marked\\'%'"
-    while not ask(observer, seen):
-        pass
-    try:
-        yield came
-    finally:
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 class KillRules:

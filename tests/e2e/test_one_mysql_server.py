@@ -14,7 +14,7 @@ import pytest
 from proxy.dataplane.moving import WARNINGS_GRACE_S
 from proxy.embedded import MariaDBPair, Setup
 from tests.e2e.doors import Door
-from tests.e2e.mysql_rules import connect
+from tests.e2e.mysql_rules import ask, asleep, connect
 from tests.kit.turnouts import StartTurnout
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.slow]
@@ -91,3 +91,36 @@ async def test_a_sessions_own_idle_timeout_holds_however_often_it_is_moved(
         assert lost.value.args[0] in (2006, 2013), "the server says nothing either"
     finally:
         idle.close()
+
+
+async def test_who_was_left_on_an_engine_that_was_removed_since_is_killed_there(
+    start_turnout: StartTurnout, mariadb_pair: MariaDBPair
+) -> None:
+    """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+    turnout = await start_turnout(two_addresses(mariadb_pair))
+    door = Door(name="session", port=turnout.port)
+    left = await asyncio.to_thread(connect, door)
+    other = await asyncio.to_thread(connect, door)
+
+    def kill() -> None:
+        with asleep(left, other) as came:
+            ask(other, f"kill query {left.thread_id()}")
+        assert came in ([1317], [((1, "marked"),)]), came
+        assert ask(left, "select 1") == ((1,),)
+        with asleep(left, other) as came:
+            other.kill(left.thread_id())
+        assert came in ([2013], [1317], [1927]), came
+        with pytest.raises(pymysql.err.MySQLError):
+            ask(left, "select 1")
+        assert ask(other, "select 2") == ((2,),)
+
+    try:
+        await asyncio.to_thread(ask, left, "begin")
+        assert (await turnout.switch("two"))["phase"] == "completed"
+        async with turnout.control() as client:
+            (await client.delete("/v1/services/app/engines/one")).raise_for_status()
+        await asyncio.to_thread(kill)
+    finally:
+        left.close()
+        other.close()
+    assert "Traceback" not in turnout.text_of_log()

@@ -436,3 +436,40 @@ async def test_what_comes_between_the_decision_to_ask_a_backend_and_the_question
         await switch()
     assert max(one.result() for one in working) < 3.0
     assert "Traceback" not in turnout.text_of_log()
+
+
+async def test_who_was_left_on_an_engine_that_was_removed_since_is_cancelled_and_ended_there(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """Who ends a backend of it meant that session: its server takes connections, which is asked there."""
+    turnout = await _start(start_turnout, _two_addresses(postgres_pair))
+    left = await psycopg.AsyncConnection.connect(Door(name="session", port=turnout.port).dsn(), autocommit=True)
+    running = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(41)'"
+
+    async def runs() -> bool:
+        return bool(await postgres_pair.primary.fetchval(running))
+
+    try:
+        await left.execute("begin")
+        pid = await _pid(left)
+        assert (await turnout.switch("two"))["phase"] == "completed"
+        async with turnout.control() as client:
+            (await client.delete("/v1/services/app/engines/one")).raise_for_status()
+
+        sleeping = asyncio.create_task(left.execute("select pg_sleep(41)"))
+        await until(runs, "its statement runs")
+        await left.cancel_safe()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await sleeping
+        await left.execute("rollback")
+        await left.execute("begin")
+        assert await _pid(left) == pid, "nothing has moved it"
+
+        sleeping = asyncio.create_task(left.execute("select pg_sleep(41)"))
+        await until(runs, "its statement runs again")
+        await postgres_pair.primary.execute(f"select pg_terminate_backend({pid})")
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await sleeping
+    finally:
+        await left.close()
+    assert "Traceback" not in turnout.text_of_log()

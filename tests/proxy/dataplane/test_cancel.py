@@ -13,6 +13,7 @@ from protocols import postgres
 from protocols.postgres.messages import build_cancel_request
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend, send_cancel
+from proxy.dataplane.reach import Reach
 from proxy.dataplane.relay import Link
 from proxy.embedded import free_port
 from tests.kit.waiting import until
@@ -27,7 +28,7 @@ def backend_at(address: str) -> tuple[Backend, socket.socket]:
     far.setblocking(False)
     near.setblocking(False)
     link = Link(asyncio.get_running_loop(), near.detach())
-    return Backend(postgres.WIRE, "blue", address, STARTUP, link, FACTS), far
+    return Backend(postgres.WIRE, Reach("blue", address), STARTUP, link, FACTS), far
 
 
 @dataclass
@@ -58,7 +59,7 @@ async def postmaster() -> AsyncIterator[Postmaster]:
 async def test_a_cancel_is_done_when_the_engine_has_closed_its_connection(postmaster: Postmaster) -> None:
     """field-notes: CancelRequest races"""
     backend, far = backend_at(postmaster.address)
-    sending = asyncio.create_task(send_cancel(postgres.WIRE, backend, 10.0))
+    sending = asyncio.create_task(send_cancel(postgres.WIRE, backend, backend.reach, 10.0))
     await until(lambda: bool(postmaster.heard), "the request")
     assert postmaster.heard == [build_cancel_request(4711, b"k" * 32)]
     assert not sending.done()
@@ -72,7 +73,7 @@ async def test_a_cancel_nobody_answers_leaves_its_backend_in_doubt(postmaster: P
     """field-notes: CancelRequest races"""
     backend, far = backend_at(postmaster.address)
     backend.cancels += 1
-    backend.cancel_ended(is_sure=await send_cancel(postgres.WIRE, backend, 0.1))
+    backend.cancel_ended(is_sure=await send_cancel(postgres.WIRE, backend, backend.reach, 0.1))
     assert not backend.is_fresh, "it may be hit at any time: nobody else gets it"
     backend.close()
     far.close()
@@ -80,7 +81,7 @@ async def test_a_cancel_nobody_answers_leaves_its_backend_in_doubt(postmaster: P
 
 async def test_a_cancel_that_never_left_leaves_no_doubt() -> None:
     backend, far = backend_at(f"127.0.0.1:{free_port()}")
-    assert await send_cancel(postgres.WIRE, backend, 10.0)
+    assert await send_cancel(postgres.WIRE, backend, backend.reach, 10.0)
     backend.close()
     far.close()
 

@@ -13,6 +13,7 @@ from protocols.postgres import WIRE
 from protocols.wire import Startup
 from proxy.dataplane.backend import Backend, open_backend
 from proxy.dataplane.lookups import Lookups
+from proxy.dataplane.reach import Reach
 from proxy.embedded import PostgresPair
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from proxy.errors import LookupFailed
@@ -29,7 +30,7 @@ async def lookups(postgres_pair: PostgresPair) -> AsyncIterator[Lookups]:
     await primary.execute("create sequence questions", database="postgres")
 
     async def open_one(engine: str, startup: Startup) -> Backend:
-        return await open_backend(WIRE, engine, primary.address, startup, PASSWORD, 10)
+        return await open_backend(WIRE, Reach(engine, primary.address), startup, PASSWORD, 10)
 
     made = Lookups("main", WIRE, open_one)
     try:

@@ -14,6 +14,7 @@ from protocols import postgres
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules, Waiter
+from proxy.dataplane.reach import Reach
 from proxy.dataplane.registry import MOVES, Registry, Standing
 from proxy.dataplane.relay import Link
 from proxy.dataplane.seats import Seats
@@ -38,7 +39,7 @@ class Engine:
         near, far = socket.socketpair()
         near.setblocking(False)
         link = Link(asyncio.get_running_loop(), near.detach())
-        backend = Backend(postgres.WIRE, "blue", "127.0.0.1:1", startup, link, BackendFacts("18", process_id=7))
+        backend = Backend(postgres.WIRE, Reach("blue", "127.0.0.1:1"), startup, link, BackendFacts("18", process_id=7))
         self.opened.append((backend, far))
         return backend
 

@@ -25,6 +25,7 @@ from protocols.mysql.replies import unknown_command_packet
 from protocols.wire import BackendFacts, Startup
 from proxy.dataplane.backend import Backend
 from proxy.dataplane.pool import Pool, PoolRules
+from proxy.dataplane.reach import Reach
 from proxy.dataplane.relay import Link, Memo, Meter, Owner, Relay, leave_for
 from proxy.dataplane.seats import Seats
 from proxy.embedded.certificate import write_certificate
@@ -608,7 +609,7 @@ class Lender:
         link = scene.relay.detach()
         assert link is not None
         startup = Startup("u", "d")
-        self.backend = Backend(postgres.WIRE, "blue", "127.0.0.1:1", startup, link, BackendFacts("18"))
+        self.backend = Backend(postgres.WIRE, Reach("blue", "127.0.0.1:1"), startup, link, BackendFacts("18"))
 
         async def open_one(wanted: Startup) -> Backend:
             raise AssertionError("there is an idle one")
@@ -656,7 +657,11 @@ async def test_nothing_is_borrowed_while_the_session_s_own_backend_is_asked(scen
     lender = Lender(scene)
     near, far = socket.socketpair()
     own = Backend(
-        postgres.WIRE, "blue", "127.0.0.1:1", Startup("u", "d"), Link(scene.loop, near.detach()), BackendFacts("18")
+        postgres.WIRE,
+        Reach("blue", "127.0.0.1:1"),
+        Startup("u", "d"),
+        Link(scene.loop, near.detach()),
+        BackendFacts("18"),
     )
     scene.owner.backend = own
     scene.client.send(QUERY)

@@ -42,6 +42,7 @@ from proxy.config import (
 from proxy.control.standstill import Standstills
 from proxy.control.views import Reloaded
 from proxy.engines import engine_for
+from proxy.engines import reconfigure as reconfigure_engine
 from proxy.engines.engine import Engine
 from proxy.errors import Conflict, NotFound, PlanRefused
 from proxy.folder import RuntimeFolder
@@ -440,6 +441,9 @@ class Supervisor:
             self._take_out(service, name)
         for service, engine in added:
             self._take_in(engine, service)
+        for service, engines in self._engines.items():
+            for one in engines.values():
+                reconfigure_engine(one, self.config.service[service])
         reloaded = Reloaded(
             added=[spell(("service", service, "engine", name)) for service, name in plan.added],
             removed=[spell(("service", service, "engine", name)) for service, name in plan.removed],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from proxy.config import ServiceConfig
@@ -18,7 +19,7 @@ from proxy.engines.engine import (
 from proxy.engines.mysql import MySqlEngine
 from proxy.engines.postgres import PostgresEngine
 from proxy.engines.postgres_logical import LogicalPostgresEngine
-from proxy.tls import library_tls
+from proxy.tls import LibraryTls, library_tls
 
 __all__ = [
     "Capacity",
@@ -33,6 +34,7 @@ __all__ = [
     "PostgresEngine",
     "Role",
     "engine_for",
+    "reconfigure",
 ]
 
 
@@ -43,7 +45,7 @@ def engine_for(service: ServiceConfig, name: str) -> Engine:
         "user": admin.user,
         "password": admin.password.value if admin.password is not None else None,
         "database": admin.database,
-        "tls": lambda: library_tls(engine, service.protocol),
+        "tls": _tls_of(service, name),
     }
     if service.protocol == "mysql":
         return MySqlEngine(name, engine.address, **given)
@@ -57,3 +59,12 @@ def engine_for(service: ServiceConfig, name: str) -> Engine:
             **given,
         )
     return PostgresEngine(name, engine.address, **given)
+
+
+def reconfigure(engine: Engine, service: ServiceConfig) -> None:
+    """After a reload: what it applies of an engine's settings is its TLS. From the next connection on."""
+    engine.use_tls(_tls_of(service, engine.name))
+
+
+def _tls_of(service: ServiceConfig, name: str) -> Callable[[], LibraryTls]:
+    return lambda: library_tls(service.engine[name], service.protocol)

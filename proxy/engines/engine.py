@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 import msgspec
 
 from proxy.engines.rows import RowReader
 from proxy.errors import EngineError, Failure
+from proxy.tls import LibraryTls
 
 Flavour = Literal["postgresql", "mysql", "mariadb"]
 
@@ -263,6 +264,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def close(self) -> None:
         """Close everything; never raises. The engine can be used again and connects anew."""
+
+    @abc.abstractmethod
+    def use_tls(self, tls: Callable[[], LibraryTls]) -> None:
+        """`tls` is asked before each connection, so that files of certificates may change. Connections that are open stay."""
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

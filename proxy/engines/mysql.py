@@ -62,7 +62,7 @@ class MySqlEngine(Engine):
         database: str = "",
         tls: Callable[[], LibraryTls] = lambda: NO_ENGINE_TLS,
     ) -> None:
-        """`tls` is asked before each connection, so that files of certificates may change."""
+        """`tls`: see `use_tls`."""
         self.name = name
         self.address = address
         self._server = Server(name, address, user=user, password=password, database=database, tls=tls)
@@ -89,6 +89,9 @@ class MySqlEngine(Engine):
         self._watching = Link(self._server, "looks")
         self._acting = Link(self._server, "acts")
         self._measuring = Link(self._server, "measures")
+
+    def use_tls(self, tls: Callable[[], LibraryTls]) -> None:
+        self._server.tls = tls
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -61,12 +61,13 @@ class Server:
         self._user = user
         self._password = password
         self._database = database
-        self._tls = tls
+        self.tls = tls
+        """Asked before each connection."""
 
     def open_blocking(self, timeout_s: float) -> Any:
         """A connection, with TLS as the config says; blocks. Raises ConnectFailed and AuthRefused."""
         try:
-            tls = self._tls()
+            tls = self.tls()
         except TlsProblem as problem:
             raise ConnectFailed(f"engine {self.name}: server_tls_{problem.key}: {problem.text}") from problem
         *others, last = tls.attempts()

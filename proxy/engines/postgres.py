@@ -263,7 +263,7 @@ class PostgresEngine(Engine):
         database: str = "",
         tls: Callable[[], LibraryTls] = lambda: NO_ENGINE_TLS,
     ) -> None:
-        """`tls` is asked before each connection, so that files of certificates may change."""
+        """`tls`: see `use_tls`."""
         self.name = name
         self.address = address
         host, _, port = address.rpartition(":")
@@ -292,6 +292,9 @@ class PostgresEngine(Engine):
         return f"<PostgresEngine {self.name} {self.address}>"
 
     # --- connections -------------------------------------------------------------------------------------------------
+
+    def use_tls(self, tls: Callable[[], LibraryTls]) -> None:
+        self._tls = tls
 
     async def _open(self, timeout_s: float, database: str = "", **settings: str) -> Any:
         """With TLS as the config says; `allow` and `prefer` try the other way if the server does not want this one."""

@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -291,6 +291,70 @@ async def test_turnouts_own_connections_have_the_tls_of_their_engine(scene: Scen
         assert all(row["ssl"] for row in rows)
     finally:
         await connection.close()
+
+
+END = "select pid, pg_terminate_backend(pid) from pg_stat_activity where usename = 'either'"
+
+
+async def test_a_reload_brings_turnouts_own_connections_other_tls(
+    server: PostgresServer, start_turnout: StartTurnout, tmp_path: Path
+) -> None:
+    """Its account is let in with and without."""
+    write_certificate(tmp_path)
+    setup = setup_of(server, tmp_path)
+    demanding, setup.engine = setup.engine, {"server_tls_sslmode": "disable"}
+    setup.admin_user = "either"
+    control = await server.connect(ssl="require")
+    await control.execute(f"create role either superuser login password '{PASSWORD}'")
+    rules = server.data / "pg_hba.conf"
+    rules.write_text("host all either 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+    await control.execute("select pg_reload_conf()")
+    turnout = await start_turnout(setup)
+
+    async def anew() -> list[bool]:
+        """Whether each of its connections that are made anew has TLS."""
+        ended = [row["pid"] for row in await control.fetch(END)]
+        ask = (
+            "select ssl from pg_stat_ssl join pg_stat_activity using (pid) "
+            "where usename = 'either' and pid <> all($1::int[])"
+        )
+        found: list[bool] = []
+
+        async def is_back() -> bool:
+            found[:] = [row["ssl"] for row in await control.fetch(ask, ended)]
+            return bool(found)
+
+        await until(is_back, "it comes again")
+        return found
+
+    async def is_reachable() -> bool:
+        [row] = await turnout.get("/v1/engines?service=app")
+        return bool(row["engine"]["state"]) and bool(row["engine"]["state"]["is_reachable"])
+
+    async def reload(engine: Mapping[str, object]) -> None:
+        replace(setup, engine=engine).write(turnout.folder)
+        async with turnout.control() as client:
+            (await client.post("/v1/config/reload")).raise_for_status()
+
+    try:
+        await until(is_reachable, "it is looked at")
+        assert not any(await anew())
+        await reload(demanding)
+        assert all(await anew())
+        await until(is_reachable, "it is looked at again")
+
+        # Of another server.
+        await reload({**demanding, "server_tls_ca_file": str(tmp_path / "server.crt")})
+        await control.execute(END)
+
+        async def is_doubted() -> bool:
+            return not await is_reachable()
+
+        await until(is_doubted, "its certificate is refused")
+        await reload(demanding)
+        await until(is_reachable, "with the right CA it is taken again")
+    finally:
+        await control.close()
 
 
 # --- cancel -------------------------------------------------------------------------------------------------------

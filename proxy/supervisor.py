@@ -35,6 +35,7 @@ from proxy.config import (
     LogLevel,
     ServiceConfig,
     encode_effective,
+    going_nowhere,
     plan_reload,
     spell,
     with_commanded,
@@ -116,7 +117,16 @@ class Supervisor:
         journal = self._journal = Journal(self._state_file)
         self._salt_key = journal.key("salts")
         self._roster = Roster(journal.database)
-        self.config = with_commanded(self.config, self._roster.commanded())
+        file, commanded = self.config, self._roster.commanded()
+        self.config = with_commanded(file, commanded)
+        for one in going_nowhere(file, self.config, commanded):
+            # Unlike a reload a start may not refuse this: clients wait for it.
+            _log.warning(
+                "the config names an engine that is not there, which does nothing",
+                key=one.key,
+                engine=one.engine,
+                why=one.why,
+            )
         hide(hidden_words(self.config))
         services, engines, clock = self.config.service, self._engines, self._clock
         engines.update(

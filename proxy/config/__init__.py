@@ -32,7 +32,7 @@ from proxy.config.loading import decode_effective, encode_effective, load
 from proxy.config.policies import PolicyConfig, StrategyName, policy_faults
 from proxy.config.problems import ConfigErrors
 from proxy.config.reader import NAME, spell_range
-from proxy.config.reloading import Commanded, ReloadPlan, plan_reload, with_commanded
+from proxy.config.reloading import Commanded, ReloadPlan, going_nowhere, plan_reload, with_commanded
 from proxy.config.resolver import SECRET_BYTES_MAX, unfit_secret
 from proxy.config.service import AuthConfig, RouteConfig, ServiceConfig
 from proxy.config.showing import masked
@@ -86,6 +86,7 @@ __all__ = [
     "check_addition",
     "decode_effective",
     "encode_effective",
+    "going_nowhere",
     "hash_token",
     "is_loopback",
     "load",

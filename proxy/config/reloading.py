@@ -7,7 +7,7 @@ runs, by this and by command; nothing may be left that goes to one that is not t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect
@@ -44,6 +44,18 @@ class ReloadPlan(msgspec.Struct, frozen=True, kw_only=True):
     kept: list[str]
     """Engines that are not as the file says, and why."""
     needs_restart: list[str]
+
+
+class Nowhere(NamedTuple):
+    """A key of the file that names an engine which is not there."""
+
+    key: str
+    """`service.shop.policy.nightly.target_engine`."""
+    service: str
+    """The one that does not have it; empty: none has."""
+    engine: str
+    why: str
+    """And what to do."""
 
 
 def with_commanded(config: Config, commanded: Commanded) -> Config:
@@ -86,7 +98,17 @@ def plan_reload(old: Config, file: Config, commanded: Commanded, why_stays: WhyS
         errors += _cannot_be_added(name, service.engine, wanted, after, stays)
         engines[name] = after
     base, goal = _with_engines(old, engines), _with_engines(new, engines)
-    errors += _dangling(file, base, commanded)
+    errors += [
+        ConfigError(
+            one.key,
+            (
+                f'service "{one.service}" would have no engine "{one.engine}": {one.why}'
+                if one.service
+                else f'no service would have an engine "{one.engine}": {one.why}'
+            ),
+        )
+        for one in going_nowhere(file, base, commanded)
+    ]
     if errors:
         raise ConfigErrors(errors)
     applied, needs_restart = _diff(base, goal)
@@ -160,9 +182,10 @@ def _stays_away(name: str, engine: EngineConfig) -> str:
     )
 
 
-def _dangling(file: Config, after: Config, commanded: Commanded) -> Iterator[ConfigError]:
-    """What the file has about engines that would not be there. `active` is not among it: it counts at the first start only,
-    and that engine may have been left and removed since. A service that the file brings comes as a whole, with a restart."""
+def going_nowhere(file: Config, after: Config, commanded: Commanded) -> Iterator[Nowhere]:
+    """What the file has about engines that are not in `after`, which is in force or would be. `active` is not among it: it
+    counts at the first start only, and that engine may have been left and removed since. A service that the file brings
+    comes as a whole, with a restart."""
     for name, service in file.service.items():
         if name not in after.service:
             continue
@@ -174,16 +197,15 @@ def _dangling(file: Config, after: Config, commanded: Commanded) -> Iterator[Con
         for path, engine in named:
             if engine not in after.service[name].engine:
                 why = _why_nowhere(name, service, engine, commanded)
-                text = f'service "{name}" would have no engine "{engine}": {why}'
-                yield ConfigError(spell(("service", name, *path)), text)
+                yield Nowhere(spell(("service", name, *path)), name, engine, why)
     there = {engine for service in after.service.values() for engine in service.engine}
     for rule_name, alert in file.alerts.rule.items():
         for index, engine in enumerate(alert.engines):
             if engine in there:
                 continue
             name, service = next((name, one) for name, one in file.service.items() if engine in one.engine)
-            text = f'no service would have an engine "{engine}": {_why_nowhere(name, service, engine, commanded)}'
-            yield ConfigError(spell(("alerts", "rule", rule_name, "engines", index)), text)
+            why = _why_nowhere(name, service, engine, commanded)
+            yield Nowhere(spell(("alerts", "rule", rule_name, "engines", index)), "", engine, why)
 
 
 def _why_nowhere(name: str, service: ServiceConfig, engine: str, commanded: Commanded) -> str:

@@ -17,7 +17,7 @@ A schedule has none of these brakes but the cap and the switch that runs: an ope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -42,6 +42,8 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since 1970."""
     active: str
     """Engine that serves."""
+    engines: Collection[str]
+    """All that the service has."""
     running: str | None
     """Id of the switch that runs."""
     last_ended: float | None
@@ -68,6 +70,8 @@ def judge(policy: Policy, moment: Moment, standing: Standing) -> Judgement:
     """One policy for itself. Whether another one goes before it, `choose` knows."""
     if not policy.enabled:
         return _no(policy, Code.DISABLED, "it is disabled", standing)
+    if policy.target_engine not in moment.engines:
+        return _no(policy, Code.NO_ENGINE, f"service {policy.service} has no engine {policy.target_engine}", standing)
     match policy.trigger:
         case "performance_degradation" | "error_rate" | "load_threshold":
             return _watch(policy, moment, standing)

@@ -122,8 +122,7 @@ class PolicyKeeper:
 
     def policies(self, service: str | None = None, services: Mapping[str, ServiceConfig] | None = None) -> list[Policy]:
         """Those of all services or of one, by name; with `services` as they would be if the file had said that. One that
-        was set by command and whose name the file took since is hidden by it; one whose service or engine is gone is not
-        judged."""
+        was set by command and whose name the file took since is hidden by it; one whose service is gone is not judged."""
         found = dict(self._set)
         for name, config in (self._services if services is None else services).items():
             for policy_name, rules in config.policy.items():
@@ -154,7 +153,7 @@ class PolicyKeeper:
             policy=policy,
             last=self._last.get(policy.name),
             is_resting=self._standing(policy.name).is_resting,
-            next_time=due.at if due is not None and policy.enabled else None,
+            next_time=due.at if due is not None and policy.enabled and self._has_target(policy) else None,
         )
 
     def history(self, limit: int, policy: str | None = None) -> list[Decision]:
@@ -163,8 +162,16 @@ class PolicyKeeper:
 
     def after_failure(self, service: str) -> str | None:
         """The engine that a policy wants to take over when the active one has failed."""
-        chosen = choose_after_failure(self.policies(service), self._switches.standing(service).active)
+        chosen = self._chosen_after(service, self._switches.standing(service).active)
         return chosen.target_engine if chosen is not None else None
+
+    def _chosen_after(self, service: str, failed: str) -> Policy | None:
+        able = [policy for policy in self.policies(service) if self._has_target(policy)]
+        return choose_after_failure(able, failed)
+
+    def _has_target(self, policy: Policy) -> bool:
+        config = self._services.get(policy.service)
+        return config is not None and policy.target_engine in config.engine
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -245,8 +252,7 @@ class PolicyKeeper:
         """Judge all policies now. At most one of each service fires."""
         by_service: dict[str, list[Policy]] = {}
         for policy in self.policies():
-            config = self._services.get(policy.service)
-            if config is not None and policy.target_engine in config.engine:
+            if policy.service in self._services:
                 by_service.setdefault(policy.service, []).append(policy)
         for service, policies in by_service.items():
             moment = self._moment(service)
@@ -264,6 +270,7 @@ class PolicyKeeper:
         return Moment(
             now=now,
             active=active,
+            engines=self._services[service].engine,
             running=running.id if running is not None else "begins" if service in self._starting else None,
             last_ended=self._ended.get(service),
             is_answering=self._stream.is_answering((service, active)),
@@ -395,7 +402,7 @@ class PolicyKeeper:
 
     def _tell_of_failover(self, record: SwitchRecord) -> None:
         """The policy that was asked who takes over gets its line in the history."""
-        policy = choose_after_failure(self.policies(record.service), record.source)
+        policy = self._chosen_after(record.service, record.source)
         if policy is None:
             return
         if policy.target_engine == record.target:

@@ -39,6 +39,8 @@ class Code(enum.Enum):
     UNDONE = "undone"
     """The switch that it began has ended in another way."""
     DISABLED = "disabled"
+    NO_ENGINE = "no_engine"
+    """The service has no engine of the name it goes to: it was removed, and the policy stands in the config file."""
     WAITS = "waits"
     """For an operator, a failure, or its time."""
     TARGET_SERVES = "target_serves"

@@ -237,6 +237,46 @@ async def test_an_engine_that_a_command_added_outlives_reloads_and_a_restart(
     assert (await stage.turnout.switch("two"))["phase"] == "completed"
 
 
+async def test_a_start_with_a_file_that_goes_to_an_engine_which_was_removed_says_so(
+    start_turnout: StartTurnout, postgres_pair: PostgresPair
+) -> None:
+    """A reload refuses such a file; clients wait for a start."""
+    stage = await _start(start_turnout, postgres_pair, pool_mode="transaction")
+    stage.write(stage.both, pool_mode="transaction")
+    await stage.reload()
+    await stage.call("DELETE", "/v1/services/app/engines/two")
+    assert await stage.turnout.stop() == 0
+    stage.write(stage.both, goes_to="two", pool_mode="transaction", route=[{"to": ["two"]}])
+    await stage.turnout.start()
+
+    log = stage.turnout.text_of_log()
+    for key in ("service.app.policy.go.target_engine", "service.app.route[0].to[0]"):
+        [line] = [line for line in log.splitlines() if f"key={key} " in line]
+        assert "names an engine that is not there" in line
+        assert "`turnout engine add two" in line
+
+    async def last() -> Any:
+        [view] = await stage.turnout.get("/v1/policies")
+        return view["last"]
+
+    async def is_judged() -> bool:
+        return bool(await last())
+
+    await until(is_judged, "the policy is looked at")
+    assert (await last())["code"] == "no_engine"
+    assert "go: did not fire because service app has no engine two" in await stage.command("policy", "list")
+    async with await _connect(stage) as client:
+        assert await (await client.execute("select 1")).fetchone() == (1,), "a read goes to the engine that serves"
+
+    await stage.command("engine", "add", "two", stage.both["two"])
+
+    async def waits() -> bool:
+        return bool((await last())["code"] == "waits")
+
+    await until(waits, "the policy has its engine")
+    assert "Traceback" not in stage.turnout.text_of_log()
+
+
 async def test_what_still_needs_an_engine_keeps_it_and_the_reload_says_what(
     start_turnout: StartTurnout, postgres_pair: PostgresPair
 ) -> None:

@@ -38,7 +38,7 @@ def a_moment(
     window: Window | None = None, look: Callable[[int], Window] | None = None, slower: float = 100.0, **keys: Any
 ) -> Moment:
     known: dict[str, Any] = {
-        "now": NOW, "active": "blue", "running": None, "last_ended": None, "begun_by_policies": 0, "is_answering": True,
+        "now": NOW, "active": "blue", "engines": ["blue", "green"], "running": None, "last_ended": None, "begun_by_policies": 0, "is_answering": True,
         "slower_percent": lambda _span_s, _threshold_ms: slower,
         "window": look or (lambda _span_s: window if window is not None else a_window()),
     }  # fmt: skip

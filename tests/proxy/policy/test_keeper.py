@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy import latency
@@ -103,6 +104,12 @@ class Scene:
         return self.under_way
 
     # --- what a test does ----------------------------------------------------------------------------------------
+
+    def have(self, *engines: str) -> None:
+        """The service has these engines from now on."""
+        made = {name: EngineConfig(address=f"{name}:5432") for name in engines}
+        self.service = msgspec.structs.replace(self.service, engine=made)
+        self.keeper.reconfigure({"shop": self.service})
 
     def end(self, phase: Phase) -> None:
         record = self.under_way
@@ -353,3 +360,20 @@ async def test_the_history_is_bounded_and_what_was_done_outlives_what_was_not(
         play.turn(12, ms=None)
     assert len(play.keeper.history(1_000)) <= 10
     assert Code.FIRED in play.codes()
+
+
+async def test_a_policy_whose_engine_is_not_there_says_so_until_it_comes(scene: Callable[..., Scene]) -> None:
+    after = PolicyConfig(trigger="failure", target_engine="green", priority=200)
+    play = scene(slow=SLOW, after=after, other=PolicyConfig(trigger="failure", target_engine="red"))
+    play.have("blue", "red")
+    play.turn(12, ms=500.0)
+    assert play.codes() == [Code.NO_ENGINE]
+    [last] = play.keeper.history(1, "slow")
+    assert last.text == "did not fire because service shop has no engine green"
+    assert play.keeper.after_failure("shop") == "red", "who has an engine is asked"
+    assert not play.asked
+    play.have("blue", "green")
+    play.turn(1, ms=500.0)
+    await play.asks(1)
+    assert play.codes() == [Code.NO_ENGINE, Code.FIRED]
+    assert play.keeper.after_failure("shop") == "green"

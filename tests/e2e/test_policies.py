@@ -56,7 +56,7 @@ class Stage:
         async def is_it() -> bool:
             return await self.code(name) == code
 
-        await until(is_it, f"policy {name} says {code}")
+        await until(is_it, f"policy {name} says {code}", 30)
 
     async def history(self, name: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self.turnout.get(f"/v1/policies/{name}/history")

@@ -45,11 +45,11 @@ class Connection:
         self.facts = SimpleNamespace(process_id=number)
 
     @property
-    def address(self) -> str:
+    def reach(self) -> SimpleNamespace:
         until_ns = time.monotonic_ns() + LIST_STEP_NS // 5
         while time.monotonic_ns() < until_ns:
             pass
-        return "127.0.0.1:5432"
+        return SimpleNamespace(address="127.0.0.1:5432")
 
 
 class Scene:

@@ -47,7 +47,10 @@ async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp
         assert report["way_back"] == "replicates from green by GTID"
         assert [(one["at"], one["output"]) for one in report["hooks"]] == [("after_release", "green serves")]
         compared = report["rows_at_fence"]
-        assert (compared["tables"], compared["rows"], compared["different"]) == (1, 1, [])
+        # Tests before this one may have left some.
+        (known,) = await blue.fetch("select count(*) as n from information_schema.tables where table_schema = 'app'")
+        assert (compared["tables"], compared["different"]) == (known["n"], [])
+        assert compared["rows"] >= 1
         state = await stage.engines["blue"].probe()
         assert (state.role, state.is_writable, state.upstream) == (Role.STANDBY, False, green.address)
         await green.execute("insert into app.turns values ('green')")

@@ -37,6 +37,8 @@ ROLES = {"alice": "viewer", "bob": "operator", "carol": "admin"}
 
 
 def config_with(**control: Any) -> Config:
+    """Without a share of the processor: on a busy machine the first requests of a process cost more than a caller's."""
+    control = {"processor_share": 1.0, **control}
     return msgspec.structs.replace(make_config(), control=ControlConfig(**control))
 
 
@@ -100,7 +102,7 @@ def test_a_viewer_sees_and_rehearses(client: TestClient[Litestar]) -> None:
     for path in ("/v1/status", "/v1/services", "/v1/engines", "/v1/pools", "/v1/sessions", "/v1/config", "/metrics"):
         assert client.get(path, headers=shows("alice")).status_code == 200
     answer = client.post(SWITCH, json={"target_engine": "green", "dry_run": True}, headers=shows("alice"))
-    assert answer.json()["is_ready"]
+    assert answer.json().get("is_ready"), answer.text
 
 
 def test_a_record_names_who_asked(client: TestClient[Litestar]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -34,8 +36,10 @@ NOBODY: Final = 65534
 PORTS: Final = range(20_000, 32_000)
 """Below Linux' ephemeral range (32768–60999): a connection to a closed port inside that range can be answered by
 itself, and an outgoing connection of somebody else can take a port that was just found free."""
-_given: Final[deque[int]] = deque(maxlen=200)
-"""Ports that `free_port` answered, newest last."""
+_GIVEN_MAX: Final = 1000
+"""Ports that one process keeps for itself at a time."""
+_given: Final[deque[int]] = deque()
+"""Ports that `free_port` answered, newest last; each is locked in the file of `_port_locks`."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -56,19 +60,39 @@ class BinaryMissing(ServerFailed):
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on, below the ephemeral range, and not one that this process was given lately: its
-    server may not have begun to listen. Raises ServerFailed if there is none."""
-    for port in random.sample(PORTS, 200):
-        if port in _given:
+    """A loopback port nobody listens on, below the ephemeral range, and that no process of this account was given: its
+    server may not have begun to listen, or is between two starts. It is kept for this process until that ends or has
+    asked for a thousand more. Raises ServerFailed if there is none."""
+    locks = _port_locks()
+    while len(_given) >= _GIVEN_MAX:
+        fcntl.lockf(locks, fcntl.LOCK_UN, 1, _given.popleft())
+    for port in random.sample(PORTS, len(PORTS)):
+        if port in _given:  # a process does not meet its own locks
+            continue
+        try:
+            fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
             continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
+                fcntl.lockf(locks, fcntl.LOCK_UN, 1, port)
                 continue
-            _given.append(port)
-            return port
-    raise ServerFailed("no free loopback port between 20000 and 31999")
+        _given.append(port)
+        return port
+    raise ServerFailed(f"no free loopback port between {PORTS.start} and {PORTS.stop - 1}")
+
+
+@cache
+def _port_locks() -> int:
+    """Descriptor of the file in which the processes of this account lock the byte of each port they were given (fcntl(2),
+    advisory record locks: they end with the process). It stays open: to close any descriptor of it would end them all."""
+    path = Path(tempfile.gettempdir()) / f"turnout-ports-{os.geteuid()}"
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ServerFailed(f"{path}, in which ports are kept apart: {error.strerror}; remove it") from error
 
 
 def is_root() -> bool:

@@ -9,15 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from proxy.embedded import PostgresPair, PostgresServer, Workspace, free_port
+from proxy.embedded import PostgresPair, PostgresServer, Workspace
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
-
-
-def test_a_free_port_is_below_the_ephemeral_range() -> None:
-    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert all(1024 < free_port() < min(ephemeral, 32768) for _ in range(20))
 
 
 async def test_a_standby_shows_what_the_primary_wrote(postgres_pair: PostgresPair) -> None:

@@ -3,7 +3,8 @@
  *   load PORT CLIENTS RATE SECONDS USER DATABASE
  *
  * Logs CLIENTS in (by trust), each of which asks once: a server's first answer to a connection takes longer, and there are
- * as many of those as connections, however long is measured. Then it asks RATE simple queries a second in all, in turn over the connections, for SECONDS.
+ * as many of those as connections, however long is measured. Then it asks RATE simple queries a second in all, in turn
+ * over the connections, for SECONDS.
  * A question is due at a time that does not depend on the answers; the time counted goes from when it was due to its
  * ReadyForQuery, so that a stall is seen by everything that was due meanwhile. A connection that has not answered yet is
  * asked when it has; that wait counts. Writes the microseconds as native 32-bit integers to stdout.

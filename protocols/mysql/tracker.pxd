@@ -317,8 +317,6 @@ cdef class MysqlTracker(Tracker):
         bint _has_told
         # It is being judged: what it tells has been noted.
         bint _is_told
-        # The client has set a variable of session tracking itself.
-        bint _is_tracking_own
         # The client asked for tracking itself.
         bint _is_shown
         # The ledger has it from the server that no table is locked, and from no text since that one may be.
@@ -399,8 +397,8 @@ cdef class MysqlTracker(Tracker):
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end, int sequence
     ) except -1
     @cython.locals(
-        stop=Py_ssize_t, flags=Py_ssize_t, at=Py_ssize_t, last=Py_ssize_t, index=Py_ssize_t, entries=Py_ssize_t,
-        kept=Py_ssize_t, edited=bytearray
+        stop=Py_ssize_t, flags=Py_ssize_t, at=Py_ssize_t, last=Py_ssize_t, index=Py_ssize_t, kept=Py_ssize_t,
+        edited=bytearray
     )
     cdef bint _strip_told(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end, int sequence

@@ -554,7 +554,6 @@ class MysqlTracker(Tracker):
         self._is_tracked = False
         self._is_told_of = False
         self._is_info_own = False
-        self._is_tracking_own = False
         self._is_shown = self._capabilities & CLIENT_SESSION_TRACK != 0
         self._info_at = 0
         self._has_told = False
@@ -1412,7 +1411,6 @@ class MysqlTracker(Tracker):
             # Until the ledger asks, which turns tracking on again.
             self._is_told_of = False
             self._is_info_own = False
-            self._is_tracking_own = False
             self._is_one_shot = False
             self._insert_id = 0
             self._is_insert_id_elsewhere = False
@@ -1741,11 +1739,12 @@ class MysqlTracker(Tracker):
         is not shown, as `_take_told` would. Not so where the ledger has to be told or the client has set a variable of
         session tracking itself, and not of an OK that does not stand in `data` as a whole or has a length of more than one
         byte behind its flags."""
-        if self._is_shown and self._is_tracking_own:
+        if self._is_shown and self.ledger.own_tracking:
             return False
         stop = 9
         flags = 8
-        entries = 0
+        at = 0
+        last = 0
         if data[position + 4] == EOF and not self._deprecates_eof:
             if not data[position + 7] & SERVER_STATUS_IN_TRANS:
                 return False
@@ -1761,13 +1760,13 @@ class MysqlTracker(Tracker):
             at += 1 + data[at]
             if at >= last or data[at] >= 0xFB or at + 1 + data[at] != last or not self._note_plain(data, at + 1, last):
                 return False
-            entries = at + 1
         edited = self.edited
         index = 4
         while index < stop:
             edited[index] = data[position + index]
             index += 1
-        kept = self._keep_shown(data, entries, last, edited, stop) if self._is_shown and entries else 0
+        # An EOF that says so is passed on to those that are shown it (`_wants_told`): this is an OK.
+        kept = self._keep_shown(data, at + 1, last, edited, stop) if self._is_shown else 0
         if kept:
             stop = kept
         else:
@@ -1862,7 +1861,6 @@ class MysqlTracker(Tracker):
 
     def _note_own_tracking(self) -> None:
         """The client has set some of the variables of session tracking itself."""
-        self._is_tracking_own = True
         self._is_info_own = TRANSACTION_INFO in self.ledger.own_tracking
         if self._is_info_own:
             self._is_told_of = False

@@ -16,10 +16,8 @@ from pymysql.charset import Charset
 from pymysql.constants import COMMAND
 
 from proxy.embedded import MariaDBServer, MySQLServer, Setup, Turnout, Workspace
-from proxy.embedded.fetch_mysql import fetch
 from proxy.embedded.mysql import PASSWORD, MySqlFamilyServer
-from proxy.embedded.process import BinaryMissing
-from tests.kit.servers import NICENESS
+from tests.kit.servers import NICENESS, have_mysql
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -45,10 +43,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[MySqlFamilySer
     """One that these tests restart."""
     kind, options = request.param
     if kind is MySQLServer:
-        try:
-            await asyncio.to_thread(fetch)
-        except BinaryMissing as error:
-            pytest.skip(f"no real MySQL: {error.text}")
+        await have_mysql()
     with Workspace("turnout-test-", niceness=NICENESS) as workspace:
         server = await kind.create(workspace, durable=False)
         server.options = options

@@ -47,9 +47,8 @@ async def mariadb_pair_alone() -> AsyncIterator[MariaDBPair]:
         yield pair
 
 
-@asynccontextmanager
-async def mysql_pair_alone() -> AsyncIterator[MySQLPair]:
-    """The same with real MySQL. Skips, loudly, only if its packages cannot be fetched on this machine."""
+async def have_mysql() -> None:
+    """Real MySQL is there. Skips, loudly, only if its packages cannot be fetched on this machine."""
     try:
         await asyncio.to_thread(fetch)
     except BinaryMissing as error:
@@ -57,6 +56,12 @@ async def mysql_pair_alone() -> AsyncIterator[MySQLPair]:
             # Past pytest's capturing: a run without MySQL should not look like one with it.
             sys.__stderr__.write(f"\n*** no test runs against real MySQL: {error.text}\n")
         pytest.skip(f"no real MySQL: {error.text}")
+
+
+@asynccontextmanager
+async def mysql_pair_alone() -> AsyncIterator[MySQLPair]:
+    """The same with real MySQL."""
+    await have_mysql()
     async with _closing(await MySQLPair.create(durable=False, niceness=NICENESS)) as pair:
         yield pair
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
 import os
 import random
 import shutil
@@ -23,7 +22,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -36,10 +34,10 @@ NOBODY: Final = 65534
 PORTS: Final = range(20_000, 32_000)
 """Below Linux' ephemeral range (32768–60999): a connection to a closed port inside that range can be answered by
 itself, and an outgoing connection of somebody else can take a port that was just found free."""
-_GIVEN_MAX: Final = 1000
+_GIVEN_MAX: Final = 200
 """Ports that one process keeps for itself at a time."""
-_given: Final[deque[int]] = deque()
-"""Ports that `free_port` answered, newest last; each is locked in the file of `_port_locks`."""
+_given: Final[deque[socket.socket]] = deque()
+"""What keeps the ports that `free_port` answered, newest last; each costs a descriptor."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,39 +58,24 @@ class BinaryMissing(ServerFailed):
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on, below the ephemeral range, and that no process of this account was given: its
+    """A loopback port nobody listens on, below the ephemeral range, and that no process of this machine was given: its
     server may not have begun to listen, or is between two starts. It is kept for this process until that ends or has
-    asked for a thousand more. Raises ServerFailed if there is none."""
-    locks = _port_locks()
+    asked for two hundred more. Raises ServerFailed if there is none."""
     while len(_given) >= _GIVEN_MAX:
-        fcntl.lockf(locks, fcntl.LOCK_UN, 1, _given.popleft())
+        _given.popleft().close()
     for port in random.sample(PORTS, len(PORTS)):
-        if port in _given:  # a process does not meet its own locks
-            continue
+        # A name in Linux' abstract namespace (unix(7)): one socket can have it, and nothing is left of it.
+        keeper = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-        except OSError:
-            continue
-        with socket.socket() as probe:
-            try:
+            keeper.bind(f"\0turnout-port-{port}")
+            with socket.socket() as probe:
                 probe.bind(("127.0.0.1", port))
-            except OSError:
-                fcntl.lockf(locks, fcntl.LOCK_UN, 1, port)
-                continue
-        _given.append(port)
+        except OSError:
+            keeper.close()
+            continue
+        _given.append(keeper)
         return port
     raise ServerFailed(f"no free loopback port between {PORTS.start} and {PORTS.stop - 1}")
-
-
-@cache
-def _port_locks() -> int:
-    """Descriptor of the file in which the processes of this account lock the byte of each port they were given (fcntl(2),
-    advisory record locks: they end with the process). It stays open: to close any descriptor of it would end them all."""
-    path = Path(tempfile.gettempdir()) / f"turnout-ports-{os.geteuid()}"
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ServerFailed(f"{path}, in which ports are kept apart: {error.strerror}; remove it") from error
 
 
 def is_root() -> bool:

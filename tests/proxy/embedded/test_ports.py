@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,12 @@ def test_a_port_that_another_process_was_given_is_not_given_until_that_has_ended
 
 
 def test_a_process_gives_its_oldest_port_back_when_it_asks_for_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_given", type(process._given)())
+    given: deque[socket.socket] = deque()
+    monkeypatch.setattr(process, "_given", given)
     monkeypatch.setattr(process, "_GIVEN_MAX", 3)
     oldest = free_port()
     assert oldest not in {free_port(), free_port()}
     monkeypatch.setattr(process, "PORTS", range(oldest, oldest + 1))
     assert free_port() == oldest
+    for keeper in given:
+        keeper.close()

@@ -25,6 +25,7 @@ import os
 import signal
 import statistics
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -187,7 +188,8 @@ async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
     def look() -> list[int]:
         return [relays.cpu_ns(supervisor), sum(map(relays.cpu_ns, workers))]
 
-    spent: dict[bool, list[int]] = {}
+    spent: dict[bool, list[float]] = {}
+    scrapes_per_s = 0.0
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(turnout.control())
         for _ in range(clients):
@@ -196,13 +198,19 @@ async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
             )
             stack.push_async_callback(session.close)
         for is_scraped in (True, False):
-            before = look()
+            before, began = look(), time.monotonic()
             for _ in range(SCRAPES):
                 if is_scraped:
                     (await client.get("/metrics")).raise_for_status()
                 await asyncio.sleep(0.02)
-            spent[is_scraped] = [after - began for after, began in zip(look(), before, strict=True)]
-    mine, theirs = ((scraped - idle) / 1e3 / SCRAPES for scraped, idle in zip(spent[True], spent[False], strict=True))
+            # By the second: a scrape may wait for its share of the processor, and what goes on all the time goes on meanwhile.
+            elapsed_s = time.monotonic() - began
+            spent[is_scraped] = [(after - so_far) / elapsed_s for after, so_far in zip(look(), before, strict=True)]
+            if is_scraped:
+                scrapes_per_s = SCRAPES / elapsed_s
+    mine, theirs = (
+        (scraped - idle) / 1e3 / scrapes_per_s for scraped, idle in zip(spent[True], spent[False], strict=True)
+    )
     return mine, theirs / len(workers)
 
 

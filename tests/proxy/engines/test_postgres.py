@@ -376,9 +376,24 @@ async def test_missing_rights_are_named_with_the_statement_that_grants_them(post
         assert (await engine.fence()).refused_with == "25006"
         await engine.position()
         await engine.unfence()
+        # An engine waits for what begins now no longer than `NEWCOMERS_S`: this one may be refused for a moment yet.
+        try:
+            await until(lambda: new_sessions_may_write(primary), "sessions that begin now may write")
+        except AssertionError as error:
+            why = await primary.fetch(WHY_READ_ONLY)
+            raise AssertionError(f"{error}: {why}; {primary.log.read_text()[-3000:]}") from None
     finally:
         await engine.close()
-        await primary.execute("drop owned by lowly; drop role lowly")
+        await primary.execute("set transaction_read_only = off; drop owned by lowly; drop role lowly")
+
+
+WHY_READ_ONLY = """
+select name, setting, source, sourcefile, pg_is_in_recovery() from pg_settings where name like '%transaction_read_only'
+"""
+
+
+async def new_sessions_may_write(server: PostgresServer) -> bool:
+    return bool(await server.fetchval("select current_setting('transaction_read_only') = 'off'"))
 
 
 async def test_sessions_outside_are_those_that_are_not_ours(

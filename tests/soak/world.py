@@ -81,9 +81,7 @@ class World:
         """Turnout promotes the standby when the primary is lost. So that nothing acknowledged may be missing there, the primary
         waits for its standby with each commit."""
         self.abilities = abilities(server, is_one_server=is_one_server, fails_over=fails_over, mounts=mounts)
-        self.stale = ""
-        """Name of a server that may take writes besides the right one until Turnout has seen it: an old primary that comes
-        back as it was, a standby whose promotion was given up."""
+        self._stale, self._stale_changes = "", 0
         self.refusal = ""
         """Why the last switch that was asked for did not begin."""
         self.watch: asyncio.Task[None] | None = None
@@ -226,10 +224,22 @@ class World:
         elif await standby.fetchval("show replica status"):
             await standby.execute("start replica sql_thread")
 
-    async def takes_writes(self, server: Any) -> bool:
-        """A new session of an ordinary account could write there now. False if nobody answers."""
+    @property
+    def stale(self) -> str:
+        """Name of a server that may take writes besides the right one until Turnout has seen it: an old primary that comes
+        back as it was, a standby whose promotion was given up."""
+        return self._stale
+
+    @stale.setter
+    def stale(self, name: str) -> None:
+        self._stale = name
+        self._stale_changes += 1
+
+    async def takes_writes(self, server: Any) -> bool | None:
+        """Whether a new session of an ordinary account could write there now. None if nobody answers: it is down, frozen,
+        too busy, or ends strangers just now."""
         if not server.is_running:
-            return False
+            return None
         try:
             if self.is_postgres:
                 connection = await server.connect("app", "app", timeout_s=1.0)
@@ -239,17 +249,21 @@ class World:
                     connection.terminate()
             return not await asyncio.to_thread(_is_read_only, server)
         except (*FAILURES, pymysql.MySQLError):
-            # It is down, frozen, or ends strangers just now.
-            return False
+            return None
 
     async def _watch(self) -> None:
-        """Look again and again; a server counts as taking writes if it did before and after the other one was asked."""
+        """Look again and again; a server counts as taking writes if it did before and after the other one was asked. It does
+        not if one of both began or ceased to be stale meanwhile: one that is frozen answers when it is thawed."""
         while True:
             one, other = self.pair.servers()
-            if self.stale:
-                await asyncio.sleep(LOOK_S)
-                continue
-            if await self.takes_writes(one) and await self.takes_writes(other) and await self.takes_writes(one):
+            changes = self._stale_changes
+            if (
+                not self.stale
+                and await self.takes_writes(one)
+                and await self.takes_writes(other)
+                and await self.takes_writes(one)
+                and changes == self._stale_changes
+            ):
                 self.two_writers.append(f"{one.name} and {other.name} both take writes")
             await asyncio.sleep(LOOK_S)
 

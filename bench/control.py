@@ -189,6 +189,7 @@ async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
         return [relays.cpu_ns(supervisor), sum(map(relays.cpu_ns, workers))]
 
     spent: dict[bool, list[float]] = {}
+    scrapes_per_s = 0.0
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(turnout.control())
         for _ in range(clients):
@@ -196,7 +197,8 @@ async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
                 host=turnout.host, port=turnout.port, user=SUPERUSER, database=DATABASE, ssl=False
             )
             stack.push_async_callback(session.close)
-        for is_scraped in (False, True):
+        # Without a scrape last: just after their logins sessions are asked what they hold.
+        for is_scraped in (True, False):
             before, began = look(), time.monotonic()
             for _ in range(SCRAPES):
                 if is_scraped:
@@ -205,8 +207,10 @@ async def scrape_us(turnout: Turnout, clients: int) -> tuple[float, float]:
             # By the second: a scrape may wait for its share of the processor, and what goes on all the time goes on meanwhile.
             elapsed_s = time.monotonic() - began
             spent[is_scraped] = [(after - so_far) / elapsed_s for after, so_far in zip(look(), before, strict=True)]
+            if is_scraped:
+                scrapes_per_s = SCRAPES / elapsed_s
     mine, theirs = (
-        (scraped - idle) * elapsed_s / 1e3 / SCRAPES for scraped, idle in zip(spent[True], spent[False], strict=True)
+        (scraped - idle) / 1e3 / scrapes_per_s for scraped, idle in zip(spent[True], spent[False], strict=True)
     )
     return mine, theirs / len(workers)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import psutil
 import psycopg
 import pytest
 import pytest_asyncio
@@ -47,16 +48,24 @@ class Stage:
             view: dict[str, Any] = answer.json()
             return view
 
+    async def last(self, name: str) -> dict[str, Any]:
+        """The last decision; empty: there was none."""
+        return (await self.turnout.get(f"/v1/policies/{name}"))["last"] or {}
+
     async def code(self, name: str) -> str:
         """Of the last decision."""
-        view = await self.turnout.get(f"/v1/policies/{name}")
-        return view["last"]["code"] if view["last"] is not None else ""
+        code: str = (await self.last(name)).get("code", "")
+        return code
 
     async def until_code(self, name: str, code: str) -> None:
         async def is_it() -> bool:
             return await self.code(name) == code
 
-        await until(is_it, f"policy {name} says {code}", 30)
+        try:
+            await until(is_it, f"policy {name} says {code}", 30)
+        except AssertionError as error:
+            error.add_note(f"its last decision: {await self.last(name)}")
+            raise
 
     async def history(self, name: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self.turnout.get(f"/v1/policies/{name}/history")
@@ -205,9 +214,10 @@ async def test_a_busy_processor_moves_the_service(stage: Stage, postgres_pair: P
     async def burn(connection: psycopg.AsyncConnection[Any]) -> None:
         await connection.execute("select count(*) from generate_series(1, 2000000)")
 
-    await stage.put("busy", trigger="load_threshold", cpu_threshold=10)
+    # The server is nice to other tests, and gets what they leave it: a little of one processor is much here.
+    await stage.put("busy", trigger="load_threshold", cpu_threshold=5 / (psutil.cpu_count() or 1))
     await stage.until_code("busy", "not_above")
-    async with stage.work(burn):
+    async with stage.work(burn), stage.work(burn), stage.work(burn), stage.work(burn):
         await stage.until_code("busy", "switched")
     await stage.assert_fired("busy", "cpu_usage_percent of one was ")
 

@@ -177,6 +177,11 @@ class Tracker:
         """What a client gets whose COMMIT was in doubt and has taken place; in place of `lose`, before `unlink`."""
         raise AssertionError("a protocol's tracker overrides this")
 
+    def rolled_back_answer(self) -> bytes:
+        """When the backend is gone and a ROLLBACK is all that is in flight, which needs no server any more: what its
+        client gets; in place of `lose`, before `unlink`. Empty: nothing of the kind, and nothing was changed."""
+        return b""
+
     def wreckage(self) -> Exchange | None:
         """What makes a fresh backend stand where the client thinks that the lost one stands (PostgreSQL: in a failed
         transaction); None if that is a boundary."""

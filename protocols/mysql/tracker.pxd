@@ -167,6 +167,8 @@ cdef class TextScan:
         int found
         # A statement of it may end a transaction.
         readonly bint commits
+        # It is a ROLLBACK, and nothing else.
+        readonly bint rolls_back
         # Where in the text we are: LEX_…
         int _lex
         # The quote that began the present string.
@@ -235,6 +237,8 @@ cdef class MysqlTracker(Tracker):
         bint _client_drops
         # The present payload is a COM_QUERY whose text is being scanned in passing.
         bint _scans_text
+        # The last command that began is a ROLLBACK, and nothing was in flight before it.
+        bint _rolls_back
         TextScan _text
         # The backend's leg is compressed.
         bint _is_server_packed

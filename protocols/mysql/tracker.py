@@ -70,7 +70,7 @@ import cython
 from protocols.errors import IllegalUse, ProtocolViolation
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
 from protocols.mysql.kill import parse_kill
-from protocols.mysql.messages import NO_ATTRIBUTES, packet, text_of_query
+from protocols.mysql.messages import NO_ATTRIBUTES, build_ok, packet, text_of_query
 from protocols.mysql.replies import (
     counts_gone_payload,
     error_packet,
@@ -240,6 +240,7 @@ class TextScan:
         """A new text. `has_escapes`: a backslash escapes (sql_mode without NO_BACKSLASH_ESCAPES)."""
         self.found = 0
         self.commits = False
+        self.rolls_back = False
         self._lex = LEX_PLAIN
         self._quote = 0
         self._has_escapes = has_escapes
@@ -390,7 +391,11 @@ class TextScan:
             if self._has_ended:
                 self.found |= TEXT_SEVERAL
             self.found |= self._first_word(a, b, size)
-        elif size == 8 and a == 0x4745545F and b == 0x4C4F434B:  # GET_LOCK
+            self.rolls_back = a == 0x524F4C4C and b == 0x4241434B and size == 8 and not self._has_ended  # ROLLBACK
+            return 0
+        if a != 0x574F524B or size != 4:  # WORK
+            self.rolls_back = False
+        if size == 8 and a == 0x4745545F and b == 0x4C4F434B:  # GET_LOCK
             self.found |= TEXT_DIRTY | TEXT_HOLDS
         elif size >= 12 and a == 0x52454C45 and b == 0x4153455F:  # RELEASE_LOCK, RELEASE_ALL_LOCKS
             self.found |= TEXT_DIRTY | TEXT_HOLDS
@@ -549,6 +554,7 @@ class MysqlTracker(Tracker):
         self._is_ending = False
         self._untold: ErrorReply | None = None
         self._has_untold = False
+        self._rolls_back = False
         self._is_quiet = True
         self._server_version = ""
         self._is_tracked = False
@@ -722,6 +728,7 @@ class MysqlTracker(Tracker):
                             self.message_size = 4 + size
                             return FETCH if verdict == T_FETCH else SWALLOW
                     self._enqueue(COM_QUERY, 0, self._query_flags(found))
+                    self._rolls_back = self._count == 1 and self._text.rolls_back and not found & TEXT_OPAQUE
                     if found & ~TEXT_READS:
                         # A longer text is not kept however it comes, so that the cut makes no difference.
                         self._note_tail(
@@ -1162,6 +1169,7 @@ class MysqlTracker(Tracker):
                 if verdict == T_FETCH:
                     own = self._give_insert_id()
             self._enqueue(COM_QUERY, 0, self._query_flags(found))
+            self._rolls_back = self._count == 1 and self._text.rolls_back and not found & TEXT_OPAQUE
             if found & ~TEXT_READS:
                 self._note_tail(found, message[begin:])
             return own + message if own else message
@@ -1280,6 +1288,7 @@ class MysqlTracker(Tracker):
         if self._count == self._capacity:
             self._grow()
         entry = 8 * ((self._head + self._count) % self._capacity)
+        self._rolls_back = False
         self._ring[entry] = command
         self._ring[entry + 1] = 1
         self._ring[entry + 2] = flags
@@ -2184,6 +2193,14 @@ class MysqlTracker(Tracker):
         self.has_invented = False
         self.unlink()
         return answer
+
+    def rolled_back_answer(self) -> bytes:
+        """See `wire.Tracker`."""
+        is_begun = self._server_left != 0 or self._server_continued or self._client_left != 0 or self._client_continued
+        if not self._rolls_back or self._count != 1 or is_begun or self._has_long_data:
+            return b""
+        kept = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_NO_BACKSLASH_ESCAPES
+        return packet(build_ok(self._status & kept), self._server_sequence)
 
     def take_back(self) -> bool:
         """See `wire.Tracker`."""

@@ -97,9 +97,14 @@ WATCHED = 64
 # The request may change state that outlives its transaction.
 LASTING = 128
 
-# What has become of a COMMIT whose transaction's id was asked for, while its Sync has not come.
-ASKED = 1
-EXECUTED = 2
+# How a statement ends the transaction it stands in; neither: it does not, or does more than that.
+COMMIT = 1
+ROLLBACK = 2
+
+# What has come of such a statement by the extended protocol, while its Sync has not.
+PREPARED = 1
+BOUND = 2
+EXECUTED = 3
 
 # What a client's message does, besides the kinds above, which are also pushed.
 CLIENT_REFUSE = 0

@@ -20,6 +20,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import cython
+
+if not cython.compiled:
+    from protocols.postgres.constants import COMMIT, ROLLBACK
+
 PLAIN_WORDS: Final = (
     "select",
     "insert",
@@ -156,17 +161,37 @@ def may_commit(data: bytes, start: int, end: int) -> bool:
     return False
 
 
-COMMIT_BYTES_MAX: Final = 256
-"""A longer COMMIT is not recognised as one."""
+def ending_of(data: bytes, start: int, end: int) -> int:
+    """How the text ends the transaction it stands in: COMMIT, ROLLBACK, or 0 if it does not, or does more than that.
 
-_COMMIT: Final = re.compile(
-    rb"\s*(?:commit|end)(?:\s+(?:work|transaction))?(?:\s+and\s+no\s+chain)?\s*;?\s*", re.IGNORECASE
-)
-
-
-def is_commit(text: bytes) -> bool:
-    """The text ends the transaction well, and does nothing else."""
-    return len(text) <= COMMIT_BYTES_MAX and _COMMIT.fullmatch(text) is not None
+    After either the session is outside of any transaction, whatever becomes of it (PostgreSQL's manual, COMMIT and
+    ROLLBACK); AND CHAIN, TO SAVEPOINT and PREPARED are something else."""
+    position = _skip_blank(data, start, end)
+    ending = 0
+    if _is_word(data, position, end, b"commit"):
+        ending, position = COMMIT, position + 6
+    elif _is_word(data, position, end, b"end"):
+        ending, position = COMMIT, position + 3
+    elif _is_word(data, position, end, b"rollback"):
+        ending, position = ROLLBACK, position + 8
+    elif _is_word(data, position, end, b"abort"):
+        ending, position = ROLLBACK, position + 5
+    else:
+        return 0
+    position = _skip_blank(data, position, end)
+    if _is_word(data, position, end, b"work"):
+        position = _skip_blank(data, position + 4, end)
+    elif _is_word(data, position, end, b"transaction"):
+        position = _skip_blank(data, position + 11, end)
+    if _is_word(data, position, end, b"and"):
+        position = _skip_blank(data, position + 3, end)
+        if not _is_word(data, position, end, b"no"):
+            return 0
+        position = _skip_blank(data, position + 2, end)
+        if not _is_word(data, position, end, b"chain"):
+            return 0
+        position = _skip_blank(data, position + 5, end)
+    return ending if position >= end else 0
 
 
 def _is_word_byte(c: int) -> bool:
@@ -254,7 +279,10 @@ def _is_word(data: bytes, start: int, end: int, word: bytes) -> bool:
     size = len(word)
     if end - start < size or (end - start > size and _is_word_byte(data[start + size])):
         return False
-    return bytes(data[start : start + size]).lower() == word
+    index = 0
+    while index < size and data[start + index] | 0x20 == word[index]:
+        index += 1
+    return index == size
 
 
 def _is_at_state(data: bytes, start: int, position: int, end: int) -> bool:

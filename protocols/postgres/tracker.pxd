@@ -16,7 +16,7 @@ from protocols.wire cimport (
     Tracker,
 )
 from protocols.postgres.statements cimport Names, Naming, OnBackend, Statement
-from protocols.postgres.text cimport is_plain, may_commit
+from protocols.postgres.text cimport ending_of, is_plain, may_commit
 
 cdef enum:
     # The same numbers as in constants.py, where they are explained.
@@ -45,8 +45,12 @@ cdef enum:
     WATCHED = 64
     LASTING = 128
 
-    ASKED = 1
-    EXECUTED = 2
+    COMMIT = 1
+    ROLLBACK = 2
+
+    PREPARED = 1
+    BOUND = 2
+    EXECUTED = 3
 
     CLIENT_REFUSE = 0
     CLIENT_PASS = 10
@@ -106,18 +110,25 @@ cdef class PostgresTracker(Tracker):
         bint _schema_changed
         # A Query sent in an open transaction may end it well; reset when nothing is in flight.
         bint _may_commit
-        # The ring's tail behind a COMMIT that stands alone and whose transaction's id is asked for before it; -1: none.
-        Py_ssize_t _commit_tail
-        # Such a COMMIT, in the extended protocol, whose Sync has not come: ASKED, or EXECUTED; 0: none.
-        int _commit_unsynced
+        # The last statement that ended a transaction and was sent while nothing was in flight: COMMIT or ROLLBACK.
+        int _ending
+        # The ring's tail behind it; -1: none.
+        Py_ssize_t _end_tail
+        # Such a one, in the extended protocol, whose Sync has not come: PREPARED, BOUND or EXECUTED; 0: none.
+        int _end_unsynced
+        # The name it was prepared by.
+        bytes _end_name
         # A COMMIT of the extended protocol has been answered, and its Sync has not.
         bint _has_committed
         # Something of the extended protocol has run, and its Sync has not been answered.
         bint _has_run
         # The portal last bound is of a COMMIT, in a transaction that was lost with its server.
         bint _bound_commits
-        # Names of statements that may be a COMMIT, and whether they are nothing else; None as long as there is none.
-        dict _commit_names
+        # Names of statements that may end a transaction, and how (see _ending; 0: they do more than that); None as long
+        # as there is none.
+        dict _end_names
+        # What these names look like, a bit each; nothing is taken away.
+        unsigned long long _end_marks
         # Error message the client is owed for a loss at a moment when it awaited nothing; None if none.
         object _untold
         # The last Parse of the unnamed statement that the server accepted, if the client may still use it.
@@ -175,7 +186,10 @@ cdef class PostgresTracker(Tracker):
         # A mapping of parameters that the client's view agrees with; None if there is none.
         object _told_parameters
 
-    @cython.locals(position=Py_ssize_t, left=Py_ssize_t, size=Py_ssize_t, tag=cython.uchar, sent=int, verdict=int)
+    @cython.locals(
+        position=Py_ssize_t, left=Py_ssize_t, size=Py_ssize_t, tag=cython.uchar, sent=int, verdict=int, ending=int,
+        minds_end=bint,
+    )
     cpdef int scan_client(self, const unsigned char* data, Py_ssize_t start, Py_ssize_t end) except -1
 
     @cython.locals(
@@ -189,8 +203,16 @@ cdef class PostgresTracker(Tracker):
     cdef int _at_gate(self, unsigned char tag) noexcept
     cdef int _fetch_client(self, Py_ssize_t position, Py_ssize_t size, Py_ssize_t whole=*) except -1
     cdef bint _has_shown_ids(self)
-    cdef bint _asks_before_commit(self) noexcept
-    cdef bint _minds_commits(self) noexcept
+    cdef bint _may_end_alone(self) noexcept
+    cdef bint _asks_before(self, int ending) noexcept
+    cdef int _stands_alone(self, int ending) except -1
+    @cython.locals(begin=Py_ssize_t)
+    cdef bint _minds_end(self, const unsigned char* data, Py_ssize_t position, Py_ssize_t end) noexcept
+    cdef bint _is_end_marked(self, Py_ssize_t size, unsigned char last) noexcept
+    @cython.locals(mark=cython.ulonglong)
+    cdef _note_end(self, bytes name, bytes text)
+    @cython.locals(entry=int)
+    cdef bytes _answer_end(self, bytes done)
     cdef int _fetch_server(self, Py_ssize_t position, Py_ssize_t size) except -1
     cdef int _push(self, int entry) except -1
     @cython.locals(entry=int)

@@ -83,20 +83,21 @@ from protocols.postgres.statements import (
     shared,
     unshared,
 )
-from protocols.postgres.text import changes_nothing, custom_names, is_commit, split_statements
+from protocols.postgres.text import changes_nothing, custom_names, split_statements
 from protocols.wire import CLIENTS_OWN, BackendFacts, ErrorReply, Exchange, Tracker
 
 if not cython.compiled:
     from protocols.codes import EDIT, FETCH, FORWARD, GATE, GATE_CLOSED, GATE_OPEN, INVENT, LEDGER_TOUCHED, SWALLOW
     from protocols.postgres.constants import (
-        ASKED,
         BIND,
         BIND_NAMES_BYTES_MAX,
+        BOUND,
         CALL,
         CLIENT_LEAVE,
         CLIENT_REFUSE,
         CLOSE,
         COMMAND_TAG_BYTES_MAX,
+        COMMIT,
         COPY_END,
         DESCRIBE,
         EDITED_BYTES_MAX,
@@ -117,14 +118,16 @@ if not cython.compiled:
         MOVE_REFUSE,
         PARSE,
         PARSE_BYTES_MAX,
+        PREPARED,
         QUERY,
         QUERY_BYTES_MAX,
+        ROLLBACK,
         SMALL_BYTES_MAX,
         SWALLOWED,
         SYNC,
         WATCHED,
     )
-    from protocols.postgres.text import is_plain, may_commit
+    from protocols.postgres.text import ending_of, is_plain, may_commit
 
 _EDITED: Final = bytearray(256)  # EDITED_BYTES_MAX
 
@@ -141,23 +144,23 @@ first answer after the promotion: never tell a client that they are on when a ba
 
 _ASK_TRANSACTION: Final = build_query(b"SELECT pg_catalog.pg_current_xact_id_if_assigned()")
 
-COMMIT_NAMES_MAX: Final = 64
-"""COMMITs that a client has prepared by names and that are remembered."""
+END_NAMES_MAX: Final = 64
+"""Statements that may end a transaction, that a client has prepared by names and that are remembered."""
 
 _STOP: Final = build_parse(b"", b"turnout_lost_the_server_of_this_batch")
 """A syntax error: in a failed transaction it comes before 25P02."""
 
-_DONE: Final = b"C\0\0\0\x0bCOMMIT\0"
-_COMMITTED: Final[Mapping[int, bytes]] = {
+_ENDED: Final[Mapping[int, bytes]] = {
     PARSE: PARSE_COMPLETE,
     BIND: b"2\0\0\0\x04",
     DESCRIBE: b"n\0\0\0\x04",
     CLOSE: CLOSE_COMPLETE,
-    EXECUTE: _DONE,
     SYNC: build_ready(b"I"),
-    QUERY: _DONE + build_ready(b"I"),
 }
-"""How a server answers each part of a COMMIT that goes well."""
+"""How a server answers each part of a COMMIT or ROLLBACK that goes well, besides what says which it was."""
+
+_COMMITTED: Final = b"C\0\0\0\x0bCOMMIT\0"
+_ROLLED_BACK: Final = b"C\0\0\0\x0dROLLBACK\0"
 
 _NO_NOTES: Final[dict[str, Any]] = {}
 """In the place of a backend's notes while there is no backend: one for all sessions, so nothing may write to it."""
@@ -276,9 +279,12 @@ class PostgresTracker(Tracker):
         self._named_commits = False
         self._is_lost = False
         self._drops_rest = False
-        self._commit_tail = -1
-        self._commit_unsynced = 0
-        self._commit_names: dict[bytes, bool] | None = None
+        self._ending = 0
+        self._end_tail = -1
+        self._end_unsynced = 0
+        self._end_name = b""
+        self._end_names: dict[bytes, int] | None = None
+        self._end_marks = 0
         self._bound_commits = False
         self._has_committed = False
         self._has_run = False
@@ -359,8 +365,8 @@ class PostgresTracker(Tracker):
                 if self._bound_commits and self._untold is not None and size <= SMALL_BYTES_MAX:
                     return self._fetch_client(position, size + 1)
                 self._unsynced = True
-                if self._commit_unsynced > 0:
-                    self._commit_unsynced = EXECUTED if self._commit_unsynced == ASKED else 0
+                if self._end_unsynced > 0:
+                    self._end_unsynced = EXECUTED if self._end_unsynced == BOUND else 0
                 if not self._skipping:
                     self._push(EXECUTE | LASTING if self._bound_lasting else EXECUTE)
             elif sent == SYNC:
@@ -371,9 +377,9 @@ class PostgresTracker(Tracker):
                     self._unsynced = False
                     self._syncs_sent += 1
                     self._push(SYNC)
-                    if self._commit_unsynced == EXECUTED:
-                        self._commit_tail = self._tail
-                    self._commit_unsynced = 0
+                    if self._end_unsynced == EXECUTED:
+                        self._end_tail = self._tail
+                    self._end_unsynced = 0
             elif sent == QUERY:
                 if size > QUERY_BYTES_MAX:
                     if self._may_be_commit_of_lost():
@@ -391,16 +397,20 @@ class PostgresTracker(Tracker):
                 ):
                     return self._fetch_client(position, size + 1)
                 elif not self._skipping:
+                    ending = ending_of(data, position + 5, position + size) if self._may_end_alone() else 0
                     if self._tx != 0x49 and may_commit(data, position + 5, position + size):  # I
-                        if self._untold is not None or self._asks_before_commit():
+                        if self._untold is not None or self._asks_before(ending):
                             return self._fetch_client(position, size + 1)
                         self._may_commit = True
                     self._unnamed = None
                     self._unsynced = False
                     self._push(QUERY)
+                    if ending > 0:
+                        self._stands_alone(ending)
             elif sent == BIND:
-                if self._fetches_names or self._minds_commits():
-                    if not self._minds_commits() and self._edit_bind(data, position, end, size):
+                minds_end = self._minds_end(data, position, end)
+                if minds_end or self._fetches_names:
+                    if not minds_end and self._edit_bind(data, position, end, size):
                         return EDIT
                     return self._fetch_client(position, min(size + 1, BIND_NAMES_BYTES_MAX), size + 1)
                 self._unsynced = True
@@ -555,7 +565,7 @@ class PostgresTracker(Tracker):
         self._unit_failed = self._has_committed = self._has_run = False
         if self._head == self._tail:
             self._may_commit = False
-            self._commit_tail = -1
+            self._end_tail = -1
         self.requests += 1
         if status == 0x49:
             self.transactions += 1
@@ -674,7 +684,7 @@ class PostgresTracker(Tracker):
             if self._mask + 1 >= IN_FLIGHT_MAX:
                 raise ProtocolViolation("client", f"more than {IN_FLIGHT_MAX} requests in flight")
             count = self._tail - self._head
-            self._commit_tail = max(-1, self._commit_tail - self._head)
+            self._end_tail = max(-1, self._end_tail - self._head)
             self._stopped_tail = max(-1, self._stopped_tail - self._head)
             self._ring = bytearray(
                 [self._ring[(self._head + i) & self._mask] for i in range(count)] + [0] * (self._mask + 1)
@@ -822,43 +832,71 @@ class PostgresTracker(Tracker):
     def _tell_invented(self) -> None:
         self.has_invented = self._invent_due and self._server_left == 0 and not self._server_fetching
 
-    def _asks_before_commit(self) -> bool:
-        """The next message may be a COMMIT that stands alone: nothing is in flight in an open transaction."""
-        return (
-            self.resolves_commits
-            and self._tx == 0x54  # T
-            and self._head == self._tail
-            and not self._unsynced
-            and not self._skipping
-        )
+    def _may_end_alone(self) -> bool:
+        """The next message may end a transaction while nothing else is in flight."""
+        return self._tx != 0x49 and self._head == self._tail and not self._unsynced and not self._skipping  # I
 
-    def _minds_commits(self) -> bool:
-        """Whether the next Bind is of a COMMIT matters, and it may be of one that has a name."""
-        return self._untold is not None or (self._commit_names is not None and self._asks_before_commit())
+    def _asks_before(self, ending: int) -> bool:
+        return ending == COMMIT and self.resolves_commits and self._tx == 0x54  # T
 
-    def _note_commit(self, name: bytes, text: bytes) -> None:
+    def _stands_alone(self, ending: int) -> int:
+        """What ends the transaction is all that is in flight."""
+        self._transaction = None
+        self._ending = ending
+        self._end_tail = self._tail
+        return 0
+
+    def _minds_end(self, data: bytes, position: int, end: int) -> bool:
+        """Whether the Bind that begins at `position` is of a statement that ends a transaction matters, and it may be of such a
+        one."""
+        if self._untold is not None or self._end_unsynced == PREPARED:
+            return True
+        if self._end_marks == 0 or not self._may_end_alone():
+            return False
+        position += 5
+        while position < end and data[position] != 0:
+            position += 1
+        position += 1
+        begin = position
+        while position < end and data[position] != 0:
+            position += 1
+        # Not all of it may be here.
+        return position >= end or (position > begin and self._is_end_marked(position - begin, data[position - 1]))
+
+    def _is_end_marked(self, size: int, last: int) -> bool:
+        """A statement that may end a transaction has a name like this one: so many bytes, of which this is the last."""
+        return self._end_marks >> ((size + last) & 63) & 1 != 0
+
+    def _note_end(self, name: bytes, text: bytes) -> None:
         """The client prepares `text` by this name."""
-        if not may_commit(text, 0, len(text)):
-            if self._commit_names is not None:
-                self._commit_names.pop(name, None)
+        ending = ending_of(text, 0, len(text))
+        commits = may_commit(text, 0, len(text))
+        if ending == 0 and not commits:
+            if self._end_names is not None:
+                self._end_names.pop(name, None)
             return
-        self._named_commits = True
-        if self._commit_names is None:
-            self._commit_names = {}
-        if len(self._commit_names) < COMMIT_NAMES_MAX or name in self._commit_names:
-            self._commit_names[name] = is_commit(text)
+        if commits:
+            self._named_commits = True
+        if self._end_names is None:
+            self._end_names = {}
+        mark = 1
+        self._end_marks |= mark << ((len(name) + name[len(name) - 1]) & 63)
+        if len(self._end_names) < END_NAMES_MAX or name in self._end_names:
+            self._end_names[name] = ending
 
     def _is_bound_to_commit(self, name: bytes) -> bool:
         """A Bind of this statement may be of a COMMIT."""
         if not name:
             return bool(self._unnamed_commits)
-        names = self._commit_names
-        return names is not None and (name in names or len(names) >= COMMIT_NAMES_MAX)
+        names = self._end_names
+        if names is None:
+            return False
+        return names.get(name, 0) != ROLLBACK if name in names else len(names) >= END_NAMES_MAX
 
     def _ask_transaction(self) -> bytes:
         """A Query of ours, whose answer comes before the server looks at the COMMIT behind it."""
         self._transaction = None
-        self._commit_tail = -1
+        self._end_tail = -1
         self._push(QUERY | SWALLOWED)
         return _ASK_TRANSACTION
 
@@ -875,7 +913,8 @@ class PostgresTracker(Tracker):
             self._ledger.suspect(custom_names(text))
             self._ledger.note_creations(text)
         self._may_commit = self._may_commit or (self._tx != 0x49 and may_commit(text, 0, len(text)))
-        before = self._ask_transaction() if self._asks_before_commit() and is_commit(text) else b""
+        ending = ending_of(text, 0, len(text)) if self._may_end_alone() else 0
+        before = self._ask_transaction() if self._asks_before(ending) else b""
         entry = QUERY | LASTING if is_lasting else QUERY
         if self._unnamed_pending > 0 or (self._unsynced and self._unnamed is not None):
             # It may be skipped, and then the unnamed statement lives on.
@@ -887,8 +926,8 @@ class PostgresTracker(Tracker):
         self._push(entry)
         if is_commit_of_lost:
             self._stopped_tail = self._tail
-        if before:
-            self._commit_tail = self._tail
+        if ending > 0:
+            self._stands_alone(ending)
         return before + message
 
     def _has_work(self) -> bool:
@@ -926,26 +965,24 @@ class PostgresTracker(Tracker):
         return build_query(statements[0]) if len(statements) > 1 else message, True
 
     def _take_parse(self, message: bytes) -> bytes:
-        asks = self._asks_before_commit()
+        may_end_alone = self._may_end_alone()
         self._unsynced = True
         if self._skipping:
             return message
         name = _text_at(message, 5, "Parse")
         text = _text_at(message, 6 + len(name), "Parse")
         asked = b""
-        if asks and is_commit(text):
-            asked = self._ask_transaction()
-            self._commit_unsynced = ASKED
-            if name:
-                # Our Query ends the unnamed statement.
-                self.disturbed()
+        if may_end_alone and (ending := ending_of(text, 0, len(text))) > 0:
+            asked = self._end_by(ending, PREPARED, name)
+        elif self._end_unsynced == PREPARED and name == self._end_name:
+            self._end_unsynced = 0
         is_lasting = not changes_nothing(text)
         if is_lasting:
             self.ledger_news = LEDGER_TOUCHED
             self._ledger.suspect(custom_names(text))
             self._ledger.note_creations(text)
         if name:
-            self._note_commit(name, text)
+            self._note_end(name, text)
         else:
             self._unnamed_commits = bool(may_commit(text, 0, len(text)))
         if not name:
@@ -964,6 +1001,20 @@ class PostgresTracker(Tracker):
             message = before + message
         self._decide_fetching()
         return asked + message
+
+    def _end_by(self, ending: int, step: int, name: bytes) -> bytes:
+        """A batch begins by ending the transaction, with the statement of this name."""
+        asked = b""
+        if self._asks_before(ending):
+            asked = self._ask_transaction()
+            if name:
+                # Our Query ends the unnamed statement.
+                self.disturbed()
+        self._transaction = None
+        self._ending = ending
+        self._end_unsynced = step
+        self._end_name = name
+        return asked
 
     def _take_shared_parse(self, name: bytes, body: bytes) -> bytes:
         """A named Parse in transaction mode."""
@@ -1017,7 +1068,7 @@ class PostgresTracker(Tracker):
         return message[begin : message.index(b"\0", begin)]
 
     def _take_bind(self, message: bytes) -> bytes:
-        asks = self._asks_before_commit()
+        may_end_alone = self._may_end_alone()
         self._unsynced = True
         if self._skipping:
             return message
@@ -1025,10 +1076,10 @@ class PostgresTracker(Tracker):
         begin = 6 + len(portal)
         name = _text_at(message, begin, "Bind")
         asked = b""
-        if asks and name and self._commit_names is not None and self._commit_names.get(name):
-            asked = self._ask_transaction()
-            self._commit_unsynced = ASKED
-            self.disturbed()
+        if self._end_unsynced == PREPARED:
+            self._end_unsynced = BOUND if name == self._end_name else 0
+        elif may_end_alone and self._end_names is not None and (ending := self._end_names.get(name, 0)) > 0:
+            asked = self._end_by(ending, BOUND, name)
         self._bound_commits = self._untold is not None and self._is_bound_to_commit(name)
         before, called, is_lasting = self._resolve(name)
         if is_lasting:
@@ -1050,6 +1101,7 @@ class PostgresTracker(Tracker):
         if self._skipping:
             return message
         self._push(EXECUTE | LASTING if self._bound_lasting else EXECUTE)
+        self._end_unsynced = EXECUTED if self._end_unsynced == BOUND else 0
         self._stopped_tail = self._tail
         # Our Parse ends the unnamed statement.
         self.disturbed()
@@ -1433,8 +1485,8 @@ class PostgresTracker(Tracker):
                 self._take_watched().on_dropped(False)
         self._units = 0
         self._lasting_in_flight = 0
-        self._commit_tail = self._stopped_tail = -1
-        self._commit_unsynced = 0
+        self._end_tail = self._stopped_tail = -1
+        self._end_unsynced = 0
         self._bound_commits = self._skips_error = self._drops_rest = False
         self._server_left = 0
         self._server_fetching = False
@@ -1456,9 +1508,9 @@ class PostgresTracker(Tracker):
         Sync has not come gets its error now, and the rest of it is skipped."""
         if self._server_left > 0:
             return None
-        if self._is_commit_alone():
-            # Whatever became of it, the transaction is over.
-            error, status = unknown, b"I"
+        if self._is_end_alone():
+            # Whatever became of it, the transaction is over. One that had failed was not committed.
+            error, status = aborted if self._tx == 0x45 else unknown, b"I"  # E
         elif self._tx != 0x49:
             may_have = self._may_commit or self._unnamed_commits or self._named_commits
             is_known = not self._has_committed and (self._head == self._tail or not may_have)
@@ -1532,9 +1584,9 @@ class PostgresTracker(Tracker):
         self.unlink()
         return True
 
-    def _is_commit_alone(self) -> bool:
-        """A COMMIT before which the transaction's id was asked for is all that is in flight, to its last message."""
-        if self._commit_tail < 0 or self._tail != self._commit_tail or self._head == self._tail:
+    def _is_end_alone(self) -> bool:
+        """The end of a transaction is all that is in flight, to its last message."""
+        if self._end_tail < 0 or self._tail != self._end_tail or self._head == self._tail:
             return False
         if self._server_left > 0 or self._client_left > 0 or self._client_fetching or self._unit_failed:
             return False
@@ -1546,17 +1598,33 @@ class PostgresTracker(Tracker):
         return ends == 1
 
     def commit_in_doubt(self) -> str:
-        if not self._is_commit_alone() or self._ring[self._head & self._mask] == QUERY | SWALLOWED:
+        if not self._is_end_alone() or self._ring[self._head & self._mask] == QUERY | SWALLOWED:
             # While our question is not answered whole, nobody knows the id, and perhaps the server never saw the COMMIT.
             return ""
         return self._transaction.decode() if self._transaction is not None else ""
 
     def committed_answer(self) -> bytes:
+        return self._answer_end(_COMMITTED)
+
+    def rolled_back_answer(self) -> bytes:
+        # A COMMIT is one, too, in a transaction that has failed, unless its client has not been told of that.
+        is_rollback = self._ending == ROLLBACK or (self._tx == 0x45 and self._untold is None)  # E
+        if not is_rollback or not self._is_end_alone():
+            return b""
+        self._untold = None
+        return self._answer_end(_ROLLED_BACK)
+
+    def _answer_end(self, done: bytes) -> bytes:
+        """What the server would have said to the end of a transaction that is all that is in flight."""
         answers = []
         while self._head != self._tail:
             entry = self._ring[self._head & self._mask]
-            if not entry & SWALLOWED:
-                answers.append(_COMMITTED.get(entry & KIND, b""))
+            if entry & KIND == QUERY and not entry & SWALLOWED:
+                answers.append(done + build_ready(b"I"))
+            elif entry & KIND == EXECUTE:
+                answers.append(done)
+            elif not entry & SWALLOWED:
+                answers.append(_ENDED.get(entry & KIND, b""))
             self._pop()
         self._invent_due = self.has_invented = False
         return b"".join(answers)

@@ -641,6 +641,9 @@ class Move:
         """Wait no longer for the sessions that are not held yet: their transactions are rolled back. Whoever holds what
         cannot be carried is ended."""
         for session in self.runtime.registry.members(Standing.DRAINING):
+            if session.cut_rollback():
+                session.go_on_without(self.runtime.active, reason)
+                continue
             told = session.abort_transaction(reason)
             if told is None:
                 self._interrupt(session, Aborted(f"the session was ended by a switch: {reason}"))

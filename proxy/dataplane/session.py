@@ -1373,7 +1373,7 @@ class Session(Owner):
         elif not relay.is_untaken(backend.link) and (transaction := relay.tracker.commit_in_doubt()):
             self._doubt_commit(backend, Doubt(transaction, time.monotonic_ns(), engine, why))
             return
-        else:
+        elif not self.cut_rollback():
             error = self._lose_work(backend, text)
             if error is None:
                 gone = EngineLost(text)
@@ -1382,6 +1382,24 @@ class Session(Owner):
                 return
             self._tell_loss(engine, error)
         self.go_on_without(engine, why)
+
+    @property
+    def _is_replaceable(self) -> bool:
+        """Its backend may be given up, and another one can be given what it holds."""
+        ledger = self.ledger
+        if self.backend is None or ledger is None or self._is_asking:
+            return False
+        return not (ledger.pins or ledger.bound or ledger.is_dirty)
+
+    def cut_rollback(self) -> bool:
+        """A ROLLBACK may be all that is under way: to lose the backend does what it asks for, and its client is told that it is
+        done. The caller goes on with `go_on_without`. False: it is not, or the session has to end."""
+        assert self.relay is not None
+        if not self._is_replaceable or not (answer := self.relay.tracker.rolled_back_answer()):
+            return False
+        self.link.send(answer)
+        self.drop_lost_backend()
+        return True
 
     def _lose_work(self, backend: Backend, text: str) -> EngineError | None:
         """Tell the client what became of what is under way on a backend that it has no more. None: in the midst of an
@@ -1410,10 +1428,10 @@ class Session(Owner):
         `go_on_without`. None: the session has to end, because another backend cannot be given what it holds, or because
         the client cannot be told now.
         """
-        backend, ledger = self.backend, self.ledger
-        if backend is None or ledger is None or self._is_asking or ledger.pins or ledger.bound or ledger.is_dirty:
+        if not self._is_replaceable:
             return None
-        return self._lose_work(backend, why)
+        assert self.backend is not None
+        return self._lose_work(self.backend, why)
 
     def go_on_without(self, engine: str, why: str) -> None:
         """The backend is gone and the client has been told what it had to be told: the session gets another one."""

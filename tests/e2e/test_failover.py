@@ -91,7 +91,6 @@ class Writer:
                     (server,) = await cursor.fetchone() or ("",)
             except psycopg.errors.TransactionResolutionUnknown:
                 self.unknown.add(row)
-                await self.connection.rollback()
             except psycopg.errors.SerializationFailure:
                 self.aborted.add(row)
             else:

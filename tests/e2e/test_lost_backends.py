@@ -213,23 +213,94 @@ async def test_a_statement_in_a_transaction_in_flight_is_40001(server: PostgresS
         assert await _value(connection, "select 4") == 4
 
 
-async def test_an_interrupted_commit_is_08007(server: PostgresServer, door: Door) -> None:
-    """field-notes: BEGIN/COMMIT tags"""
+async def _make_slow(server: PostgresServer) -> None:
+    """A COMMIT of what is written to `slow` takes its time."""
     await server.execute(
         "create table if not exists slow (i int); create or replace function slow() returns trigger language plpgsql as"
         " $$ begin perform pg_sleep(66); return null; end $$; drop trigger if exists slow on slow;"
         " create constraint trigger slow after insert on slow deferrable initially deferred for each row"
         " execute function slow()"
     )
+
+
+_COMMITS = "select 1 from pg_stat_activity where query ilike 'commit%' and state = 'active'"
+
+
+@pytest.mark.parametrize("way", ["simple", "prepared"])
+async def test_an_interrupted_commit_is_08007_and_ends_the_transaction(
+    server: PostgresServer, door: Door, way: str
+) -> None:
+    """field-notes: BEGIN/COMMIT tags"""
+    await _make_slow(server)
     async with await _connect(door) as connection:
-        await connection.execute("insert into slow values (1)")
-        working = asyncio.create_task(connection.commit())
-        await _look(server, "select 1 from pg_stat_activity where query = 'COMMIT' and state = 'active'", "it runs")
-        await _crash(server)
-        with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
-            await asyncio.wait_for(working, 20)
-        await connection.rollback()
+        for _ in range(2):
+            # A prepared COMMIT is bound by its name the second time.
+            await connection.execute("insert into slow values (1)")
+            commit = connection.commit() if way == "simple" else connection.execute("commit", prepare=True)
+            working = asyncio.create_task(commit)
+            await _look(server, _COMMITS, "it runs")
+            await _crash(server)
+            with pytest.raises(psycopg.errors.TransactionResolutionUnknown):
+                await asyncio.wait_for(working, 20)
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         assert await _value(connection, "select count(*) from slow") == 0
+
+
+async def test_a_drivers_block_whose_commit_is_interrupted_can_be_tried_again(
+    server: PostgresServer, door: Door
+) -> None:
+    """Neither driver rolls back what it could not commit: with a server, a COMMIT that fails has ended the transaction."""
+    await _make_slow(server)
+    theirs = await asyncpg.connect(
+        host=HOST, port=door.port, user=door.user, password=door.password, database=door.database, ssl=False, timeout=20
+    )
+    async with await _connect(door, autocommit=True) as ours:
+
+        async def with_psycopg() -> None:
+            async with ours.transaction():
+                await ours.execute("insert into slow values (1)")
+
+        async def with_asyncpg() -> None:
+            async with theirs.transaction():
+                await theirs.execute("insert into slow values (1)")
+
+        try:
+            working = [asyncio.create_task(with_psycopg()), asyncio.create_task(with_asyncpg())]
+            await _look(server, f"select count(*) = 2 from ({_COMMITS}) as them", "both run")
+            await _crash(server)
+            outcomes = await asyncio.wait_for(asyncio.gather(*working, return_exceptions=True), 20)
+            assert [getattr(one, "sqlstate", one) for one in outcomes] == ["08007", "08007"]
+            async with ours.transaction(), theirs.transaction():
+                assert await _value(ours, "select count(*) from slow") == 0
+                assert await theirs.fetchval("select count(*) from slow") == 0
+        finally:
+            await theirs.close()
+
+
+@pytest.mark.parametrize("end", ["rollback", "commit"])
+async def test_the_end_of_a_transaction_that_came_too_late_for_its_server_leaves_none_open(
+    server: PostgresServer, turnout: Turnout, door: Door, end: str
+) -> None:
+    """A ROLLBACK is done: the loss of its server does what it asks for. A COMMIT that was surely not read gets 40001."""
+    connections = await asyncio.gather(*[_connect(door) for _ in range(40)])
+    await asyncio.gather(*[one.execute("select 1") for one in connections])
+    worker = turnout.processes()[1]
+    worker.suspend()
+    try:
+        asked = [asyncio.create_task(one.rollback() if end == "rollback" else one.commit()) for one in connections]
+        active = psycopg.pq.TransactionStatus.ACTIVE
+        await until(lambda: all(one.info.transaction_status == active for one in connections), "all have asked")
+        await server.stop("immediate")
+    finally:
+        worker.resume()
+    await server.start()
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    codes = {getattr(one, "sqlstate", one) for one in outcomes}
+    assert codes == ({None} if end == "rollback" else {"40001"})
+    for one in connections:
+        assert one.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert await _value(one, "select 4") == 4
+        await one.close()
 
 
 async def test_a_pipeline_gets_one_error_for_each_of_its_batches(server: PostgresServer, door: Door) -> None:

@@ -90,6 +90,16 @@ async def _settled(connection: Any, turnout: Turnout) -> None:
     await until(is_asked, "the session's backend was asked what it holds")
 
 
+async def _are_asked(turnout: Turnout) -> None:
+    """All sessions that have a backend were asked what they hold, after they set a user variable."""
+
+    async def are() -> bool:
+        sessions = await turnout.get("/v1/sessions")
+        return all(one["carried"].get("user variables") or not one["engine"] for one in sessions)
+
+    await until(are, "their backends were asked what they hold")
+
+
 @pytest.mark.parametrize("leave", [_crash, _restart], ids=["crash", "restart"])
 async def test_an_idle_session_does_not_notice_that_its_server_was_restarted(
     server: MariaDBServer, turnout: Turnout, door: Door, leave: Any
@@ -128,12 +138,7 @@ async def test_a_statement_that_came_too_late_for_its_server_is_run_once_by_the_
     await asyncio.gather(*[asyncio.to_thread(ask, one, "do sleep(0.1)") for one in connections])
     if door.name == "session":
         await asyncio.gather(*[asyncio.to_thread(ask, one, "set @mine = 7") for one in connections])
-
-    async def are_asked() -> bool:
-        sessions = await turnout.get("/v1/sessions")
-        return all(one["carried"].get("user variables") or not one["engine"] for one in sessions)
-
-    await until(are_asked, "their backends were asked what they hold")
+    await _are_asked(turnout)
     worker = turnout.processes()[1]
     worker.suspend()
     try:
@@ -147,6 +152,32 @@ async def test_a_statement_that_came_too_late_for_its_server_is_run_once_by_the_
         await asyncio.to_thread(one._read_query_result)
     rows = await server.fetchval("select group_concat(i order by i) from app.seen")
     assert rows == ",".join(map(str, range(80)))
+    for one in connections:
+        one.close()
+
+
+async def test_a_rollback_that_came_too_late_for_its_server_is_done(
+    server: MariaDBServer, turnout: Turnout, door: Door
+) -> None:
+    """As in test_lost_backends.py."""
+    await server.execute("create or replace table app.seen (i int)")
+    connections = await asyncio.gather(*[asyncio.to_thread(connect, door) for _ in range(80)])
+    await asyncio.gather(*[asyncio.to_thread(ask, one, "set @mine = 7") for one in connections])
+    await _are_asked(turnout)
+    for text in ("begin", "insert into seen values (1)"):
+        await asyncio.gather(*[asyncio.to_thread(ask, one, text) for one in connections])
+    worker = turnout.processes()[1]
+    worker.suspend()
+    try:
+        for one in connections:
+            one._execute_command(COMMAND.COM_QUERY, "ROLLBACK")
+        await server.kill()
+    finally:
+        worker.resume()
+    await server.start()
+    for one in connections:
+        await asyncio.to_thread(one._read_query_result)
+    assert await _value(connections[0], "select count(*) from seen") == 0
     for one in connections:
         one.close()
 

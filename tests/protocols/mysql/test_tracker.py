@@ -1134,6 +1134,51 @@ def test_the_same_holds_for_prepared_statements(text: str, told: ErrorReply) -> 
     assert lost(relay) == error_packet(told, 1)
 
 
+@pytest.mark.parametrize("text", ["rollback", "ROLLBACK WORK;", "/* ours */ rollback -- now", " Rollback ; "])
+def test_a_rollback_needs_no_server(text: str) -> None:
+    relay = Relay()
+    open_transaction(relay)
+    relay.client(query(text))
+    assert relay.tracker.rolled_back_answer() == packet(ok_payload(), 1)
+    relay.unlink()
+    assert relay.tracker.errors == 0
+    relay.link()
+    relay.ask(query("select 1"), relay.speech.result())
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        query("rollback to savepoint a"),
+        query("rollback to work"),
+        query("rollback and chain"),
+        query("rollback release"),
+        query("rollback /*! release */"),
+        query("rollback; select 1"),
+        query("select 1; rollback"),
+        query("commit"),
+        query("select 1") + query("rollback"),
+        query("rollback") + query("select 1"),
+        query("rollback")[:-2],
+        PING,
+    ],
+)
+def test_any_other_request_gets_its_error(requests: bytes) -> None:
+    relay = Relay()
+    open_transaction(relay)
+    relay.client(requests)
+    assert relay.tracker.rolled_back_answer() == b""
+
+
+def test_a_rollback_that_was_answered_is_not_answered_again() -> None:
+    relay = Relay()
+    open_transaction(relay)
+    relay.ask(query("rollback"), [ok_payload()])
+    assert relay.tracker.rolled_back_answer() == b""
+    relay.client(query("select 1"))
+    assert relay.tracker.rolled_back_answer() == b""
+
+
 def test_a_lost_transaction_is_told_with_the_next_statement() -> None:
     relay = Relay()
     open_transaction(relay)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from protocols.errors import ProtocolViolation
-from protocols.postgres.constants import QUERY_BYTES_MAX
+from protocols.postgres.constants import COMMIT, QUERY_BYTES_MAX, ROLLBACK
 from protocols.postgres.messages import build
-from protocols.postgres.text import is_commit
+from protocols.postgres.text import ending_of
 from protocols.wire import ErrorReply
 from tests.protocols.postgres.relay import (
     BOUND,
@@ -55,15 +55,20 @@ def in_transaction(*, resolves: bool = True, names_commit: bool = False) -> Rela
 
 
 @pytest.mark.parametrize(
-    ("text", "is_one"),
+    ("text", "ending"),
     [
-        (b"COMMIT", True), (b"commit;", True), (b" end transaction ; ", True), (b"Commit Work\n", True),
-        (b"commit and no chain", True), (b"commit and chain", False), (b"commit prepared 'x'", False),
-        (b"commit; begin", False), (b"endless", False), (b"rollback", False), (b"commit" + b" " * 300, False),
+        (b"COMMIT", COMMIT), (b"commit;", COMMIT), (b" end transaction ; ", COMMIT), (b"Commit Work\n", COMMIT),
+        (b"commit and no chain", COMMIT), (b"/* by us */ commit -- now", COMMIT), (b"commit and chain", 0),
+        (b"commit prepared 'x'", 0), (b"commit; begin", 0), (b"endless", 0), (b"commit and", 0), (b"commit and no", 0),
+        (b"comment on table t is ''", 0), (b"committed", 0), (b"commi", 0), (b"", 0), (b"select 1; commit", 0),
+        (b"rollback", ROLLBACK), (b"ROLLBACK;", ROLLBACK), (b"Abort Work", ROLLBACK),
+        (b"rollback transaction and no chain", ROLLBACK), (b"rollback to a", 0), (b"rollback to savepoint a", 0),
+        (b"rollback work to a", 0), (b"rollback and chain", 0), (b"rollback prepared 'x'", 0), (b"rollback; begin", 0),
     ],
 )  # fmt: skip
-def test_a_commit_is_known_by_its_whole_text(text: bytes, is_one: bool) -> None:
-    assert is_commit(text) is is_one
+def test_the_end_of_a_transaction_is_known_by_its_whole_text(text: bytes, ending: int) -> None:
+    assert ending_of(text, 0, len(text)) == ending
+    assert ending_of(b"end" + text + b"k", 3, 3 + len(text)) == ending
 
 
 @pytest.mark.parametrize(
@@ -377,14 +382,143 @@ def test_a_sync_that_is_lost_with_a_transaction_tells_it() -> None:
     assert b"40001" in told
 
 
-def test_a_client_whose_commit_was_lost_is_outside_of_a_transaction() -> None:
-    relay = in_transaction()
-    relay.client(query("COMMIT"))
-    relay.server(TOLD)
+@pytest.mark.parametrize("resolves", [True, False])
+@pytest.mark.parametrize(
+    "commit", [query("COMMIT"), EXTENDED, NAMED, AGAIN], ids=["simple", "extended", "named", "named before"]
+)
+def test_a_client_whose_commit_was_lost_is_outside_of_a_transaction(commit: bytes, resolves: bool) -> None:
+    """As with a server that fails at a COMMIT. Who is told that a failed transaction is still open sends the next BEGIN into
+    it: psycopg's and asyncpg's blocks do not roll back what they could not commit."""
+    relay = in_transaction(resolves=resolves, names_commit=commit == AGAIN)
+    relay.client(commit)
+    if resolves:
+        relay.server(TOLD)
     answer = relay.tracker.lose(ABORTED, UNKNOWN)
     assert answer is not None
+    assert tags(answer) == "EZ"
+    assert b"08007" in answer
     assert answer.endswith(ready("I"))
     assert relay.tracker.wreckage() is None
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        query("insert") + query("COMMIT"),
+        query("insert; commit"),
+        query("commit and chain"),
+        query("COMMIT") + query("begin"),
+        parse("S_2", "COMMIT") + bind("S_1") + execute() + SYNC,
+        parse("", "COMMIT") + bind("S_1") + execute() + SYNC,
+        parse("", "COMMIT") + parse("", "insert") + bind("") + execute() + SYNC,
+        parse("", "COMMIT") + bind("") + execute() + bind("S_1") + execute() + SYNC,
+        parse("", "insert") + bind("") + execute() + query("COMMIT"),
+    ],
+)
+def test_a_commit_that_does_not_stand_alone_leaves_a_failed_transaction(requests: bytes) -> None:
+    relay = in_transaction(resolves=False)
+    relay.client(requests)
+    answer = relay.tracker.lose(ABORTED, UNKNOWN)
+    assert answer is not None
+    assert answer.endswith(ready("E"))
+    assert relay.tracker.rolled_back_answer() == b""
+
+
+ROLLBACKS = [
+    (query("ROLLBACK"), done("ROLLBACK") + ready()),
+    (query("abort;"), done("ROLLBACK") + ready()),
+    (
+        parse("", "ROLLBACK") + bind("") + describe("", "P") + execute() + SYNC,
+        PARSED + BOUND + NO_DATA + done("ROLLBACK") + ready(),
+    ),
+    (AGAIN, BOUND + done("ROLLBACK") + ready()),
+]
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+@pytest.mark.parametrize(("rollback", "answer"), ROLLBACKS, ids=["simple", "abort", "extended", "named"])
+def test_a_rollback_needs_no_server(rollback: bytes, answer: bytes, has_failed: bool) -> None:
+    relay = Relay()
+    if rollback == AGAIN:
+        relay.client(parse("S_1", "ROLLBACK") + SYNC)
+        relay.server(PARSED + ready())
+    relay.client(query("begin"))
+    relay.server(done("BEGIN") + ready("T"))
+    if has_failed:
+        relay.client(query("nonsense"))
+        relay.server(failed() + ready("E"))
+    assert relay.client(rollback) == rollback
+    assert relay.tracker.commit_in_doubt() == ""
+    assert relay.tracker.rolled_back_answer() == answer
+    relay.tracker.unlink()
+    assert relay.tracker.is_idle()
+    assert relay.tracker.wreckage() is None
+    errors = relay.tracker.errors
+    assert errors == int(has_failed), "nobody was told anything new"
+
+
+def test_a_rollback_whose_answer_has_begun_gets_the_rest_of_it() -> None:
+    relay = in_transaction(resolves=False)
+    relay.client(parse("", "ROLLBACK") + bind("") + execute() + SYNC)
+    assert relay.server(PARSED + BOUND) == PARSED + BOUND
+    assert relay.tracker.rolled_back_answer() == done("ROLLBACK") + ready()
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        query("rollback to a"),
+        query("rollback; begin"),
+        query("rollback and chain"),
+        query("select 1") + query("rollback"),
+        query("rollback") + query("select 1"),
+        query("commit"),
+        parse("", "rollback") + bind("") + execute(),
+    ],
+)
+def test_any_other_request_gets_its_error(requests: bytes) -> None:
+    relay = in_transaction(resolves=False)
+    relay.client(requests)
+    assert relay.tracker.rolled_back_answer() == b""
+    answer = relay.tracker.lose(ABORTED, UNKNOWN)
+    assert answer is not None
+    assert b"E" in tags(answer).encode()
+
+
+def test_a_commit_of_a_transaction_that_has_failed_is_a_rollback() -> None:
+    relay = in_transaction(resolves=False)
+    relay.client(query("nonsense"))
+    relay.server(failed() + ready("E"))
+    relay.client(query("COMMIT"))
+    assert relay.tracker.rolled_back_answer() == done("ROLLBACK") + ready()
+
+
+@pytest.mark.parametrize("commit", [query("COMMIT"), EXTENDED, NAMED], ids=["simple", "extended", "named"])
+def test_a_commit_of_a_transaction_that_was_lost_is_told_so_although_it_is_lost_as_well(commit: bytes) -> None:
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    relay.client(commit)
+    assert relay.tracker.rolled_back_answer() == b""
+    told = relay.tracker.lose(ABORTED, UNKNOWN)
+    assert told is not None
+    assert b"40001" in told
+    assert told.endswith(ready("I"))
+    relay.link()
+    relay.client(query("select 1"))
+    answer = ROW_DESCRIPTION + done() + ready()
+    assert relay.server(answer) == answer, "once is enough"
+
+
+def test_a_rollback_of_a_transaction_that_was_lost_is_no_error_although_it_is_lost_as_well() -> None:
+    relay = in_transaction(resolves=False)
+    lost_while_idle(relay)
+    relay.client(query("rollback"))
+    assert relay.tracker.rolled_back_answer() == done("ROLLBACK") + ready()
+    relay.tracker.unlink()
+    relay.link()
+    relay.client(query("select 1"))
+    answer = ROW_DESCRIPTION + done() + ready()
+    assert relay.server(answer) == answer
 
 
 @pytest.mark.parametrize(

@@ -2043,6 +2043,7 @@ class MysqlTracker(Tracker):
             and not self._client_continued
             and self._server_left == 0
             and not self._server_continued
+            and not self._is_ending
         )
 
     def _find_invented(self) -> None:

@@ -1056,6 +1056,18 @@ def test_why_a_server_ends_an_idle_session_is_held_back() -> None:
     assert relay.tracker.errors == 0
 
 
+def test_a_backend_is_not_given_back_while_it_says_why_it_ends() -> None:
+    """The rest of it would be taken for the next session's answer."""
+    relay = Relay()
+    farewell = packet(err_payload(4031), 0)
+    assert relay.tracker.at_boundary()
+    relay.server(farewell[:7])
+    assert not relay.tracker.at_boundary()
+    assert not relay.tracker.is_idle()
+    relay.server(farewell[7:])
+    assert relay.tracker.at_boundary()
+
+
 # --- a backend that is lost ---------------------------------------------------------------------------------------
 
 ABORTED = ErrorReply(message="aborted", sqlstate="40001", mysql_code=1213, mysql_sqlstate="40001", is_fatal=False)

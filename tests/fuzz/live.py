@@ -191,21 +191,19 @@ async def _read(reader: asyncio.StreamReader, seconds: float, until: bytes = b""
 class Witness:
     """Asks on one connection for as long as it lives."""
 
-    def __init__(self, side: Side, mode: PoolMode, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, side: Side, mode: PoolMode, port: int) -> None:
         self._side = side
         self._mode = mode
         self._name = f"{side.name}, {mode}"
-        self._reader = reader
-        self._writer = writer
+        self._port = port
         self._backend = b""
+        self._crashes = 0
         self.asked = 0
         self.slowest_ms = 0.0
 
-    @classmethod
-    async def come(cls, side: Side, mode: PoolMode, port: int) -> Witness:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        await side.enter(reader, writer)
-        return cls(side, mode, reader, writer)
+    async def come(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        await self._side.enter(self._reader, self._writer)
 
     async def ask_on(self) -> None:
         """Until cancelled. Raises Found."""
@@ -217,17 +215,44 @@ class Witness:
                     rows = await self._side.ask(self._reader, self._writer, self.asked)
             except TimeoutError:
                 raise Found(f"{self._name}: the witness has no answer after {WITNESS_S:g} s") from None
-            except (OSError, asyncio.IncompleteReadError) as error:
-                raise Found(f"{self._name}: the witness lost its connection: {error}") from error
-            except Refused as error:
-                raise Found(f"{self._name}: the witness was refused: {error}") from error
+            except (OSError, asyncio.IncompleteReadError, Refused) as error:
+                if not await self._is_after_a_crash():
+                    what = "was refused" if isinstance(error, Refused) else "lost its connection"
+                    raise Found(f"{self._name}: the witness {what}: {error}") from error
+                await self._come_again()
+                continue
             self.slowest_ms = max(self.slowest_ms, (time.monotonic() - began) * 1_000)
             if len(rows) != 1 or rows[0][0] != str(self.asked).encode():
                 raise Found(f"{self._name}: the witness asked for {self.asked} and got {rows}")
-            if self._mode == "session" and self._backend not in (b"", rows[0][1]):
+            has_moved = self._mode == "session" and self._backend not in (b"", rows[0][1])
+            if has_moved and not await self._is_after_a_crash():
                 raise Found(f"{self._name}: the witness' backend changed from {self._backend!r} to {rows[0][1]!r}")
             self._backend = rows[0][1]
             await asyncio.sleep(0.02)
+
+    async def _is_after_a_crash(self) -> bool:
+        """The server itself has crashed, and this is the first that is seen of it; its log may come a moment later."""
+        for _ in range(10):
+            count = len(self._side.crashes())
+            if count > self._crashes:
+                self._crashes = count
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _come_again(self) -> None:
+        """After a crash of the server itself, as soon as it is back. Raises Found."""
+        self._writer.close()
+        deadline = time.monotonic() + WITNESS_S
+        while True:
+            try:
+                await self.come()
+                break
+            except (OSError, asyncio.IncompleteReadError, Refused) as error:
+                if time.monotonic() > deadline:
+                    raise Found(f"{self._name}: after a crash of the server nobody is let in: {error}") from error
+                await asyncio.sleep(0.1)
+        self._backend = b""
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------
@@ -319,7 +344,9 @@ async def fuzz(protocol: str, seed: int, until: float) -> str:
             folder = workspace.path / mode
             folder.mkdir()
             one = await stack.enter_async_context(_turnout(side.setup(mode, between.port), folder))
-            fields.append(await Field.open(f"{protocol}, {mode}", one, await Witness.come(side, mode, one.port)))
+            asking = Witness(side, mode, one.port)
+            await asking.come()
+            fields.append(await Field.open(f"{protocol}, {mode}", one, asking))
         witnesses = [spawn(field.witness.ask_on(), name=f"witness {field.mode}") for field in fields]
         number = 0
         under_way: set[asyncio.Task[None]] = set()
@@ -358,7 +385,8 @@ async def fuzz(protocol: str, seed: int, until: float) -> str:
         grown = ", ".join(f"{field.mode} {field.check_memory() if field.warm else 0:,}" for field in fields)
         slowest = max(field.witness.slowest_ms for field in fields)
         asked = sum(field.witness.asked for field in fields)
+        crashed = "".join(f"\n  the server itself crashed: {one}" for one in side.crashes())
         return (
             f"live, {protocol}: {number:,} hostile clients, {between.worse:,} answers made worse; bytes grown since the warm-up: "
-            f"{grown}; the witnesses asked {asked:,} times and waited {slowest:.0f} ms at most"
+            f"{grown}; the witnesses asked {asked:,} times and waited {slowest:.0f} ms at most{crashed}"
         )

@@ -6,6 +6,7 @@ import abc
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import ClassVar, Final, Literal
 
 from protocols.mysql import constants as c
@@ -57,6 +58,11 @@ class Side(abc.ABC):
     async def start(self, workspace: Workspace) -> Callable[[], Awaitable[None]]:
         """Start the server; returns what ends it at once."""
 
+    def crashes(self) -> list[str]:
+        """How often the server itself has failed and gone on, each with its own words: what a hostile client sends may be too
+        much for a server, too, and that is nobody else's fault."""
+        return []
+
     @abc.abstractmethod
     def setup(self, mode: PoolMode, port: int) -> Setup:
         """Of a Turnout whose engine listens on `port`."""
@@ -104,6 +110,7 @@ class PostgresSide(Side):
         super().__init__()
         self.said = [one.sent for one in conversations() if len(one.sent) < STREAM_BYTES_MAX]
         self.answered = [one.sent for one in conversations()]
+        self._log: Path | None = None
 
     async def start(self, workspace: Workspace) -> Callable[[], Awaitable[None]]:
         hba = workspace.path / "hba.conf"
@@ -119,7 +126,16 @@ class PostgresSide(Side):
             f"{SETUP}; create role {HOSTILE} login; create role {WITNESS} login; grant all on corpus to {HOSTILE}"
         )
         self.port = server.port
+        self._log = server.log
         return lambda: server.stop("immediate")
+
+    def crashes(self) -> list[str]:
+        lines = self._log.read_text(errors="replace").splitlines() if self._log is not None else []
+        return [
+            f"{line} {lines[number + 1] if number + 1 < len(lines) else ''}"
+            for number, line in enumerate(lines)
+            if "was terminated by signal" in line
+        ]
 
     def setup(self, mode: PoolMode, port: int) -> Setup:
         return Setup(

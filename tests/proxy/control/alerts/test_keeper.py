@@ -132,6 +132,7 @@ async def test_a_message_that_was_waiting_when_turnout_ended_is_sent_by_the_next
     stage.look()
     stage.look(5)
     await stage.told(1)
+    await until(lambda: stage.alerts.deliveries(10)[0].tries == 1, "the first try is noted")
     await stage.again()
     stage.web.status = 200
     await stage.settled()

@@ -404,7 +404,8 @@ async def test_a_backend_that_ends_right_behind_an_answer_was_nobodys_in_transac
         worker.resume()
     assert await asyncio.wait_for(asked, 20) == 7
     if door.name == "session":
-        with pytest.raises(psycopg.errors.AdminShutdown):
+        # 57P01, or just the end where the client asks so late that its question is answered by a reset.
+        with pytest.raises(psycopg.OperationalError):
             await asyncio.wait_for(connections[0].execute("select 1"), 20)
     else:
         assert [await asyncio.wait_for(_value(one, "select 1"), 20) for one in connections] == [1] * 2

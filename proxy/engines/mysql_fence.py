@@ -239,20 +239,26 @@ def _wait_no_writers(link: Link) -> None:
     """Until InnoDB has no transaction with changes that belongs to a session.
 
     The list in information_schema is quick to read, but made anew only if nobody has read it for 0.1 s
-    (CACHE_MIN_IDLE_TIME_NS in trx0i_s.cc): what it shows may have ended, and goes on being shown for as long as
-    somebody looks. InnoDB's monitor is never old, and long where there are many sessions; so it has the last word
-    where the list is not empty.
+    (CACHE_MIN_IDLE_TIME_NS in trx0i_s.cc): what it shows may have ended, what it does not show may have begun, for as long
+    as somebody looks. A transaction of our own shows whether it was made by now. InnoDB's monitor is never old, and long
+    where there are many sessions; so it has the last word where the list is old or not empty.
     """
-    while writers := listed_writers(link):
-        text = str(link.ask("show engine innodb status")[0]["Status"])
-        is_whole = "... truncated..." not in text
-        if is_whole:
-            writers = monitored_writers(text)
-            if not writers:
-                return
-        try:
-            link.pause(0.002 if is_whole else LIST_IDLE_S)
-        except EngineError as error:
-            raise EngineError(
-                f"engine {link.name} is not fenced: connections with a writing transaction open: {', '.join(writers)}"
-            ) from error
+    link.ask("start transaction with consistent snapshot")
+    try:
+        while (writers := listed_writers(link)) != []:
+            text = str(link.ask("show engine innodb status")[0]["Status"])
+            is_whole = "... truncated..." not in text
+            if is_whole:
+                writers = monitored_writers(text)
+                if not writers:
+                    return
+            try:
+                link.pause(0.002 if is_whole else LIST_IDLE_S)
+            except EngineError as error:
+                who = f": {', '.join(writers)}" if writers else ", or too many to be told in time"
+                raise EngineError(
+                    f"engine {link.name} is not fenced: connections with a writing transaction open{who}"
+                ) from error
+    finally:
+        link.allow(PUT_BACK_S)
+        link.ask("rollback")

@@ -195,9 +195,9 @@ class Link:
                 raise EngineLost(f"the connection to engine {name} ended: {text}") from error
             raise EngineError(f"engine {name}: {text} ({code})") from error
 
-    def _left(self) -> float:
+    def _left(self, least: float = 0.0) -> float:
         left = self._deadline - time.monotonic()
-        if left <= 0:
+        if left <= least:
             raise EngineError(f"engine {self.name} did not answer in time")
         return left
 
@@ -215,8 +215,8 @@ class Link:
         return next(iter(rows[0].values())) if rows else None
 
     def pause(self, seconds: float) -> None:
-        """In the thread, between two looks; raises at the deadline."""
-        self._left()
+        """In the thread, between two looks; raises where the deadline leaves no time for the second one."""
+        self._left(seconds)
         time.sleep(seconds)
 
     def allow(self, seconds: float) -> None:

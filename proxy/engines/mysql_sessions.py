@@ -43,17 +43,20 @@ def outsiders(link: Link, own: Collection[int]) -> list[dict[str, Any]]:
     )
 
 
-def listed_writers(link: Link) -> list[str]:
-    """Connections with a transaction that has changed something, now or up to 0.1 s ago."""
+def listed_writers(link: Link) -> list[str] | None:
+    """Connections with a transaction that has changed something, when InnoDB last made its list. None: it has made none
+    since the transaction of `link` began."""
     rows = link.ask(
-        "select trx_mysql_thread_id as id from information_schema.innodb_trx"
-        " where trx_rows_modified > 0 and trx_mysql_thread_id <> 0"
+        "select trx_mysql_thread_id as id, trx_rows_modified > 0 as is_writing from information_schema.innodb_trx"
+        " where trx_rows_modified > 0 and trx_mysql_thread_id <> 0 or trx_mysql_thread_id = connection_id()"
     )
-    return [str(row["id"]) for row in rows]
+    if link.thread_id not in (row["id"] for row in rows):
+        return None
+    return [str(row["id"]) for row in rows if row["is_writing"]]
 
 
 def monitored_writers(text: str) -> list[str]:
-    """The same, as InnoDB's monitor tells at this moment."""
+    """Connections with a transaction that has changed something, as InnoDB's monitor tells at this moment."""
     found = [block.group() for block in _MONITORED.finditer(text)]
     return [
         thread.group(1)

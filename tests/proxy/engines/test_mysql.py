@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pymysql
 import pytest
@@ -224,39 +224,73 @@ async def test_a_fence_fails_if_a_session_of_our_own_still_writes(pair: Pair, so
     await pair.primary.execute("drop table app.busy")
 
 
-async def test_a_transaction_that_is_over_does_not_hold_the_fence_up_for_as_long_as_somebody_reads_of_it(
-    pair: Pair, source: MySqlEngine
-) -> None:
-    """InnoDB shows its readers one and the same list until none has come for 0.1 s."""
-    await pair.primary.execute("create table if not exists app.ending (i int)")
-    own = pair.primary.connect_blocking("app", "app")
-    reader = pair.primary.connect_blocking()
-    is_over, has_seen = threading.Event(), threading.Event()
+class ListReader:
+    """Somebody who reads InnoDB's list of transactions all the time: it shows its readers one and the same until none has come
+    for 0.1 s."""
 
-    def read() -> None:
-        with reader.cursor() as cursor:
-            while not is_over.wait(0.01):
+    def __init__(self, pair: Pair) -> None:
+        self._connection = pair.primary.connect_blocking()
+        self._is_over = threading.Event()
+        self.id = self._connection.thread_id()
+        self.shown: set[int] | None = None
+        """Connections whose transactions have changed something, as it was told last."""
+
+    async def __aenter__(self) -> Self:
+        self._reading = asyncio.create_task(asyncio.to_thread(self._read))
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._is_over.set()
+        await self._reading
+        self._connection.close()
+
+    def _read(self) -> None:
+        with self._connection.cursor() as cursor:
+            while not self._is_over.wait(0.01):
                 cursor.execute(
                     "select trx_mysql_thread_id from information_schema.innodb_trx where trx_rows_modified > 0"
                 )
-                if (own.thread_id(),) in [tuple(row.values()) if isinstance(row, dict) else row for row in cursor]:
-                    has_seen.set()
+                rows = cursor.fetchall()
+                self.shown = {next(iter(row.values() if isinstance(row, dict) else row)) for row in rows}
 
-    reading = asyncio.create_task(asyncio.to_thread(read))
+
+async def test_a_transaction_that_is_over_does_not_hold_the_fence_up_for_as_long_as_somebody_reads_of_it(
+    pair: Pair, source: MySqlEngine
+) -> None:
+    await pair.primary.execute("create table if not exists app.ending (i int)")
+    own = pair.primary.connect_blocking("app", "app")
+    own.begin()
+    own.cursor().execute("insert into ending values (1)")
     try:
-        own.begin()
-        own.cursor().execute("insert into ending values (1)")
-        assert await asyncio.to_thread(has_seen.wait, 5)
-        own.commit()
-        proof = await source.fence([own.thread_id(), reader.thread_id()], timeout_s=2.0)
-        assert proof.writers_left == 0
+        async with ListReader(pair) as reader:
+            await until(lambda: own.thread_id() in (reader.shown or ()), "its transaction is listed")
+            own.commit()
+            proof = await source.fence([own.thread_id(), reader.id], timeout_s=2.0)
+            assert proof.writers_left == 0
     finally:
-        is_over.set()
-        await reading
         await source.unfence()
         own.close()
-        reader.close()
         await pair.primary.execute("drop table app.ending")
+
+
+async def test_a_transaction_that_is_not_listed_yet_fails_the_fence_however_often_somebody_reads_the_list(
+    pair: Pair, source: MySqlEngine
+) -> None:
+    await pair.primary.execute("create table if not exists app.beginning (i int)")
+    own = pair.primary.connect_blocking("app", "app")
+    try:
+        async with ListReader(pair) as reader:
+            await until(lambda: reader.shown is not None, "the list was read")
+            own.begin()
+            own.cursor().execute("insert into beginning values (1)")
+            with pytest.raises(EngineError, match=f"writing transaction open: {own.thread_id()}$"):
+                await source.fence([own.thread_id(), reader.id], timeout_s=0.5)
+            assert own.thread_id() not in (reader.shown or ()), "it has been kept out of the list"
+    finally:
+        own.rollback()
+        own.close()
+        await source.unfence()
+        await pair.primary.execute("drop table app.beginning")
 
 
 async def test_accounts_that_the_fence_does_not_bind_are_named(mariadb_pair: MariaDBPair) -> None:

@@ -168,6 +168,8 @@ class OutsideSession(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     is_writing: bool
     age_s: float
+    is_out_of_reach: bool = False
+    """The admin account may not end it."""
 
 
 class Capacity(msgspec.Struct, frozen=True):

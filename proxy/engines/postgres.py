@@ -130,12 +130,15 @@ select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() >= $1::text::
             else not $2 and pg_current_wal_insert_lsn() >= $1::text::pg_lsn end
 """
 
-# Without those that still log in: they will read the new value before their first statement.
+# Without those that still log in: they will read the new value before their first statement. A superuser's session can be ended
+# by a superuser only (pg_signal_backend in the manual).
 _CLIENTS: Final = """
 select pid, usename, coalesce(datname, '') as datname,
        coalesce(host(client_addr) || ':' || client_port, 'local') as client, coalesce(application_name, '') as app,
        coalesce(state, '') as state, backend_xid is not null as is_writing,
-       extract(epoch from clock_timestamp() - backend_start)::float8 as age_s
+       extract(epoch from clock_timestamp() - backend_start)::float8 as age_s,
+       usesysid in (select oid from pg_roles where rolsuper)
+       and not (select rolsuper from pg_roles where rolname = current_user) as is_out_of_reach
   from pg_stat_activity
  where backend_type = 'client backend' and usename is not null and pid <> pg_backend_pid() and pid <> all($1::int[])
 """
@@ -224,6 +227,9 @@ select concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname) from pg
 
 _NO_RULE: Final = "28000"
 """SQLSTATE of a host-based rule that does not fit."""
+
+OUT_OF_REACH_S: Final = 0.1
+"""How long the fence waits for sessions that it may not end, as of a monitor that comes and goes."""
 
 WRITERS_END_S: Final = 1.0
 """How long the fence waits for transactions that are about to end: the process of a session that was ended takes its
@@ -544,6 +550,7 @@ class PostgresEngine(Engine):
                 state=row["state"],
                 is_writing=row["is_writing"],
                 age_s=row["age_s"],
+                is_out_of_reach=row["is_out_of_reach"],
             )
             for row in rows
         ]
@@ -966,13 +973,24 @@ class PostgresEngine(Engine):
         return ""
 
     async def _end_others(self, first: Any, spared: Collection[int]) -> int:
-        """End every client session but Turnout's, and wait until they are gone."""
+        """End every client session but Turnout's, and wait until they are gone. Nobody is ended where one of them may not
+        be ended by this account."""
         ended: set[int] = set()
+        until = time.monotonic() + OUT_OF_REACH_S
         while True:
-            rows = await first.fetch(_CLIENTS, list(spared))
-            others = [row["pid"] for row in rows if not self._is_proof(row)]
-            if not others:
+            rows = [row for row in await first.fetch(_CLIENTS, list(spared)) if not self._is_proof(row)]
+            if not rows:
                 return len(ended)
+            out_of_reach = [row for row in rows if row["is_out_of_reach"]]
+            if out_of_reach:
+                if time.monotonic() > until:
+                    who = ", ".join(f"{row['usename']}@{row['client']} (process {row['pid']})" for row in out_of_reach)
+                    raise EngineError(
+                        f"engine {self.name} is not fenced: {self._user} may not end the session of a superuser: {who}"
+                    )
+                await asyncio.sleep(POLL_S)
+                continue
+            others = [row["pid"] for row in rows]
             ended |= set(others)
             await first.fetchval(_END, others)
             await poll(first, 0, _ARE_LEFT, others)

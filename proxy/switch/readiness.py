@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.config import SwitchConfig
-from proxy.engines.engine import EngineState, Role
+from proxy.engines.engine import EngineState, OutsideSession, Role
 from proxy.switch import parity
 from proxy.switch.findings import Check, Findings, Kind, some
 from proxy.switch.parity import Question, about
@@ -335,15 +335,30 @@ def _in_doubt(findings: Findings, limits: SwitchConfig) -> Check:
     )
 
 
+def _names(sessions: list[OutsideSession]) -> list[str]:
+    return [f"{one.user}@{one.client or 'local'} ({one.application or one.pid})" for one in sessions]
+
+
 def _outside(findings: Findings, _: SwitchConfig) -> Check:
     outside = findings.outside
     if not outside:
         return Check(name="clients_outside", verdict="pass", found="no client bypasses Turnout")
-    names = [f"{s.user}@{s.client or 'local'} ({s.application or s.pid})" for s in outside]
+    source = findings.source.name
+    out_of_reach = [one for one in outside if one.is_out_of_reach]
+    if out_of_reach:
+        return Check(
+            name="clients_outside",
+            verdict="fail",
+            found=f"sessions on {source} that Turnout's account may not end: {some(_names(out_of_reach))}",
+            limit="none",
+            remedy="end them, let them connect through Turnout, or make Turnout's account a superuser: as long as one of"
+            " them is there, the fence fails and the switch is undone",
+            is_overridable=True,
+        )
     return Check(
         name="clients_outside",
         verdict="warn",
-        found=f"{len(outside)} sessions on {findings.source.name} that did not come through Turnout: {some(names)}",
+        found=f"{len(outside)} sessions on {source} that did not come through Turnout: {some(_names(outside))}",
         limit="none",
         remedy="the fence ends them; let them connect through Turnout",
     )

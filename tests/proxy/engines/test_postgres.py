@@ -371,14 +371,26 @@ async def test_missing_rights_are_named_with_the_statement_that_grants_them(post
         for one in missing:
             await primary.execute(one.grant)
         assert await engine.permissions() == []
-        # The grants are enough for the real thing. They do not let it end a superuser's session, such as the one that has just
-        # given the last of them, whose process may not be gone yet.
+        # The grants are enough for the real thing, but do not let it end a superuser's session. The process of the one that
+        # has just given the last of them may not be gone yet.
         await engine.prepare()
 
         async def is_alone() -> bool:
             return not await engine.sessions_outside([])
 
         await until(is_alone, "the superuser's sessions are gone")
+        superuser, other = await primary.connect(), await primary.connect("app", "app")
+        try:
+            found = {one.pid: one.is_out_of_reach for one in await engine.sessions_outside([])}
+            assert found == {superuser.get_server_pid(): True, other.get_server_pid(): False}
+            with pytest.raises(EngineError, match=r"lowly may not end the session of a superuser: \w+@127\.0\.0\.1:\d+ \(p"):
+                await engine.fence()
+            assert await other.fetchval("select 1") == 1, "nobody was ended in vain"
+        finally:
+            await engine.unfence()
+            await superuser.close()
+            await other.close()
+        await until(is_alone, "they are gone")
         assert (await engine.fence()).refused_with == "25006"
         await engine.position()
         await engine.unfence()

@@ -127,6 +127,12 @@ MYSQL = {"flavour": "mysql", "version": "MySQL 9.7.1", "version_num": 90701, "la
         ("capacity", _found(target_capacity=None), "warn", False),
         ("prepared_transactions", _found(in_doubt=[f"tx{n}" for n in range(9)]), "fail", True),
         ("clients_outside", _found(outside=[OUTSIDE]), "warn", False),
+        (
+            "clients_outside",
+            _found(outside=[OUTSIDE, msgspec.structs.replace(OUTSIDE, is_out_of_reach=True)]),
+            "fail",
+            True,
+        ),
         ("portability", _found(pinned={"temp table": 2, "lock": 0}), "warn", False),
         ("workers", _found(workers=1), "fail", False),
         ("questions", _found(unanswered="blue: timeout"), "warn", False),

@@ -2,6 +2,7 @@
 
 import cython
 
+# The same numbers as in constants.py.
 cdef enum:
     COMMIT = 1
     ROLLBACK = 2

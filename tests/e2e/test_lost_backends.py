@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import asyncpg
@@ -20,6 +20,7 @@ from proxy.embedded import PostgresServer, Setup, Turnout, Workspace
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
 from tests.e2e.doors import HOST, Door
 from tests.e2e.talker import Talker
+from tests.kit.processes import suspended
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.postgresql, pytest.mark.slow]
@@ -162,6 +163,22 @@ async def test_what_follows_such_a_commit_in_its_batch_is_not_run(server: Postgr
         assert await _value(connection, "select count(*) from seen") == 0
 
 
+async def _ask_too_late(
+    server: PostgresServer,
+    turnout: Turnout,
+    connections: list[psycopg.AsyncConnection[Any]],
+    questions: list[Coroutine[Any, Any, Any]],
+) -> list[Any]:
+    """What becomes of a question on each connection that the worker finds only when the server has ended."""
+    with suspended(turnout.processes()[1]):
+        asked = [asyncio.create_task(one) for one in questions]
+        active = psycopg.pq.TransactionStatus.ACTIVE
+        await until(lambda: all(one.info.transaction_status == active for one in connections), "all have asked")
+        await server.stop("immediate")
+    await server.start()
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
 async def test_a_request_that_came_too_late_for_its_server_is_run_once_by_the_next(
     server: PostgresServer, turnout: Turnout, door: Door
 ) -> None:
@@ -170,20 +187,11 @@ async def test_a_request_that_came_too_late_for_its_server_is_run_once_by_the_ne
     await server.execute("create table if not exists seen (i int); truncate seen")
     connections = await asyncio.gather(*[_connect(door, autocommit=True) for _ in range(80)])
     await asyncio.gather(*[one.execute("select pg_sleep(0.1)") for one in connections])
-    worker = turnout.processes()[1]
-    worker.suspend()
-    try:
-        asked = [
-            asyncio.create_task(one.execute(b"insert into seen values (%s)", (i,), prepare=i % 2 == 0))
-            for i, one in enumerate(connections)
-        ]
-        active = psycopg.pq.TransactionStatus.ACTIVE
-        await until(lambda: all(one.info.transaction_status == active for one in connections), "all have asked")
-        await server.stop("immediate")
-    finally:
-        worker.resume()
-    await server.start()
-    await asyncio.gather(*asked)
+    questions = [
+        one.execute(b"insert into seen values (%s)", (i,), prepare=i % 2 == 0) for i, one in enumerate(connections)
+    ]
+    outcomes = await _ask_too_late(server, turnout, connections, questions)
+    assert [one for one in outcomes if isinstance(one, Exception)] == []
     assert await server.fetchval("select array_agg(i order by i) from seen") == list(range(80))
     for one in connections:
         await one.close()
@@ -284,17 +292,8 @@ async def test_the_end_of_a_transaction_that_came_too_late_for_its_server_leaves
     """A ROLLBACK is done: the loss of its server does what it asks for. A COMMIT that was surely not read gets 40001."""
     connections = await asyncio.gather(*[_connect(door) for _ in range(40)])
     await asyncio.gather(*[one.execute("select 1") for one in connections])
-    worker = turnout.processes()[1]
-    worker.suspend()
-    try:
-        asked = [asyncio.create_task(one.rollback() if end == "rollback" else one.commit()) for one in connections]
-        active = psycopg.pq.TransactionStatus.ACTIVE
-        await until(lambda: all(one.info.transaction_status == active for one in connections), "all have asked")
-        await server.stop("immediate")
-    finally:
-        worker.resume()
-    await server.start()
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    ends = [one.rollback() if end == "rollback" else one.commit() for one in connections]
+    outcomes = await _ask_too_late(server, turnout, connections, ends)
     codes = {getattr(one, "sqlstate", one) for one in outcomes}
     assert codes == ({None} if end == "rollback" else {"40001"})
     for one in connections:
@@ -362,17 +361,13 @@ async def test_after_a_crash_other_sessions_send_nothing_to_servers_that_are_abo
     connections = [await _connect(door, autocommit=True) for _ in range(2)]
     asked = [asyncio.create_task(_value(one, "select pg_backend_pid() from pg_sleep(0.3)")) for one in connections]
     crashing, slow = await asyncio.gather(*asked)
-    worker = turnout.processes()[1]
-    worker.suspend()
-    try:
+    with suspended(turnout.processes()[1]):
         os.kill(slow, signal.SIGSTOP)
         os.kill(crashing, signal.SIGKILL)
         await until(lambda: _has_ended(crashing), "the first one has ended")
         late = asyncio.create_task(connections[1].execute("insert into seen values (1)"))
         active = psycopg.pq.TransactionStatus.ACTIVE
         await until(lambda: connections[1].info.transaction_status == active, "it has asked")
-    finally:
-        worker.resume()
     # Within the moment for which it is held back.
     os.kill(slow, signal.SIGKILL)
     await asyncio.wait_for(late, 20)
@@ -391,22 +386,21 @@ async def test_a_backend_that_ends_right_behind_an_answer_was_nobodys_in_transac
     """The answer, the server's last words and the end of the connection are there at once. In transaction mode the client is
     not told, and nobody is lent what has ended."""
     connections = [await _connect(door, autocommit=True) for _ in range(2)]
+    # libpq takes an error that has come between two questions for a notice.
+    words: list[str | None] = []
+    connections[0].add_notice_handler(lambda notice: words.append(notice.sqlstate))
     asked = asyncio.create_task(_value(connections[0], "select 7 from pg_sleep(0.3)"))
     asking = "select pid from pg_stat_activity where query like 'select 7 %' and state = "
     await _look(server, f"{asking} 'active'", "it runs")
-    worker = turnout.processes()[1]
-    worker.suspend()
-    try:
+    with suspended(turnout.processes()[1]):
         await _look(server, f"{asking} 'idle'", "it has been answered")
         pid = await server.fetchval(f"{asking} 'idle'")
         assert await server.fetchval("select pg_terminate_backend($1, 5000)", pid)
-    finally:
-        worker.resume()
     assert await asyncio.wait_for(asked, 20) == 7
     if door.name == "session":
-        # 57P01, or just the end where the client asks so late that its question is answered by a reset.
-        with pytest.raises(psycopg.OperationalError):
+        with pytest.raises(psycopg.OperationalError) as error:
             await asyncio.wait_for(connections[0].execute("select 1"), 20)
+        assert [*words, error.value.sqlstate][0] == "57P01"
     else:
         assert [await asyncio.wait_for(_value(one, "select 1"), 20) for one in connections] == [1] * 2
     for one in connections:

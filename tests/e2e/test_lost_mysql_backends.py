@@ -14,6 +14,7 @@ from pymysql.constants import COMMAND
 from proxy.embedded import MariaDBServer, Setup, Turnout, Workspace
 from tests.e2e.doors import Door
 from tests.e2e.mysql_rules import ask, connect
+from tests.kit.processes import suspended
 from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.mariadb, pytest.mark.slow]
@@ -129,6 +130,20 @@ async def test_an_open_transaction_gets_one_error_and_is_over(
     connection.close()
 
 
+async def _ask_too_late(
+    server: MariaDBServer, turnout: Turnout, connections: list[Any], questions: list[str]
+) -> None:
+    """A question on each connection that the worker finds only when the server has ended, and its answer. Raises what
+    PyMySQL makes of an error."""
+    with suspended(turnout.processes()[1]):
+        for one, question in zip(connections, questions, strict=True):
+            one._execute_command(COMMAND.COM_QUERY, question)
+        await server.kill()
+    await server.start()
+    for one in connections:
+        await asyncio.to_thread(one._read_query_result)
+
+
 async def test_a_statement_that_came_too_late_for_its_server_is_run_once_by_the_next(
     server: MariaDBServer, turnout: Turnout, door: Door
 ) -> None:
@@ -139,17 +154,8 @@ async def test_a_statement_that_came_too_late_for_its_server_is_run_once_by_the_
     if door.name == "session":
         await asyncio.gather(*[asyncio.to_thread(ask, one, "set @mine = 7") for one in connections])
     await _are_asked(turnout)
-    worker = turnout.processes()[1]
-    worker.suspend()
-    try:
-        for i, one in enumerate(connections):
-            one._execute_command(COMMAND.COM_QUERY, f"insert into seen values ({i})")
-        await server.kill()
-    finally:
-        worker.resume()
-    await server.start()
-    for one in connections:
-        await asyncio.to_thread(one._read_query_result)
+    questions = [f"insert into seen values ({i})" for i in range(len(connections))]
+    await _ask_too_late(server, turnout, connections, questions)
     rows = await server.fetchval("select group_concat(i order by i) from app.seen")
     assert rows == ",".join(map(str, range(80)))
     for one in connections:
@@ -166,17 +172,7 @@ async def test_a_rollback_that_came_too_late_for_its_server_is_done(
     await _are_asked(turnout)
     for text in ("begin", "insert into seen values (1)"):
         await asyncio.gather(*[asyncio.to_thread(ask, one, text) for one in connections])
-    worker = turnout.processes()[1]
-    worker.suspend()
-    try:
-        for one in connections:
-            one._execute_command(COMMAND.COM_QUERY, "ROLLBACK")
-        await server.kill()
-    finally:
-        worker.resume()
-    await server.start()
-    for one in connections:
-        await asyncio.to_thread(one._read_query_result)
+    await _ask_too_late(server, turnout, connections, ["ROLLBACK"] * len(connections))
     assert await _value(connections[0], "select count(*) from seen") == 0
     for one in connections:
         one.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import signal
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -98,10 +100,17 @@ async def test_an_immediate_switch_rolls_open_transactions_back_and_their_client
     idle = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
     busy = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
     silent = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+    ending = await psycopg.AsyncConnection.connect(dsn)
+    stopped = await _pid(ending)
     try:
         before = await _pid(idle)
         await silent.execute("begin")
         await busy.execute("begin")
+        # A ROLLBACK that its server does not get to: what the switch does is what it asks for.
+        os.kill(stopped, signal.SIGSTOP)
+        rolled_back = asyncio.create_task(ending.rollback())
+        active = psycopg.pq.TransactionStatus.ACTIVE
+        await until(lambda: ending.info.transaction_status == active, "it has asked")
         with pytest.raises(psycopg.errors.SerializationFailure, match="moving to another server"):
             ended, _ = await asyncio.gather(
                 turnout.switch("two", strategy="immediate"), busy.execute("select pg_sleep(20)")
@@ -116,6 +125,10 @@ async def test_an_immediate_switch_rolls_open_transactions_back_and_their_client
         assert await _pid(idle) != before
         report = await turnout.get(f"/v1/switches/{record['id']}/report")
         assert [one["code_sent"] for one in report["interrupted"]] == ["40001", "40001"]
+        await asyncio.wait_for(rolled_back, 20)
+        assert ending.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert await _pid(ending) not in (0, stopped)
+        await ending.rollback()
         # Its transaction has failed, as far as the client knows, and nothing may run outside of it.
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):
             await busy.execute("select 1")
@@ -131,7 +144,8 @@ async def test_an_immediate_switch_rolls_open_transactions_back_and_their_client
         assert ended["phase"] == "aborted"
         await idle.execute("commit")
     finally:
-        for one in (idle, busy, silent):
+        os.kill(stopped, signal.SIGCONT)
+        for one in (idle, busy, silent, ending):
             await one.close()
 
 

@@ -130,9 +130,7 @@ async def test_an_open_transaction_gets_one_error_and_is_over(
     connection.close()
 
 
-async def _ask_too_late(
-    server: MariaDBServer, turnout: Turnout, connections: list[Any], questions: list[str]
-) -> None:
+async def _ask_too_late(server: MariaDBServer, turnout: Turnout, connections: list[Any], questions: list[str]) -> None:
     """A question on each connection that the worker finds only when the server has ended, and its answer. Raises what
     PyMySQL makes of an error."""
     with suspended(turnout.processes()[1]):

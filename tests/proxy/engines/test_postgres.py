@@ -383,7 +383,9 @@ async def test_missing_rights_are_named_with_the_statement_that_grants_them(post
         try:
             found = {one.pid: one.is_out_of_reach for one in await engine.sessions_outside([])}
             assert found == {superuser.get_server_pid(): True, other.get_server_pid(): False}
-            with pytest.raises(EngineError, match=r"lowly may not end the session of a superuser: \w+@127\.0\.0\.1:\d+ \(p"):
+            with pytest.raises(
+                EngineError, match=r"lowly may not end the session of a superuser: \w+@127\.0\.0\.1:\d+ \(p"
+            ):
                 await engine.fence()
             assert await other.fetchval("select 1") == 1, "nobody was ended in vain"
         finally:

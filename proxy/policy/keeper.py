@@ -122,7 +122,7 @@ class PolicyKeeper:
 
     def policies(self, service: str | None = None, services: Mapping[str, ServiceConfig] | None = None) -> list[Policy]:
         """Those of all services or of one, by name; with `services` as they would be if the file had said that. One that
-        was set by command and whose name the file took since is hidden by it; one whose service is gone is not judged."""
+        was set by command and whose name the file took since is hidden by it; one whose service is gone does not fire."""
         found = dict(self._set)
         for name, config in (self._services if services is None else services).items():
             for policy_name, rules in config.policy.items():
@@ -254,11 +254,20 @@ class PolicyKeeper:
         for policy in self.policies():
             if policy.service in self._services:
                 by_service.setdefault(policy.service, []).append(policy)
+            else:
+                self._pass_over(policy)
         for service, policies in by_service.items():
             moment = self._moment(service)
             judged = choose((policy, judge(policy, moment, self._memory(policy, moment))) for policy in policies)
             for policy, judgement in judged:
                 self._take(policy, judgement, moment)
+
+    def _pass_over(self, policy: Policy) -> None:
+        last = self._last.get(policy.name)
+        if last is None or last.code is not Code.NO_SERVICE:
+            text = f"did not fire because the config has no service {policy.service}"
+            _log.warning("policy without a service", policy=policy.name, service=policy.service)
+            self._decide(policy, Code.NO_SERVICE, text)
 
     def _moment(self, service: str) -> Moment:
         now, active = self._clock.wall(), self._switches.standing(service).active

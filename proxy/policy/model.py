@@ -41,6 +41,8 @@ class Code(enum.Enum):
     DISABLED = "disabled"
     NO_ENGINE = "no_engine"
     """The service has no engine of the name it goes to: it was removed, and the policy stands in the config file."""
+    NO_SERVICE = "no_service"
+    """It was set by command, and the config has its service no more."""
     WAITS = "waits"
     """For an operator, a failure, or its time."""
     TARGET_SERVES = "target_serves"

@@ -345,6 +345,21 @@ async def test_a_policy_whose_engine_was_removed_is_kept_and_not_judged(scene: C
     assert [policy.name for policy in play.keeper.policies()] == ["slow"]
 
 
+async def test_a_policy_whose_service_is_gone_says_so_until_it_is_back(scene: Callable[..., Scene]) -> None:
+    play = scene()
+    play.keeper.put(a_policy("slow", **{key: getattr(SLOW, key) for key in SLOW.__struct_fields__}))
+    play.keeper.reconfigure({"store": play.service})
+    play.turn(12, ms=500.0)
+    assert play.codes() == [Code.NO_SERVICE]
+    [last] = play.keeper.history(1, "slow")
+    assert last.text == "did not fire because the config has no service shop"
+    assert not play.asked
+    play.keeper.reconfigure({"shop": play.service})
+    play.turn(1, ms=500.0)
+    await play.asks(1)
+    assert play.codes() == [Code.NO_SERVICE, Code.FIRED]
+
+
 async def test_the_history_is_bounded_and_what_was_done_outlives_what_was_not(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:

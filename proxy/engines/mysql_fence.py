@@ -243,6 +243,7 @@ def _wait_no_writers(link: Link) -> None:
     as somebody looks. A transaction of our own shows whether it was made by now. InnoDB's monitor is never old, and long
     where there are many sessions; so it has the last word where the list is old or not empty.
     """
+    seen: list[str] = []
     link.ask("start transaction with consistent snapshot")
     try:
         while (writers := listed_writers(link)) != []:
@@ -252,13 +253,11 @@ def _wait_no_writers(link: Link) -> None:
                 writers = monitored_writers(text)
                 if not writers:
                     return
-            try:
-                link.pause(0.002 if is_whole else LIST_IDLE_S)
-            except EngineError as error:
-                who = f": {', '.join(writers)}" if writers else ", or too many to be told in time"
-                raise EngineError(
-                    f"engine {link.name} is not fenced: connections with a writing transaction open{who}"
-                ) from error
+            seen = writers or seen
+            link.pause(0.002 if is_whole else LIST_IDLE_S)
+    except EngineError as error:
+        who = f"connections with a writing transaction open: {', '.join(seen)}" if seen else error.text
+        raise EngineError(f"engine {link.name} is not fenced: {who}") from error
     finally:
         link.allow(PUT_BACK_S)
         link.ask("rollback")

@@ -284,7 +284,7 @@ async def test_a_transaction_that_is_not_listed_yet_fails_the_fence_however_ofte
             own.begin()
             own.cursor().execute("insert into beginning values (1)")
             with pytest.raises(EngineError, match=f"writing transaction open: {own.thread_id()}$"):
-                await source.fence([own.thread_id(), reader.id], timeout_s=0.5)
+                await source.fence([own.thread_id(), reader.id], timeout_s=2.0)
             assert own.thread_id() not in (reader.shown or ()), "it has been kept out of the list"
     finally:
         own.rollback()

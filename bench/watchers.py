@@ -2,8 +2,9 @@
 
     python -m bench.watchers URL DASHBOARDS TOKEN
 
-A dashboard does what the script of the real one does: it listens to the events and asks for the status every two seconds; every
-second one shows the pools besides. Once all have had an answer, a line `ready` goes to stdout. Until it is ended.
+A dashboard does what the script of the real one does: it listens to the events, with which the status comes every two seconds;
+every second one shows the pools, and asks for them then. Once all have had an answer, a line `ready` goes to stdout. Until it is
+ended.
 """
 
 from __future__ import annotations
@@ -15,30 +16,34 @@ from typing import Final
 
 import httpx
 
-POLL_S: Final = 2.0
 SCRAPE_S: Final = 1.0
 
 
-async def _listen(client: httpx.AsyncClient) -> None:
-    async with client.stream("GET", "/v1/events", timeout=None) as answer:
-        answer.raise_for_status()
-        async for _ in answer.aiter_lines():
-            pass
+async def _get(client: httpx.AsyncClient, path: str) -> bool:
+    """False: too many ask. As the page does: it shows what it has, and asks again the next time."""
+    answer = await client.get(path)
+    if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        return False
+    answer.raise_for_status()
+    return True
 
 
-async def _ask(
-    client: httpx.AsyncClient, paths: list[str], every_s: float, offset_s: float, begun: asyncio.Event
-) -> None:
-    await asyncio.sleep(offset_s)
+async def _scrape(client: httpx.AsyncClient, begun: asyncio.Event) -> None:
     while True:
-        for path in paths:
-            answer = await client.get(path)
-            if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-                # As the page does: it shows what it has, and asks again the next time.
-                continue
-            answer.raise_for_status()
-        begun.set()
-        await asyncio.sleep(every_s)
+        if await _get(client, "/metrics"):
+            begun.set()
+        await asyncio.sleep(SCRAPE_S)
+
+
+async def _watch(client: httpx.AsyncClient, *, with_pools: bool, begun: asyncio.Event) -> None:
+    await _get(client, "/v1/status")
+    async with client.stream("GET", "/v1/events?status=true", timeout=None) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if line == "event: status":
+                begun.set()
+                if with_pools:
+                    await _get(client, "/v1/pools")
 
 
 async def watch(url: str, dashboards: int, token: str) -> None:
@@ -48,12 +53,9 @@ async def watch(url: str, dashboards: int, token: str) -> None:
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, trust_env=False, timeout=60.0) as client:
         begun = [asyncio.Event() for _ in range(dashboards + 1)]
         async with asyncio.TaskGroup() as group:
-            group.create_task(_ask(client, ["/metrics"], SCRAPE_S, 0.0, begun[-1]))
+            group.create_task(_scrape(client, begun[-1]))
             for number in range(dashboards):
-                paths = ["/v1/status", "/v1/pools"] if number % 2 else ["/v1/status"]
-                offset_s = POLL_S * number / dashboards
-                group.create_task(_listen(client))
-                group.create_task(_ask(client, paths, POLL_S, offset_s, begun[number]))
+                group.create_task(_watch(client, with_pools=number % 2 == 1, begun=begun[number]))
             for one in begun:
                 await one.wait()
             print("ready", flush=True)

@@ -26,6 +26,7 @@ from proxy.control.beneath import Supervisor
 from proxy.control.events import EventLog
 from proxy.control.roles import Caller, Role, require
 from proxy.control.standstill import Place
+from proxy.control.statuses import Statuses
 from proxy.control.sums import sum_figures
 from proxy.control.views import (
     AUDIT_MAX,
@@ -72,6 +73,7 @@ class ControlService:
         self._clock = clock or SystemClock()
         self.audit = AuditLog(supervisor.database)
         self.events = EventLog(f"{int(supervisor.started_at * 1000):x}")
+        self._statuses = Statuses(self._look, self.events)
         supervisor.subscribe(self.events.add)
         self.alerts = Alerts(supervisor, self._clock)
         """Looked at from their `start` on."""
@@ -81,6 +83,9 @@ class ControlService:
     async def status(self, who: Caller) -> Status:
         """Services with active engine and running switch, workers, and sums of what they count. Changes nothing."""
         require(who, Role.VIEWER)
+        return await self._look()
+
+    async def _look(self) -> Status:
         sums = sum_figures(await self.supervisor.figures())
         return Status(
             version=VERSION,
@@ -153,12 +158,14 @@ class ControlService:
             if service in (None, key[0])
         ]
 
-    def follow(self, who: Caller, last_id: str | None = None, service: str | None = None) -> AsyncIterator[bytes]:
+    def follow(
+        self, who: Caller, last_id: str | None = None, service: str | None = None, *, with_status: bool = False
+    ) -> AsyncIterator[bytes]:
         """What happens, as server-sent events; see `proxy.control.events`. Raises NotFound."""
         require(who, Role.VIEWER)
         if service is not None:
             self._service(service)
-        return self.events.follow(last_id, service)
+        return (self._statuses if with_status else self.events).follow(last_id, service)
 
     def audit_entries(
         self,

@@ -52,11 +52,11 @@ export const remove = async (path) => (await send("DELETE", path)).found;
 export const post = async (path, body = {}) => (await send("POST", path, body, { "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()) })).found;
 
 // Server-sent events, read by fetch because EventSource cannot show a token.
-export async function listen(onEvent, onState) {
+export async function listen(onEvent, onStatus, onState) {
   let lastId = null;
   for (;;) {
     try {
-      const answer = await fetch("/v1/events", { headers: headers(lastId ? { "Last-Event-ID": lastId } : {}) });
+      const answer = await fetch("/v1/events?status=true", { headers: headers(lastId ? { "Last-Event-ID": lastId } : {}) });
       if (!answer.ok) throw new Error(String(answer.status));
       onState(true);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -73,7 +73,7 @@ export async function listen(onEvent, onState) {
             return [line.slice(0, at), line.slice(at + 2)];
           }));
           if (fields.id) lastId = fields.id;
-          if (fields.data) onEvent(JSON.parse(fields.data));
+          if (fields.data) (fields.event === "status" ? onStatus : onEvent)(JSON.parse(fields.data));
         }
       }
     } catch (error) {

@@ -18,6 +18,8 @@ const PAGES = [
 ];
 
 let shown = null;
+let toldAt = 0;
+let isLive = false;
 
 function show() {
   const [path, query] = (location.hash.slice(1) || "/").split("?");
@@ -65,14 +67,25 @@ function remember(status, at) {
   }
 }
 
+function say(text) {
+  document.getElementById("live").textContent = text ?? (isLive ? "live" : "connecting");
+}
+
+function take(status) {
+  toldAt = Date.now();
+  say();
+  state.status = status;
+  remember(status, toldAt / 1000);
+  if (!document.hidden) shown?.tick?.();
+}
+
+// The status comes with the events, one look for all dashboards; it is asked for at first, and while no events come.
 async function poll() {
-  if (!document.hidden) {
+  if (!document.hidden && Date.now() - toldAt > 1.5 * POLL_MS) {
     try {
-      state.status = await get("/v1/status");
-      remember(state.status, Date.now() / 1000);
-      shown?.tick?.();
+      take(await get("/v1/status"));
     } catch (error) {
-      document.getElementById("live").textContent = "no answer";
+      say("no answer");
     }
   }
   setTimeout(poll, POLL_MS);
@@ -100,4 +113,4 @@ window.addEventListener("resize", () => shown?.tick?.());
 window.addEventListener("hashchange", () => { show(); document.getElementById("main").focus(); });
 show();
 poll();
-listen(heard, (is_live) => { document.getElementById("live").textContent = is_live ? "live" : "connecting"; });
+listen(heard, take, (is_live) => { isLive = is_live; say(); });

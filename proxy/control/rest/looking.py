@@ -129,10 +129,18 @@ async def events(
         str | None,
         HeaderParameter(name="Last-Event-ID", max_length=100, description="Id of the last event that was seen."),
     ] = None,
+    with_status: Annotated[
+        bool,
+        QueryParameter(
+            name="status",
+            description="In between, every two seconds, the status: an event `status` without an id, whose data is what"
+            " `GET /v1/status` answers.",
+        ),
+    ] = False,
 ) -> Stream:
     """What happens, as it happens: phases of switches, states of engines, decisions of policies, alerts. With
     `Last-Event-ID` from the one after that; if it is not known any more, the stream begins with `events.missed`."""
-    stream = door.follow(who, last_event_id, one_service)
+    stream = door.follow(who, last_event_id, one_service, with_status=with_status)
     return Stream(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import ssl
@@ -298,6 +299,22 @@ async def test_a_reload_reads_the_certificate_again(certificates: dict[str, tupl
 # --- closing ------------------------------------------------------------------------------------------------------
 
 
+async def test_the_status_comes_with_the_events_to_who_asks_for_it() -> None:
+    server = await serve_control(ControlService(ScriptedSupervisor()), config_on(free_port()))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{server.addresses[0]}", timeout=10) as client:
+            async with client.stream("GET", "/v1/events?status=true") as answer:
+                lines = answer.aiter_lines()
+                assert (await anext(lines)).startswith("retry:")
+                assert (await anext(lines)).startswith("id:")
+                assert [await anext(lines) for _ in range(2)] == ["", "event: status"]
+                told = json.loads((await anext(lines)).removeprefix("data: "))
+            asked = (await client.get("/v1/status")).json()
+            assert {**told, "services": len(told["services"])} == {**asked, "services": len(asked["services"])}
+    finally:
+        await server.close()
+
+
 async def test_closing_ends_the_streams_of_events() -> None:
     config = config_on(free_port())
     supervisor = ScriptedSupervisor()
@@ -308,7 +325,7 @@ async def test_closing_ends_the_streams_of_events() -> None:
             lines = answer.aiter_lines()
             assert (await anext(lines)).startswith("retry:")
             supervisor.tell(Event(kind="engine.changed", at=1.0, service="shop"))
-            assert [await anext(lines) for _ in range(3)][2] == "event: engine.changed"
+            assert [await anext(lines) for _ in range(4)][3] == "event: engine.changed"
             async with asyncio.timeout(1.5):
                 await server.close()
                 left = [line async for line in lines]

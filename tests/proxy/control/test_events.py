@@ -20,8 +20,10 @@ def event(kind: str, service: str = "shop") -> Event:
 class Listener:
     """Reads a stream as a browser does."""
 
-    def __init__(self, log: EventLog, last_id: str | None = None, service: str | None = None) -> None:
-        self._stream = log.follow(last_id, service)
+    def __init__(
+        self, log: EventLog, last_id: str | None = None, service: str | None = None, *, with_status: bool = False
+    ) -> None:
+        self._stream = log.follow(last_id, service, with_status=with_status)
         self.last_id = last_id
 
     async def next(self) -> dict[str, Any]:
@@ -33,12 +35,18 @@ class Listener:
                 if "data" in fields:
                     self.last_id = fields.get("id", self.last_id)
                     data: dict[str, Any] = json.loads(fields["data"])
+                    if fields["event"] == "status":
+                        assert "id" not in fields, "who comes back with it would have missed nothing"
+                        return {"kind": "status", **data}
                     assert data["kind"] == fields["event"]
                     return data
 
     async def begin(self) -> None:
         """Until it is told how soon to come back; it listens from then on."""
-        assert (await anext(self._stream)).startswith(b"retry: ")
+        lines = (await anext(self._stream)).decode().splitlines()
+        assert lines[0].startswith("retry: ")
+        assert lines[1].startswith("id: ")
+        self.last_id = lines[1].removeprefix("id: ")
 
 
 async def test_a_listener_is_told_what_happens_from_now_on_in_order() -> None:
@@ -109,11 +117,48 @@ async def test_a_listener_of_one_service_hears_of_no_other() -> None:
     assert [(await listener.next())["kind"] for _ in range(2)] == ["all", "mine"]
 
 
+async def test_a_status_is_shown_between_events_to_those_who_want_it() -> None:
+    log = EventLog("a")
+    log.show(b'{"n":1}')
+    wants, does_not = Listener(log, with_status=True), Listener(log)
+    for one in (wants, does_not):
+        await one.begin()
+    log.show(b'{"n":2}')
+    log.show(b'{"n":3}')
+    log.add(event("one"))
+    assert [(await wants.next())["kind"], await wants.next()] == ["one", {"kind": "status", "n": 3}], "the newest only"
+    assert wants.last_id == "a-1"
+    log.add(event("two"))
+    assert [(await one.next())["kind"] for one in (wants, does_not, does_not)] == ["two", "one", "two"]
+
+
 async def test_a_quiet_stream_says_that_it_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     stream = EventLog("a").follow(None)
     await anext(stream)
     assert (await anext(stream)).startswith(b":")
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+async def test_a_stream_ends_after_a_while_and_who_comes_back_misses_nothing(
+    monkeypatch: pytest.MonkeyPatch, heard: int
+) -> None:
+    """By then a token may have run out."""
+    monkeypatch.setattr(module, "STREAM_S", 0.05)
+    log = EventLog("a")
+    log.add(event("before"))
+    listener = Listener(log)
+    await listener.begin()
+    for _ in range(heard):
+        log.add(event("one"))
+        assert (await listener.next())["kind"] == "one"
+    with pytest.raises(StopAsyncIteration):
+        await listener.next()
+    log.add(event("two"))
+    again = Listener(log, listener.last_id)
+    await again.begin()
+    assert again.last_id == listener.last_id
+    assert (await again.next())["kind"] == "two"
 
 
 async def test_closing_ends_every_stream() -> None:

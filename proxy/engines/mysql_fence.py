@@ -14,6 +14,7 @@ Why it is built as it is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from typing import Final
@@ -48,6 +49,9 @@ _WRITE: Final = "delete from mysql.time_zone where 1 = 0"
 
 LIST_IDLE_S: Final = 0.105
 """After so long without a reader InnoDB makes its list of transactions anew."""
+
+LOOK_S: Final = 0.1
+"""A look at the list and at the monitor takes no longer, if nothing is wrong."""
 
 UNHINDERED_S: Final = 0.005
 """A server that has nothing to wait for is closed to writes within that."""
@@ -254,10 +258,12 @@ def _wait_no_writers(link: Link) -> None:
                 if not writers:
                     return
             seen = writers or seen
-            link.pause(0.002 if is_whole else LIST_IDLE_S)
+            link.pause(0.002 if is_whole else LIST_IDLE_S, for_look_s=LOOK_S)
     except EngineError as error:
         who = f"connections with a writing transaction open: {', '.join(seen)}" if seen else error.text
         raise EngineError(f"engine {link.name} is not fenced: {who}") from error
     finally:
         link.allow(PUT_BACK_S)
-        link.ask("rollback")
+        # Not where the connection has ended, and the transaction with it.
+        with contextlib.suppress(pymysql.err.InterfaceError):
+            link.ask("rollback")

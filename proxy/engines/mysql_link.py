@@ -214,9 +214,10 @@ class Link:
         rows = self.ask(sql, *args)
         return next(iter(rows[0].values())) if rows else None
 
-    def pause(self, seconds: float) -> None:
-        """In the thread, between two looks; raises where the deadline leaves no time for the second one."""
-        self._left(seconds)
+    def pause(self, seconds: float, *, for_look_s: float = 0.0) -> None:
+        """In the thread, between two looks; raises where the deadline leaves no time for the second one, which may take
+        `for_look_s`: a statement that the deadline cuts off costs the connection."""
+        self._left(seconds + for_look_s)
         time.sleep(seconds)
 
     def allow(self, seconds: float) -> None:

@@ -39,25 +39,25 @@ async def test_there_and_back_by_two_commands(pair: MariaDBPair | MySQLPair, tmp
     blue, green = pair.primary, pair.standby
     try:
         await blue.execute("create table app.turns (who varchar(9))", "insert into app.turns values ('blue')", READABLE)
-        there = await stage.switch(target="green")
+        there = await stage.switch(target=green.name)
         assert (there.phase, there.error, there.remedy) == (Phase.COMPLETED, "", "")
         report = stage.journal.report(there.id)
         assert report["figures"]["acked_lost"] == 0
         assert report["audit"]["checked"] > 0
-        assert report["way_back"] == "replicates from green by GTID"
-        assert [(one["at"], one["output"]) for one in report["hooks"]] == [("after_release", "green serves")]
+        assert report["way_back"] == f"replicates from {green.name} by GTID"
+        assert [(one["at"], one["output"]) for one in report["hooks"]] == [("after_release", f"{green.name} serves")]
         compared = report["rows_at_fence"]
         # Tests before this one may have left some.
         (known,) = await blue.fetch("select count(*) as n from information_schema.tables where table_schema = 'app'")
         assert (compared["tables"], compared["different"]) == (known["n"], [])
         assert compared["rows"] >= 1
-        state = await stage.engines["blue"].probe()
+        state = await stage.engines[blue.name].probe()
         assert (state.role, state.is_writable, state.upstream) == (Role.STANDBY, False, green.address)
         await green.execute("insert into app.turns values ('green')")
 
-        back = await stage.switch(target="blue")
+        back = await stage.switch(target=blue.name)
         assert (back.phase, back.error, back.remedy) == (Phase.COMPLETED, "", "")
-        assert await stage.writable() == ["blue"]
+        assert await stage.writable() == [blue.name]
         assert await blue.fetch("select who from app.turns") == [{"who": "blue"}, {"who": "green"}]
         checks = {check["name"]: check for check in stage.journal.report(back.id)["checks"]}
         assert {name for name, check in checks.items() if check["verdict"] == "fail"} == set()
@@ -83,9 +83,9 @@ async def test_rows_that_differ_are_found_at_the_fence_and_the_source_is_given_b
         await green.execute(*astray, "update app.turns set who = 'green' where id = 2", "set global read_only = 1")
         record = await stage.switch()
         assert record.phase is Phase.ABORTED
-        assert record.error == "rows on green are not those of blue: app.turns: (2): not alike"
+        assert record.error == f"rows on {green.name} are not those of {blue.name}: app.turns: (2): not alike"
         assert record.stamps["aborted"] - record.stamps["aborting"] < 1_000_000
-        assert await stage.writable() == ["blue"]
+        assert await stage.writable() == [blue.name]
         await blue.execute("insert into app.turns values (3, 'blue')")
         (kept,) = DataCheckStore(stage.journal.database).all()
         assert (kept.id, kept.state, kept.asked_by) == (f"fence-{record.id}", "different", f"switch {record.id}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -59,6 +60,9 @@ async def _connect(turnout: Turnout, **options: Any) -> psycopg.AsyncConnection[
     )
 
 
+_draws = itertools.count(10**9, 10**9)
+
+
 class Writer:
     """Inserts one row after the other in transactions of its own, and remembers what was acknowledged."""
 
@@ -75,7 +79,7 @@ class Writer:
     @staticmethod
     def draw() -> int:
         """A number that no other row has, with room for those of a writer."""
-        return time.monotonic_ns() // 1000 * 100
+        return next(_draws)
 
     async def run(self) -> None:
         while not self.is_over:
@@ -248,9 +252,15 @@ async def test_a_primary_that_answers_nobody_is_replaced_and_fenced_when_it_come
             await pair.swap()
 
 
+async def _commits_end(pair: PostgresPair) -> None:
+    await pair.primary.execute("alter system reset synchronous_standby_names")
+    await pair.primary.execute("select pg_reload_conf()")
+
+
 async def _commits_in_doubt(pair: PostgresPair) -> None:
     """From now on a COMMIT is replicated and does not end, because nobody is the standby it waits for; one that wrote to
     `slow` does not even begin to."""
+    await _commits_end(pair)  # a test that was ended by force has left it so
     await pair.primary.execute(
         "create table if not exists slow (id bigint);"
         " create or replace function slow() returns trigger language plpgsql as"
@@ -313,6 +323,7 @@ async def test_an_interrupted_commit_is_resolved_on_the_server_that_has_taken_ov
         await turnout.stop()
         if not await new.fetchval("select pg_is_in_recovery()"):
             await pair.swap()
+        await _commits_end(pair)
 
 
 async def test_without_anybody_who_takes_over_an_interrupted_commit_stays_unknown(
@@ -336,8 +347,7 @@ async def test_without_anybody_who_takes_over_an_interrupted_commit_stays_unknow
     finally:
         await client.close()
         await turnout.stop()
-        await pair.primary.execute("alter system reset synchronous_standby_names")
-        await pair.primary.execute("select pg_reload_conf()")
+        await _commits_end(pair)
 
 
 async def test_no_more_requests_wait_for_a_lost_server_than_the_config_allows(

@@ -297,6 +297,11 @@ class Engine(abc.ABC):
         del position, is_standby, timeout_s
         raise EngineError(f"engine {self.name} cannot be compared with others by its position")
 
+    async def send_up_to(self, position: Position, timeout_s: float = 1.0) -> None:
+        """Have its standbys get everything up to `position`, where this server would keep the last of it to itself until
+        somebody commits. At most a few bytes are written, and nothing on a server that takes no writes. Raises EngineError."""
+        del position, timeout_s
+
     @abc.abstractmethod
     async def permissions(self) -> list[MissingRight]:
         """What the admin account lacks for a switch, on this engine, in either direction. Empty: nothing."""

@@ -4,15 +4,26 @@ The position of the engine that serves is noted again and again, each with a tim
 client was told to be committed before that time is at or before that position. When a standby has applied the position, it is
 fresh up to that time. Only standbys that replicate from the serving engine's own history count; an old primary that has come
 back writable is behind nobody, and ahead of everybody. (An LSN is a number in a history; a GTID names the transaction itself.)
+
+A server may keep the last of what it has written to itself until somebody commits, and a position in it would be waited for
+until then. Who waits for long has the server send it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from proxy.clock import Clock
 from proxy.engines.engine import Engine, EngineState, Position, Role
 from proxy.errors import EngineError
+
+SEND_AFTER_NS: Final = 500_000_000
+"""A standby that has not reached a position for so long may not have been sent it. Servers send by themselves what was
+committed without being flushed, PostgreSQL after at most three times its `wal_writer_delay` of 0.2 s."""
+
+REFUSED_NS: Final = 60_000_000_000
+"""Pause after a server could not be told to send: it logs what the admin account may not do."""
 
 
 class Freshness:
@@ -26,6 +37,8 @@ class Freshness:
         self._mark: tuple[int, Position] | None = None
         self._awaited: dict[str, tuple[int, Position]] = {}
         self._fresh: dict[str, int] = {}
+        self._sends_at_ns = 0
+        """Not before this moment."""
 
     async def look(
         self, active: Engine, readers: dict[str, tuple[Engine, EngineState | None]], serving: EngineState | None
@@ -35,6 +48,7 @@ class Freshness:
         if active.name != self._active:
             # Another history: what was reached in the former one says nothing.
             self._active, self._mark, self._awaited, self._fresh = active.name, None, {}, {}
+            self._sends_at_ns = 0
         began_ns = self._clock.now_ns()
         try:
             self._mark = (began_ns, await active.written())
@@ -42,6 +56,7 @@ class Freshness:
             return {}
         able = {name: engine for name, (engine, state) in readers.items() if self._is_able(state, serving)}
         await asyncio.gather(*(self._ask(name, engine) for name, engine in able.items()))
+        await self._send(active, [self._awaited[name] for name in able if name in self._awaited])
         return {name: self._fresh[name] for name in able if name in self._fresh}
 
     def _is_able(self, state: EngineState | None, serving: EngineState | None) -> bool:
@@ -62,3 +77,15 @@ class Freshness:
         except EngineError:
             self._awaited.pop(name, None)
             self._fresh.pop(name, None)
+
+    async def _send(self, active: Engine, awaited: list[tuple[int, Position]]) -> None:
+        now_ns = self._clock.now_ns()
+        late = [mark for mark in awaited if now_ns - mark[0] > SEND_AFTER_NS]
+        if not late or now_ns < self._sends_at_ns:
+            return
+        self._sends_at_ns = now_ns + SEND_AFTER_NS
+        _, position = max(late, key=lambda mark: mark[0])
+        try:
+            await active.send_up_to(position)
+        except EngineError:
+            self._sends_at_ns = now_ns + REFUSED_NS

@@ -130,6 +130,14 @@ select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() >= $1::text::
             else not $2 and pg_current_wal_insert_lsn() >= $1::text::pg_lsn end
 """
 
+# Standbys get what was flushed. The last of what an open transaction has written, nobody flushes; and at the end of a page the
+# position for the next record is behind the header of the next one, which no standby reaches before there is a record.
+_SEND: Final = """
+select set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'turnout', 'sent')
+ where not pg_is_in_recovery() and current_setting('default_transaction_read_only') = 'off'
+   and pg_current_wal_flush_lsn() < $1::text::pg_lsn
+"""
+
 # Without those that still log in: they will read the new value before their first statement. A superuser's session can be ended
 # by a superuser only (pg_signal_backend in the manual).
 _CLIENTS: Final = """
@@ -497,6 +505,10 @@ class PostgresEngine(Engine):
     async def has_applied(self, position: Position, *, is_standby: bool, timeout_s: float = 1.0) -> bool:
         async with self._measure(timeout_s) as connection:
             return bool(await connection.fetchval(_HAS_APPLIED, position.text, is_standby))
+
+    async def send_up_to(self, position: Position, timeout_s: float = 1.0) -> None:
+        async with self._measure(timeout_s) as connection:
+            await connection.fetch(_SEND, position.text)
 
     async def permissions(self) -> list[MissingRight]:
         async with self._watch() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def _setup(pair: PostgresPair) -> Setup:
     )
 
 
-def _direct(pair: PostgresPair) -> str:
-    return Door(name="direct", port=pair.primary.port).dsn()
+def _direct(pair: PostgresPair, user: str = "app") -> str:
+    return Door(name="direct", port=pair.primary.port, user=user).dsn()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -248,6 +249,38 @@ async def test_a_session_with_a_temporary_table_reads_it_where_it_is(client: Con
         assert await _one(client, WHERE) is False
     await client.execute("drop table routed_temp")
     await _until_routed(client)
+
+
+async def test_reads_go_to_the_standby_though_a_transaction_that_writes_is_idle(
+    client: Connection, postgres_pair: PostgresPair
+) -> None:
+    """A standby gets WAL once it was flushed, and of such a transaction's nobody flushes the last."""
+    async with await psycopg.AsyncConnection.connect(_direct(postgres_pair)) as writer:
+        await writer.execute("insert into routed values (8)")
+        await client.execute("select pg_backend_pid()")
+        await _until_routed(client)
+        await writer.rollback()
+
+
+async def test_reads_go_to_the_standby_though_the_wal_ends_with_a_page(
+    client: Connection, postgres_pair: PostgresPair
+) -> None:
+    """The position for the next record is behind the header of a page that nobody has written yet."""
+    async with await psycopg.AsyncConnection.connect(_direct(postgres_pair, SUPERUSER), autocommit=True) as direct:
+        await until(partial(_fill_page, direct), "a page was filled")
+        await client.execute("select pg_backend_pid()")
+        await _until_routed(client)
+
+
+async def _fill_page(direct: Connection) -> bool:
+    """Write WAL up to the end of a page. False: somebody else wrote some meanwhile."""
+    left = "select 8192 - (pg_current_wal_insert_lsn() - '0/0') % 8192"
+    overhead = 24 + 5 + 24 + 2  # of a record with a message by the name of `t`
+    room = int(await _one(direct, left))
+    if room < 2 * overhead + 256:
+        room += 8192 - 24
+    await direct.execute("select pg_logical_emit_message(false, 't', repeat('x', %s))", [room - overhead])
+    return int(await _one(direct, left)) == 8192 - 24
 
 
 async def test_many_clients_read_and_write_and_each_sees_its_own(turnout: Turnout) -> None:

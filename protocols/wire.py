@@ -217,6 +217,15 @@ class Tracker:
         `Wire.answer_to_kill`), or None: the server shall have it as it is. The gate has to be opened then."""
         raise AssertionError("only of a tracker that wants something killed")
 
+    def wants_ids(self) -> IdsWanted | None:
+        """MySQL: what the client asks for waits at the gate for `answer_ids`."""
+        return None
+
+    def answer_ids(self, ids: dict[int, int]) -> None:
+        """By the server's id of a connection the one that its client knows. The gate has to be opened then; the server answers,
+        and these ids take the place of its own."""
+        raise AssertionError("only of a tracker whose client asks for ids")
+
 
 # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -376,6 +385,14 @@ class KillWanted:
     def is_own_id(self) -> bool:
         """It can be no server's."""
         return bool(self.connection_id & OWN_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class IdsWanted:
+    """MySQL: the answer to what a client asks names connections in its first column, by the server's ids."""
+
+    is_list: bool
+    """All of them may be in it; else its own only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class Hearing:
                 spawn(self._cancel(worker, fact), name=f"cancel request of worker {worker}")
             case ipc.KillWanted():
                 spawn(self._kill(worker, fact), name=f"kill of worker {worker}")
+            case ipc.IdsWanted():
+                spawn(self._tell_ids(worker, fact), name=f"ids for worker {worker}")
             case ipc.ConsoleAsked():
                 self._ask_console(worker, fact)
             case ipc.ConsoleStopped():
@@ -115,6 +117,10 @@ class Hearing:
                 text=taken.text,
             ),
         )
+
+    async def _tell_ids(self, worker: int, wanted: ipc.IdsWanted) -> None:
+        ids = await self._workers.connection_ids(wanted, but=worker)
+        self._workers.tell(worker, ipc.IdsTold(request=wanted.request, ids=ids))
 
     def _tell(self, kind: str, data: dict[str, Any], service: str = "") -> None:
         self._publish(Event(kind=kind, at=time.time(), service=service, data=data))

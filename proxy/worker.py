@@ -30,6 +30,7 @@ from protocols.wire import PackingName, ProtocolName, Wire
 from proxy import ipc
 from proxy.config import Config, ServiceConfig, decode_effective
 from proxy.dataplane.backend import send_cancel
+from proxy.dataplane.connection_ids import ConnectionIds
 from proxy.dataplane.console import ConsoleDesk
 from proxy.dataplane.kills import Kills
 from proxy.dataplane.listener import Listener
@@ -109,6 +110,7 @@ class Worker:
         """Cancel requests that other workers were asked about."""
         self._cancel_number = 0
         self.kills = Kills(self)
+        self.connection_ids = ConnectionIds(self)
         self.console = ConsoleDesk(self)
         self.slow_log = SlowLog()
         self._numbers = Numbers(index)
@@ -237,6 +239,10 @@ class Worker:
                 spawn(self.kills.kill_for_another(order), name="kill for another worker")
             case ipc.KillDone():
                 self.kills.done(order)
+            case ipc.ListIds():
+                self.emit(ipc.IdList(request=order.request, ids=self.connection_ids.known(order.service, order.engine)))
+            case ipc.IdsTold():
+                self.connection_ids.told(order)
             case ipc.Fresh():
                 router = self.runtimes[order.service].router
                 if router is not None:

@@ -310,6 +310,15 @@ class Workers:
         )
         return next((one for one in answers if one.is_found), None)
 
+    async def connection_ids(self, wanted: ipc.IdsWanted, *, but: int) -> dict[int, int]:
+        """By which ids clients of all workers but one know the connections of a MySQL engine."""
+        answers = await self._ask(
+            lambda request: ipc.ListIds(request=request, service=wanted.service, engine=wanted.engine),
+            ipc.IdList,
+            but=but,
+        )
+        return {server: client for one in answers for server, client in one.ids.items()}
+
     async def end_session(self, session: int, reason: str) -> bool:
         """Have the worker that has it end a session. False: none has it."""
         answers = await self._ask(
@@ -362,6 +371,7 @@ class Workers:
         | ipc.WorkerFigures
         | ipc.CancelTaken
         | ipc.KillTaken
+        | ipc.IdList
         | ipc.BackendList
         | ipc.BackendsCounted
         | ipc.SessionEnded
@@ -460,6 +470,7 @@ class Workers:
                 | ipc.WorkerFigures()
                 | ipc.CancelTaken()
                 | ipc.KillTaken()
+                | ipc.IdList()
                 | ipc.BackendList()
                 | ipc.BackendsCounted()
                 | ipc.SessionEnded()

@@ -1,7 +1,7 @@
 """KILL: which connection a client means, and the proxy's own KILL at an engine.
 
 Clients know the id of the greeting, which is the proxy's own (`wire.OWN_ID`): the same through every move. A client may as
-well have learned a server's own id (CONNECTION_ID(), the process list).
+well have learned a server's own id (from information_schema.processlist, see `connection_ids`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from protocols.mysql.exchange import Exchange, Question
 from protocols.mysql.messages import command
 from protocols.wire import BackendRefused, KillWanted
 
-_SPACE: Final = rb"(?:\s|/\*[^!M].*?\*/|/\*\*/|--\s[^\n]*\n|#[^\n]*\n)"
+SPACE: Final = rb"(?:\s|/\*[^!M].*?\*/|/\*\*/|--\s[^\n]*\n|#[^\n]*\n)"
+"""What may stand between two words: white space, and comments that are no more than that."""
+
 _KILL: Final = re.compile(
-    rb"^" + _SPACE + rb"*KILL" + _SPACE + rb"+(?:(?:HARD|SOFT)" + _SPACE + rb"+)?(?:(CONNECTION|QUERY)" + _SPACE
-    + rb"+)?(\d{1,10})" + _SPACE + rb"*;?" + _SPACE + rb"*$",
+    rb"^" + SPACE + rb"*KILL" + SPACE + rb"+(?:(?:HARD|SOFT)" + SPACE + rb"+)?(?:(CONNECTION|QUERY)" + SPACE
+    + rb"+)?(\d{1,10})" + SPACE + rb"*;?" + SPACE + rb"*$",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
 

@@ -279,5 +279,8 @@ looked at in passing."""
 HEAD_BYTES_MAX: Final = 262_144
 """As much of a COM_STMT_EXECUTE is assembled at most to find its types: 65,535 of them, with empty names."""
 
+ID_BYTES_MAX: Final = 19
+"""No id of a connection that begins a row is longer, with the byte of its length: 18 digits fit into eight bytes."""
+
 QUEUE_MAX: Final = 65_536
 """Most commands of one client that may await their answers."""

@@ -11,6 +11,7 @@ cdef enum:
     ERROR_BYTES_MAX = 65536
     SEMI_SYNC_ACK_BYTES_MAX = 1024
     HEAD_BYTES_MAX = 262144
+    ID_BYTES_MAX = 19
     LOGIN_BYTES_MAX = 69632
     TEXT_CARRY_BYTES_MAX = 59
     TEXT_FETCH_BYTES_MAX = 65536
@@ -165,6 +166,8 @@ cdef class TextScan:
     cdef:
         # What was found so far, TEXT_… bits.
         int found
+        # Its answer may name connections by their ids: it is a SHOW, or names CONNECTION_ID.
+        readonly bint may_tell_ids
         # A statement of it may end a transaction.
         readonly bint commits
         # It is a ROLLBACK, and nothing else.
@@ -213,6 +216,14 @@ cdef class MysqlTracker(Tracker):
         # The session has answered it, with a payload for the client, or with None: the server shall decide.
         bint _is_kill_answered
         object _kill_answer
+        # What asks for ids of connections (wire.IdsWanted) and waits at the gate for `answer_ids`; or None.
+        object _ids_wanted
+        # The session has told them, and the statement has not gone to the server yet.
+        bint _are_ids_known
+        # By the server's id of a connection the one that its client knows.
+        dict _ids
+        # The rows that come begin with ids.
+        bint _renames
         # Payloads of answers that the session gave, oldest first: of ENTRY_ANSWER.
         object _own_answers
         # Capabilities that both legs have.
@@ -389,6 +400,15 @@ cdef class MysqlTracker(Tracker):
     @cython.locals(is_theirs=bint)
     cdef int _judge_reads(self, int found) except -1
     cdef int _query_flags(self, int found) noexcept
+    @cython.locals(entry=Py_ssize_t, command=int)
+    cdef bint _tells_ids(self) noexcept
+    @cython.locals(
+        count=Py_ssize_t, number="unsigned long long", index=Py_ssize_t, digit=int, length=Py_ssize_t, text=bytes,
+        edited=bytearray, stop=Py_ssize_t
+    )
+    cdef bint _rename(
+        self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, int sequence
+    ) except -1
     cdef bint _wants_told(
         self, const unsigned char* data, Py_ssize_t position, Py_ssize_t size, Py_ssize_t end
     ) noexcept
@@ -423,6 +443,7 @@ cdef class MysqlTracker(Tracker):
     cpdef bint is_idle(self) noexcept
     cdef int _renumber(self, Py_ssize_t position, Py_ssize_t size, int sequence) except -1
     cdef int _judge_kill(self, object wanted) except -1
+    cdef int _judge_ids(self, object wanted) except -1
     cdef _begin_client(self, Py_ssize_t size)
     cdef Statement _find(self, unsigned long identifier)
     cdef _begin_execute(self, int command, unsigned long identifier, Statement statement)

@@ -55,6 +55,9 @@ connection of which server that is. The gate closes before it, `wants_kill` has 
 is answered, or that the server may have it as it is; then the gate opens and it is judged again. One that came in pieces and
 is too long to wait before the gate waits behind it. Earlier commands go on meanwhile, later ones wait.
 
+So do the statements whose answers name connections (`connection_ids`): `answer_ids` tells by which ids their clients know them,
+the server is asked, and where such an id begins a row it is replaced in passing.
+
 With CLIENT_QUERY_ATTRIBUTES parameters stand before the text of a COM_QUERY; most have none, which two bytes say. With
 parameters the text is looked for, up to TEXT_FETCH_BYTES_MAX; where it is not found, the statement may have changed
 anything. In an execute each type has a name behind it, which is not kept: no statement's own parameter has one.
@@ -68,6 +71,7 @@ from typing import TYPE_CHECKING, Any, Final
 import cython
 
 from protocols.errors import IllegalUse, ProtocolViolation
+from protocols.mysql.connection_ids import parse_ids_wanted
 from protocols.mysql.constants import STATEMENT_LAST_PREPARED, STATEMENT_NONE, STATEMENTS_MAX
 from protocols.mysql.kill import parse_kill
 from protocols.mysql.messages import NO_ATTRIBUTES, build_ok, packet, text_of_query
@@ -79,7 +83,7 @@ from protocols.mysql.replies import (
     unknown_thread_payload,
 )
 from protocols.mysql.tracking import TRANSACTION_INFO, put_together, read, shown, take_apart
-from protocols.wire import KillWanted
+from protocols.wire import IdsWanted, KillWanted
 
 if not cython.compiled:
     from protocols.codes import (
@@ -159,6 +163,7 @@ if not cython.compiled:
         ENTRY_REPREPARE,
         ENTRY_UNTOLD,
         HEAD_BYTES_MAX,
+        ID_BYTES_MAX,
         LEX_BLOCK,
         LEX_BLOCK_M,
         LEX_BLOCK_START,
@@ -209,6 +214,8 @@ if TYPE_CHECKING:
     from protocols.mysql.ledger import MysqlLedger
     from protocols.wire import BackendFacts, ErrorReply
 
+_ALL_IDS: Final = IdsWanted(is_list=True)
+
 _EDITED: Final = bytearray(529)
 """What EDIT puts in a packet's place. The longest is an OK that was stripped: header (4), what stands before its info (23 at
 most), an info and entries whose lengths take one byte each (1 + 250, twice)."""
@@ -239,6 +246,7 @@ class TextScan:
     def begin(self, has_escapes: bool) -> None:
         """A new text. `has_escapes`: a backslash escapes (sql_mode without NO_BACKSLASH_ESCAPES)."""
         self.found = 0
+        self.may_tell_ids = False
         self.commits = False
         self.rolls_back = False
         self._lex = LEX_PLAIN
@@ -391,6 +399,7 @@ class TextScan:
             if self._has_ended:
                 self.found |= TEXT_SEVERAL
             self.found |= self._first_word(a, b, size)
+            self.may_tell_ids = self.may_tell_ids or (a == 0x53484F57 and size == 4)  # SHOW
             self.rolls_back = a == 0x524F4C4C and b == 0x4241434B and size == 8 and not self._has_ended  # ROLLBACK
             return 0
         if a != 0x574F524B or size != 4:  # WORK
@@ -401,6 +410,8 @@ class TextScan:
             self.found |= TEXT_DIRTY | TEXT_HOLDS
         elif size == 9 and a == 0x54454D50 and b == 0x4F524152:  # TEMPORARY
             self.found |= TEXT_DIRTY | TEXT_HOLDS
+        elif size == 13 and a == 0x434F4E4E and b == 0x45435449:  # CONNECTION_ID
+            self.may_tell_ids = True
         elif size == 14 and a == 0x4C415354 and b == 0x5F494E53:  # LAST_INSERT_ID
             self.found |= TEXT_INSERT_ID
         elif size == 8 and a == 0x4944454E and b == 0x54495459:  # identity
@@ -506,6 +517,10 @@ class MysqlTracker(Tracker):
         self._is_kill_taken = False
         self._is_kill_answered = False
         self._kill_answer: bytes | None = None
+        self._ids_wanted: IdsWanted | None = None
+        self._are_ids_known = False
+        self._ids: dict[int, int] = {}
+        self._renames = False
         self._own_answers: deque[bytes] = deque()
         self._capabilities = ledger.startup.capabilities
         self._deprecates_eof = (self._capabilities & CLIENT_DEPRECATE_EOF) != 0
@@ -727,7 +742,15 @@ class MysqlTracker(Tracker):
                             self.stop = position
                             self.message_size = 4 + size
                             return FETCH if verdict == T_FETCH else SWALLOW
-                    self._enqueue(COM_QUERY, 0, self._query_flags(found))
+                    renames = 0
+                    if self._text.may_tell_ids:
+                        wanted = parse_ids_wanted(bytes(data[begin : position + 4 + size]))
+                        if wanted is not None:
+                            if self._judge_ids(wanted) != T_TAKEN:
+                                self.stop = position
+                                return GATE
+                            renames = 1
+                    self._enqueue(COM_QUERY, renames, self._query_flags(found))
                     self._rolls_back = self._count == 1 and self._text.rolls_back and not found & TEXT_OPAQUE
                     if found & ~TEXT_READS:
                         # A longer text is not kept however it comes, so that the cut makes no difference.
@@ -799,6 +822,11 @@ class MysqlTracker(Tracker):
                 if verdict == T_TAKEN:
                     self._enqueue(command, 0, 0)
                     self._begin_client(size)
+            elif command == COM_PROCESS_INFO:
+                verdict = self._judge_ids(_ALL_IDS)
+                if verdict == T_TAKEN:
+                    self._enqueue(command, 1, 0)
+                    self._begin_client(size)
             elif (
                 command == COM_PING
                 or command == COM_FIELD_LIST
@@ -806,7 +834,6 @@ class MysqlTracker(Tracker):
                 or command == COM_DROP_DB
                 or command == COM_REFRESH
                 or command == COM_STATISTICS
-                or command == COM_PROCESS_INFO
                 or command == COM_DEBUG
                 or command == COM_RESET_CONNECTION
                 or command == COM_REGISTER_SLAVE
@@ -863,6 +890,26 @@ class MysqlTracker(Tracker):
             return T_TAKEN
         self._answer_itself(self._kill_answer)
         return T_ANSWERED
+
+    def _judge_ids(self, wanted: IdsWanted) -> int:
+        """What is asked for ids of connections: T_GATE until the session has told those that clients know, then T_TAKEN."""
+        if not self._are_ids_known:
+            self._ids_wanted = wanted
+            self.gate = GATE_CLOSED
+            return T_GATE
+        self._are_ids_known = False
+        return T_TAKEN
+
+    def wants_ids(self) -> IdsWanted | None:
+        return self._ids_wanted
+
+    def answer_ids(self, ids: dict[int, int]) -> None:
+        """See `wire.Tracker`."""
+        if self._ids_wanted is None:
+            raise IllegalUse("nobody asks for ids")
+        self._ids_wanted = None
+        self._are_ids_known = True
+        self._ids = ids
 
     def _answer_itself(self, payload: bytes) -> None:
         """The command that begins now, or was taken, is answered by the proxy."""
@@ -1547,6 +1594,13 @@ class MysqlTracker(Tracker):
                     return FETCH
             if phase == P_ROWS and first < EOF and size < PAYLOAD_BYTES_MAX:
                 # A row that is no more than that: what most packets are.
+                if self._renames:
+                    if end - position < 4 + (size if size < ID_BYTES_MAX else ID_BYTES_MAX):
+                        self.stop = position
+                        return FORWARD
+                    if self._rename(data, position, size, sequence):
+                        self.stop = position
+                        return EDIT
                 self._server_sequence = (sequence + 1) & 0xFF
                 if is_off:
                     self._server_left = size
@@ -1648,6 +1702,7 @@ class MysqlTracker(Tracker):
                     self._definitions_left = self._column_count(data, position, size)
                     self._phase = P_COLUMNS
                     self._is_quiet = False
+                    self._renames = self._tells_ids()
             elif phase == P_SIMPLE:
                 if first == OK:
                     status = self._ok_status(data, position, size)
@@ -1701,6 +1756,49 @@ class MysqlTracker(Tracker):
             if is_off:
                 return self._renumber(position, size, sequence)
             position += 4
+
+    def _tells_ids(self) -> bool:
+        """The rows that come begin with ids of connections."""
+        entry = 8 * self._head
+        command = self._ring[entry]
+        return (command == COM_QUERY or command == COM_PROCESS_INFO) and self._ring[entry + 4] != 0
+
+    def _rename(self, data: bytes, position: int, size: int, sequence: int) -> bool:
+        """Put the head of a row into `edited`, as far as the id it begins with, which is the one that clients know instead of
+        the server's. False: they know no other."""
+        count = data[position + 4]
+        if count == 0 or count >= ID_BYTES_MAX or count >= size:
+            return False
+        number = 0
+        index = 0
+        while index < count:
+            digit = data[position + 5 + index]
+            if digit < 48 or digit > 57:
+                return False
+            number = 10 * number + digit - 48
+            index += 1
+        known = self._ids.get(number)
+        if known is None:
+            return False
+        text = b"%d" % known
+        length = size - count + len(text)
+        if length >= PAYLOAD_BYTES_MAX:
+            return False
+        edited = self.edited
+        edited[0] = length & 0xFF
+        edited[1] = (length >> 8) & 0xFF
+        edited[2] = (length >> 16) & 0xFF
+        edited[3] = sequence
+        edited[4] = len(text)
+        stop = 5
+        for digit in text:
+            edited[stop] = digit
+            stop += 1
+        self.edited_size = stop
+        self.message_size = 5 + count
+        self._server_sequence = (sequence + 1) & 0xFF
+        self._server_left = size - 1 - count
+        return True
 
     def _wants_told(self, data: bytes, position: int, size: int, end: int) -> bool:
         """The OK or EOF that was just read tells of changes that have not been taken from it yet. Not so, for a client
@@ -2099,6 +2197,8 @@ class MysqlTracker(Tracker):
         # A backend that others have used has the insert id of one of them.
         self._is_insert_id_elsewhere = self._shares or self._insert_id != 0
         self._are_counts_elsewhere = self._shares
+        # They were another backend's.
+        self._are_ids_known = False
         self._is_server_packed = backend.packing is not None
         self._server_ids = notes.setdefault("statement_ids", {})
         self._types_due = notes.setdefault("types_due", set())

@@ -34,6 +34,7 @@ from protocols.wire import (
     ErrorReply,
     Exchange,
     Grade,
+    IdsWanted,
     KillWanted,
     Ledger,
     LoginFact,
@@ -130,7 +131,7 @@ class Session(Owner):
         "_doubt",
         "_idle_mark",
         "_is_asking",
-        "_is_killing",
+        "_is_finding_out",
         "_is_reading",
         "_is_restoring",
         "_judged",
@@ -218,8 +219,8 @@ class Session(Owner):
         self._waiter: Waiter | None = None
         self._is_asking = False
         self._asks_soon = False
-        self._is_killing = False
-        """A KILL of its client is under way."""
+        self._is_finding_out = False
+        """What its client asks for waits at the gate until others have told what they know: a KILL, ids of connections."""
         self.is_killed = False
         """Somebody has it killed: it ends with its backend."""
         self.placed_on: str | None = None
@@ -952,7 +953,7 @@ class Session(Owner):
     def hold_back(self, engine: str) -> bool:
         """Send nothing to `engine` until `reopen`, if that does not cut anything. True if it is so."""
         relay, backend = self.relay, self.backend
-        if relay is None or backend is None or backend.engine != engine or self.is_asking or self._is_killing:
+        if relay is None or backend is None or backend.engine != engine or self.is_asking or self._is_finding_out:
             return False
         if not relay.at_boundary():
             return False
@@ -961,7 +962,7 @@ class Session(Owner):
 
     def reopen(self) -> None:
         """After `ask`, or `hold_back`: the gate as the standing wants it."""
-        if self.relay is None or self.is_asking or self._is_killing:
+        if self.relay is None or self.is_asking or self._is_finding_out:
             return
         if self.standing is Standing.SERVING and self.backend is not None:
             self.relay.set_gate(GATE_OPEN)
@@ -1105,11 +1106,16 @@ class Session(Owner):
     # --- the relay's callbacks ---
 
     def on_gate(self) -> None:
-        kill = self.tracker.wants_kill() if self.tracker is not None else None
-        if kill is not None and self.backend is not None:
-            if not self._is_killing:
-                self._is_killing = True
-                spawn(self._guard(self._kill(kill)), name=f"kill for session {self.id}")
+        tracker = self.tracker
+        kill = tracker.wants_kill() if tracker is not None else None
+        ids = tracker.wants_ids() if tracker is not None else None
+        if (kill is not None or ids is not None) and self.backend is not None:
+            if not self._is_finding_out:
+                self._is_finding_out = True
+                if kill is not None:
+                    spawn(self._guard(self._kill(kill)), name=f"kill for session {self.id}")
+                elif ids is not None:
+                    spawn(self._guard(self._find_ids(ids)), name=f"ids for session {self.id}")
         elif self.backend is None and not self._is_asking and self.standing is Standing.SERVING:
             if self.must_restore:
                 self.restore()
@@ -1125,7 +1131,7 @@ class Session(Owner):
         except NobodyHasIt:
             answer = None
         finally:
-            self._is_killing = False
+            self._is_finding_out = False
         if self.has_ended or tracker is None or self.tracker is not tracker:
             return
         tracker.answer_kill(answer)
@@ -1140,6 +1146,24 @@ class Session(Owner):
         elif self.standing is not Standing.HELD and self.relay is not None and self.relay.at_boundary():
             # Nothing came from a server that would tell of the boundary.
             self.on_boundary()
+
+    async def _find_ids(self, wanted: IdsWanted) -> None:
+        """Its client asks for ids of connections and waits at the gate; see `connection_ids`."""
+        tracker = self.tracker
+        assert tracker is not None
+        ids: dict[int, int] = {}
+        try:
+            if self.backend is not None:
+                ids = await self.worker.connection_ids.of(self, wanted)
+        finally:
+            self._is_finding_out = False
+        if self.has_ended or self.tracker is not tracker:
+            return
+        tracker.answer_ids(ids)
+        if self.backend is None:
+            self.on_gate()
+        else:
+            self.reopen()
 
     def end_killed(self) -> None:
         """Somebody had it killed, and may."""

@@ -102,6 +102,22 @@ class KillTaken(Message, tag=True, frozen=True, kw_only=True):
     text: str = ""
 
 
+class IdsWanted(Message, tag=True, frozen=True, kw_only=True):
+    """A client asks for ids of connections at `engine` (MySQL); the other workers' are needed. See ListIds."""
+
+    request: int
+    service: str
+    engine: str
+
+
+class IdList(Message, tag=True, frozen=True, kw_only=True):
+    """Those of this worker, see ListIds."""
+
+    request: int
+    ids: dict[int, int]
+    """By the server's id of a connection the one that its client knows."""
+
+
 class ConsoleAsked(Message, tag=True, frozen=True, kw_only=True):
     """A client of the console, who proved to be `user`, wants to have something done. Answered by ConsoleAnswer."""
 

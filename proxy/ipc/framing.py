@@ -33,6 +33,8 @@ Order = (
     | orders.CancelDone
     | orders.KillSession
     | orders.KillDone
+    | orders.ListIds
+    | orders.IdsTold
     | orders.ConsoleAnswer
     | switch_orders.Share
     | switch_orders.Prepare
@@ -56,6 +58,8 @@ Fact = (
     | facts.CancelTaken
     | facts.KillWanted
     | facts.KillTaken
+    | facts.IdsWanted
+    | facts.IdList
     | facts.ConsoleAsked
     | facts.ConsoleStopped
     | facts.QuerySpans

@@ -137,6 +137,21 @@ class KillDone(Message, tag=True, frozen=True, kw_only=True):
     text: str
 
 
+class ListIds(Message, tag=True, frozen=True, kw_only=True):
+    """By which ids do clients know the connections of `service` at `engine`? Answered by IdList."""
+
+    request: int
+    service: str
+    engine: str
+
+
+class IdsTold(Message, tag=True, frozen=True, kw_only=True):
+    """What the other workers have to the worker's IdsWanted of this number."""
+
+    request: int
+    ids: dict[int, int]
+
+
 class ConsoleAnswer(Message, tag=True, frozen=True, kw_only=True):
     """What a client of the console gets, as messages of its protocol."""
 

@@ -65,6 +65,26 @@ class KillRules:
                 assert refused.value.args[0] == 1094
             assert ask(one, "select 1") == ((1,),)
 
+    @pytest.mark.parametrize("text", ["show processlist", "show full processlist"])
+    def test_the_process_list_has_the_ids_that_clients_know(self, door: Door, text: str) -> None:
+        """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+        with closing(connect(door)) as one, closing(connect(door)) as other:
+            with asleep(one, other) as came:
+                ids = {row[7]: row[0] for row in ask(other, text)}
+                assert ids[text] == other.thread_id()
+                assert ids["select sleep(50), 'marked'"] == one.thread_id()
+                ask(other, f"kill query {one.thread_id()}")
+            assert came in ([1317], [((1, "marked"),)])
+
+    def test_a_connection_s_own_id_is_the_one_of_its_greeting(self, door: Door) -> None:
+        """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+        with closing(connect(door)) as one:
+            assert ask(one, "select connection_id()") == ((one.thread_id(),),)
+            ask(one, "begin")
+            assert ask(one, "SELECT CONNECTION_ID() AS `it`;") == ((one.thread_id(),),)
+            ask(one, "rollback")
+            assert ask(one, "select 7") == ((7,),), "no other number is replaced"
+
 
 @pytest.mark.mariadb
 class TestMariaDB(KillRules):
@@ -126,6 +146,7 @@ async def test_a_session_of_another_worker_is_found(mariadb_pair: MariaDBPair, s
                 assert len(many) < 64
             one, other = by_worker.values()
             with asleep(one, other) as came:
+                assert one.thread_id() in {row[0] for row in ask(other, "show processlist")}
                 ask(other, f"kill query {one.thread_id()}")
             assert came in ([1317], [((1, "marked"),)])
             assert ask(one, "select 1") == ((1,),)

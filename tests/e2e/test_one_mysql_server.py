@@ -93,6 +93,22 @@ async def test_a_sessions_own_idle_timeout_holds_however_often_it_is_moved(
         idle.close()
 
 
+async def test_a_connection_s_id_stays_through_a_switch(start_turnout: StartTurnout, mariadb_pair: MariaDBPair) -> None:
+    """field-notes: KILL [QUERY] id, CONNECTION_ID()"""
+    turnout = await start_turnout(two_addresses(mariadb_pair))
+    door = Door(name="session", port=turnout.port)
+    connection = await asyncio.to_thread(connect, door)
+    try:
+        before = await asyncio.to_thread(ask, connection, "select connection_id() + 0")
+        assert (await turnout.switch("two"))["phase"] == "completed"
+        assert before != await asyncio.to_thread(ask, connection, "select connection_id() + 0")
+        assert await asyncio.to_thread(ask, connection, "select connection_id()") == ((connection.thread_id(),),)
+        listed = {row[7]: row[0] for row in await asyncio.to_thread(ask, connection, "show processlist")}
+        assert listed["show processlist"] == connection.thread_id()
+    finally:
+        connection.close()
+
+
 async def test_who_was_left_on_an_engine_that_was_removed_since_is_killed_there(
     start_turnout: StartTurnout, mariadb_pair: MariaDBPair
 ) -> None:

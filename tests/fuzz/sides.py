@@ -238,6 +238,7 @@ class MysqlSide(Side):
             command(c.COM_QUERY, b"load data local infile 'x' into table t"),
             command(c.COM_CHANGE_USER, HOSTILE.encode() + b"\0\0app\0\x2d\0" + _PLUGIN.encode() + b"\0"),
             command(c.COM_QUERY, b"kill query 1") + command(c.COM_PROCESS_KILL, b"\1\0\0\0"),
+            command(c.COM_QUERY, b"show full processlist") + command(c.COM_QUERY, b"select connection_id()"),
             command(c.COM_QUERY, b"select get_lock('x', 0)")
             + command(c.COM_QUERY, b"create temporary table x (i int)"),
             command(c.COM_QUERY, b"xa start 'x'") + command(c.COM_QUERY, b"xa end 'x'"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from protocols.codes import GATE_OPEN
 from protocols.mysql import WIRE
 from protocols.mysql import constants as c
 from protocols.mysql.exchange import Answer, Exchange, Question
@@ -92,6 +93,10 @@ class Session:
         self.relay.to_client.clear()
         for request in requests:
             self.backend.socket.sendall(self.relay.client(request))
+            if self.relay.tracker.wants_ids() is not None:
+                self.relay.tracker.answer_ids({})
+                self.relay.tracker.gate = GATE_OPEN
+                self.backend.socket.sendall(self.relay.go_on())
         while not (self.relay.tracker.is_idle() if until is None else until()):
             self.relay.server(self.backend.receive())
         assert not select.select([self.backend.socket], [], [], 0)[0], "more came than was expected"

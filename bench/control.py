@@ -1,18 +1,25 @@
 """What watching costs the queries: p99 with a scrape each second, ten dashboards open and schemathesis running, and without.
 
-    python -m bench.control [--clients 100] [--rate 3000] [--rounds 24] [--seconds 2.5] [--json]
+    python -m bench.control [--clients 100] [--rate 0] [--rounds 30] [--seconds 4] [--json]
 
-One Turnout and one server. In each round the load of `bench.tail` runs once while all watch, and once while they are
-stopped (SIGSTOP), in turns; ratios are taken within a round. Who watches gets what the processors have left over, for it
-stands for other machines: what is measured is Turnout's part. SCHED_IDLE alone does not do that: it counts among the
-processes of one session (sched(7), autogroup), and workers and servers have sessions of their own. So the watchers are in
-a control group that is idle as a whole, where one can be made. Schemathesis sends what it makes of the API's
-description, as fast as it is answered, and shows a viewer's token: an admin's would switch, and change the log's level.
+One Turnout and one server. The load of `bench.tail` runs all the time: each client asks as soon as it is answered, or
+so many questions a second are asked. In each round all watch for a while, and are stopped for a while (SIGSTOP), in
+turns. The figure is p99 of all questions of one state, divided by that of the other; beside it stands the median of the
+ratios within rounds.
 
-Even so they are programs on this machine, and cost it caches, bandwidth of its memory and changes of tasks, which on other
-machines they would not. That is measured, too: once in each round the same watchers watch another Turnout, one that serves
-nobody and is in the idle group with them ("elsewhere"). Watched, divided by that, is what Turnout's own answering costs
-the queries.
+Who watches stands for programs on other machines: what is measured is Turnout's part, and not what a browser costs the
+processor that it runs on. So the load, the server and Turnout's worker have one processor, those who watch have the
+others, and Turnout's supervisor, which answers them, may use all. There it comes first: those who watch are in a
+control group that is idle as a whole, where one can be made. (SCHED_IDLE alone does not do that: it counts among the
+processes of one session, see autogroup in sched(7), and the supervisor has a session of its own.) They still share
+caches, memory and the host's clock rates with the load; that counts.
+
+At a fixed rate far below what the processor can do, p99 may say more about the machine than about Turnout: where the
+kernel or the host takes the processor for 4 ms three times a second, that is what 1.2 % of the questions meet, with and
+without a proxy.
+
+Schemathesis sends what it makes of the API's description, as fast as it is answered, and shows a viewer's token: an
+admin's would switch, and change the log's level.
 """
 
 from __future__ import annotations
@@ -26,8 +33,10 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +52,7 @@ from bench.tail import FIGURES
 from proxy.config import ControlConfig
 from proxy.embedded import ServerFailed, Setup, Turnout, Workspace
 from proxy.embedded.postgres import PASSWORD, SUPERUSER
+from proxy.tasks import spawn
 
 VIEWER: Final = "a-viewers-token-of-the-bench"
 ADMIN: Final = "an-admins-token-of-the-bench"
@@ -63,21 +73,26 @@ READY_TIMEOUT_S: Final = 60.0
 SETTLE_S: Final = 0.5
 """Between a change of who watches and the load."""
 
+STATES: Final = ("alone", "watched")
+
 LIMIT: Final = 1.05
 """What p99 may be, divided by that without anybody who watches."""
 
 
-async def measure(load: Path, port: int, clients: int, rate: int, seconds: float) -> list[int]:
-    """Microseconds of every question, in order of length. Raises ServerFailed."""
+async def ask(load: Path, port: int, clients: int, rate: int, seconds: float) -> list[tuple[int, int]]:
+    """Microseconds of the monotonic clock at which each question was due, and those that it took; in order. Raises
+    ServerFailed."""
     process = await asyncio.create_subprocess_exec(
         *(str(load), str(port), str(clients), str(rate), f"{seconds:g}", SUPERUSER, DATABASE),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
-    if process.returncode != 0 or int(err.split()[-1]):
+    said = dict(zip(err.split()[::2], err.split()[1::2], strict=False))
+    if process.returncode != 0 or int(said[b"dropped"]):
         raise ServerFailed(f"the load failed, or was too much: {err.decode()[-500:]}")
-    return sorted(array.array("I", out))
+    told, began_us = array.array("I", out), int(said[b"began"])
+    return sorted((began_us + due, took) for due, took in zip(told[::2], told[1::2], strict=True))
 
 
 def part(took: list[int], share: float) -> float:
@@ -129,8 +144,11 @@ class Watchers:
 
 
 @asynccontextmanager
-async def watchers(turnout: Turnout, dashboards: int, folder: Path, group: Path | None) -> AsyncIterator[Watchers]:
-    """All of them, once they have begun; in that control group."""
+async def watchers(
+    turnout: Turnout, dashboards: int, folder: Path, group: Path | None, processors: Collection[int]
+) -> AsyncIterator[Watchers]:
+    """All of them, once they have begun; in that control group, on these processors."""
+    there = ("taskset", "--cpu-list", ",".join(map(str, processors)))
     (folder / "schemathesis.toml").write_text(SCHEMATHESIS)
     generator = [
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(folder / "schemathesis.toml"), "run"),
@@ -144,11 +162,11 @@ async def watchers(turnout: Turnout, dashboards: int, folder: Path, group: Path 
     try:
         with (folder / "schemathesis.log").open("wb") as log:
             processes.append(
-                await asyncio.create_subprocess_exec(*watching, stdout=asyncio.subprocess.PIPE, stderr=log)
+                await asyncio.create_subprocess_exec(*there, *watching, stdout=asyncio.subprocess.PIPE, stderr=log)
             )
             processes.append(
                 await asyncio.create_subprocess_exec(
-                    *("chrt", "--idle", "0", *generator),
+                    *(*there, "chrt", "--idle", "0", *generator),
                     cwd=folder,
                     env={**os.environ, "COLUMNS": "200"},
                     stdout=log,
@@ -229,8 +247,19 @@ async def _asked(turnout: Turnout) -> int:
     return int(found[0]["id"]) if found else 0
 
 
+def use_processors(pid: int, processors: Collection[int]) -> None:
+    """All threads of a process; what it starts later has them, too."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), processors)
+
+
 async def run(args: argparse.Namespace) -> results.Record:
-    """One record."""
+    """One record. Raises ServerFailed."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        raise ServerFailed("those who watch need a processor of their own, and there is only one")
+    # The load, the server and the worker have this from us.
+    os.sched_setaffinity(0, processors[:1])
     async with AsyncExitStack() as stack:
         workspace = stack.enter_context(Workspace("turnout-bench-"))
         load = compile_c("load", workspace)
@@ -254,44 +283,48 @@ async def run(args: argparse.Namespace) -> results.Record:
         await turnout.start()
         stack.push_async_callback(turnout.stop)
         supervisor = turnout.processes()[0].pid
-        who: dict[str, Watchers | None] = {"alone": None}
+        use_processors(supervisor, processors)
         group = stack.enter_context(idle_group())
         if group is None:
-            print("control: no idle control group can be made: the watchers' own time counts, too", file=sys.stderr)
-        else:
-            other = _made(setup, workspace.path / "elsewhere")
-            await other.start()
-            stack.push_async_callback(other.stop)
-            for one in other.processes():
-                (group / "cgroup.procs").write_text(str(one.pid))
-            away = await stack.enter_async_context(watchers(other, args.dashboards, other.folder, group))
-            # Not counted, here and below: all are still reading their programs, and p99 is several times that of later rounds.
-            await measure(load, turnout.port, args.clients, args.rate, WARM_S)
-            away.tell(signal.SIGSTOP)
-            who["elsewhere"] = away
-        here = await stack.enter_async_context(watchers(turnout, args.dashboards, turnout.folder, group))
-        await measure(load, turnout.port, args.clients, args.rate, WARM_S)
-        here.tell(signal.SIGSTOP)
-        who["watched"] = here
-        seen: dict[str, list[list[int]]] = {state: [] for state in who}
-        spent_ns = dict.fromkeys(who, 0)
+            print(
+                "control: no idle control group can be made: the supervisor waits for those who watch", file=sys.stderr
+            )
+        watch = await stack.enter_async_context(
+            watchers(turnout, args.dashboards, turnout.folder, group, processors[1:])
+        )
+        # One load from beginning to end: a login costs more than a question, and what a new session holds is asked for.
+        asked_s = WARM_S + SETTLE_S + len(STATES) * args.rounds * (args.seconds + SETTLE_S)
+        asking = spawn(ask(load, turnout.port, args.clients, args.rate, asked_s), name="load")
+        await asyncio.sleep(WARM_S)
+        watch.tell(signal.SIGSTOP)
+        times_us: dict[str, list[tuple[int, int]]] = {state: [] for state in STATES}
+        spent_ns = dict.fromkeys(STATES, 0)
         refused_before = await _asked(turnout)
         for number in range(args.rounds):
-            states = list(who)
-            first = number % len(states)
-            for state in states[first:] + states[:first]:
-                watch = who[state]
-                if watch is not None:
+            for state in STATES if number % 2 == 0 else reversed(STATES):
+                if state == "watched":
                     watch.tell(signal.SIGCONT)
                 await asyncio.sleep(SETTLE_S)
                 print(f"control: round {number + 1}, {state}", file=sys.stderr)
-                before_ns = relays.cpu_ns(supervisor)
-                seen[state].append(await measure(load, turnout.port, args.clients, args.rate, args.seconds))
+                before_ns, from_us = relays.cpu_ns(supervisor), time.monotonic_ns() // 1000
+                await asyncio.sleep(args.seconds)
+                times_us[state].append((from_us, time.monotonic_ns() // 1000))
                 spent_ns[state] += relays.cpu_ns(supervisor) - before_ns
-                if watch is not None:
+                if asking.done():
+                    break
+                if state == "watched":
                     watch.tell(signal.SIGSTOP)
         refused = await _asked(turnout) - refused_before
+        answers = await asking
         scrape_supervisor_us, scrape_worker_us = await scrape_us(turnout, args.clients)
+    due = [at_us for at_us, _ in answers]
+    seen = {
+        state: [
+            sorted(took for _, took in answers[bisect_left(due, from_us) : bisect_left(due, until_us)])
+            for from_us, until_us in parts
+        ]
+        for state, parts in times_us.items()
+    }
     record: results.Record = {
         "clients": args.clients,
         "rate": args.rate,
@@ -300,12 +333,13 @@ async def run(args: argparse.Namespace) -> results.Record:
         "seconds": args.seconds,
     }
     for name, share in FIGURES.items():
-        figures = {state: [part(one, share) for one in rounds] for state, rounds in seen.items()}
-        record |= {f"{name}_{state}": round(statistics.median(found)) for state, found in figures.items()}
-        for state in (one for one in seen if one != "watched"):
-            ratios = [ratio(a, b) or 0.0 for a, b in zip(figures["watched"], figures[state], strict=True)]
-            record[f"{name}_ratio_{state}"] = round(statistics.median(ratios), 3)
-            record[f"{name}_ratios_{state}"] = ratios
+        whole = {state: part(sorted(chain.from_iterable(rounds)), share) for state, rounds in seen.items()}
+        record |= {f"{name}_{state}": round(figure) for state, figure in whole.items()}
+        record[f"{name}_ratio"] = ratio(whole["watched"], whole["alone"])
+        record[f"{name}_ratios"] = [
+            ratio(part(watched, share), part(alone, share)) or 0.0
+            for watched, alone in zip(seen["watched"], seen["alone"], strict=True)
+        ]
     for state, spent in spent_ns.items():
         record[f"supervisor_cpu_percent_{state}"] = round(spent / 1e7 / args.rounds / args.seconds, 1)
     record["refused_per_s"] = round(refused / args.rounds / (args.seconds + SETTLE_S), 1)
@@ -315,22 +349,22 @@ async def run(args: argparse.Namespace) -> results.Record:
 
 def print_table(record: results.Record) -> None:
     """For people."""
+    asked = f"{record['rate']:,} questions a second in all" if record["rate"] else "each asks as fast as it is answered"
     table = Table(
-        title=f"{record['clients']} clients, {record['rate']:,} questions a second in all, medians of {record['rounds']} rounds;"
-        f" watched: a scrape each second, {record['dashboards']} dashboards, schemathesis"
+        title=f"{record['clients']} clients, {asked}, {record['rounds']} rounds of"
+        f" {record['seconds']:g} s; watched: a scrape each second, {record['dashboards']} dashboards, schemathesis"
     )
-    states = [state for state in ("alone", "elsewhere") if f"p99_us_{state}" in record]
-    for title in ("", *(f"{state} µs" for state in states), "watched µs"):
+    for title in ("", "alone µs", "watched µs", "watched ÷ alone", "within rounds", "middle half"):
         table.add_column(title, justify="left" if not title else "right")
-    for state in states:
-        table.add_column(f"watched ÷ {state}", justify="right")
-        table.add_column("middle half", justify="right")
     for name in FIGURES:
-        row = [f"{record[f'{name}_{state}']:,}" for state in (*states, "watched")]
-        for state in states:
-            low, _, high = statistics.quantiles(record[f"{name}_ratios_{state}"], n=4)
-            row += [f"{record[f'{name}_ratio_{state}']:.3f}", f"{low:.2f} to {high:.2f}"]
-        table.add_row(name.removesuffix("_us"), *row)
+        low, middle, high = statistics.quantiles(record[f"{name}_ratios"], n=4)
+        table.add_row(
+            name.removesuffix("_us"),
+            *(f"{record[f'{name}_{state}']:,}" for state in STATES),
+            f"{record[f'{name}_ratio']:.3f}",
+            f"{middle:.3f}",
+            f"{low:.2f} to {high:.2f}",
+        )
     results.show(table)
     print(f"{LIMIT} is asked of p99")
     print(
@@ -348,10 +382,15 @@ def main() -> int:
     """The program. Exit code 1 if something could not be measured."""
     parser = argparse.ArgumentParser(prog="bench.control", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--rate", type=int, default=3_000, help="questions a second, of all clients (default 3000)")
+    parser.add_argument(
+        "--rate",
+        type=int,
+        default=0,
+        help="questions a second, of all clients; 0: as fast as they are answered (default)",
+    )
     parser.add_argument("--dashboards", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=24, help="at least 2")
-    parser.add_argument("--seconds", type=float, default=2.5)
+    parser.add_argument("--rounds", type=int, default=30, help="at least 2")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each state in a round (default 4)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args()
     if args.rounds < 2:

@@ -1,4 +1,4 @@
-/* Load for bench.tail: a fixed rate of questions over many connections, and how long each answer took.
+/* Load for bench.tail and bench.control: a fixed rate of questions over many connections, and how long each answer took.
  *
  *   load PORT CLIENTS RATE SECONDS USER DATABASE
  *
@@ -7,7 +7,9 @@
  * over the connections, for SECONDS.
  * A question is due at a time that does not depend on the answers; the time counted goes from when it was due to its
  * ReadyForQuery, so that a stall is seen by everything that was due meanwhile. A connection that has not answered yet is
- * asked when it has; that wait counts. Writes the microseconds as native 32-bit integers to stdout.
+ * asked when it has; that wait counts. RATE 0: each connection is asked anew as soon as it has answered. For each answer it writes two native 32-bit integers to stdout: when its question
+ * was due, in microseconds of the monotonic clock after the moment that it tells as `began` on stderr, and how many
+ * microseconds it took.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -22,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { QUEUE_MAX = 64 };
+enum { QUEUE_MAX = 64, ANSWERS_PER_S_MAX = 200000 };
 
 struct client {
     int fd;
@@ -35,7 +37,7 @@ struct client {
 };
 
 static struct client *clients;
-static uint32_t *took;
+static uint32_t *told;
 static size_t answers, dropped;
 static unsigned char chunk[65536];
 static const unsigned char question[] = "Q\0\0\0\x35select abalance from pgbench_accounts where aid = 4711";
@@ -127,15 +129,17 @@ static void log_in(struct client *c, int port, const char *user, const char *dat
 int main(int argc, char **argv) {
     struct epoll_event events[256];
     int count, epoll_fd, next = 0;
-    double gap;
+    double gap, rate, seconds;
     uint64_t began, end;
     size_t total, sent = 0;
     if (argc != 7) return fprintf(stderr, "usage: load PORT CLIENTS RATE SECONDS USER DATABASE\n"), 2;
     count = atoi(argv[2]);
-    gap = 1e6 / atof(argv[3]);
-    total = (size_t)(atof(argv[3]) * atof(argv[4]));
+    rate = atof(argv[3]);
+    seconds = atof(argv[4]);
+    gap = rate ? 1e6 / rate : 0;
+    total = (size_t)((rate ? rate : ANSWERS_PER_S_MAX) * seconds);
     clients = calloc(count, sizeof *clients);
-    took = malloc((total + 1) * sizeof *took);
+    told = malloc((2 * total + 2) * sizeof *told);
     epoll_fd = epoll_create1(0);
     for (int i = 0; i < count; i++) {
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = &clients[i]};
@@ -143,7 +147,18 @@ int main(int argc, char **argv) {
         if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, clients[i].fd, &event) < 0) die("epoll_ctl");
     }
     began = now_us() + 100000;
-    end = began + (uint64_t)(atof(argv[4]) * 1e6) + 20000000;
+    end = began + (uint64_t)(seconds * 1e6) + 20000000;
+    if (!rate) { /* each answer is the moment for the next question; `total` is how many there may be */
+        end -= 20000000;
+        for (int i = 0; i < count; i++) {
+            clients[i].due[0] = now_us();
+            clients[i].count = 1;
+            ask(&clients[i]);
+        }
+        began = clients[0].due[0];
+        sent = total;
+    }
+    fprintf(stderr, "began %llu\n", (unsigned long long)began);
     while (answers + dropped < total && now_us() < end) {
         uint64_t now = now_us();
         while (sent < total && began + (uint64_t)(sent * gap) <= now) {
@@ -167,14 +182,16 @@ int main(int argc, char **argv) {
             if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
             if (got <= 0) die("a connection ended");
             if (!take(c, chunk, got)) continue;
-            took[answers++] = (uint32_t)(now_us() - c->due[c->head]);
+            told[2 * answers] = (uint32_t)(c->due[c->head] - began);
+            told[2 * answers++ + 1] = (uint32_t)(now_us() - c->due[c->head]);
             c->head = (c->head + 1) % QUEUE_MAX;
             c->is_busy = 0;
+            if (!rate) c->due[(c->head + c->count++) % QUEUE_MAX] = now_us();
             if (--c->count) ask(c);
         }
     }
-    if (answers + dropped < total) return fprintf(stderr, "%zu answers are missing\n", total - answers - dropped), 1;
+    if (rate && answers + dropped < total) return fprintf(stderr, "%zu answers are missing\n", total - answers - dropped), 1;
     fprintf(stderr, "dropped %zu\n", dropped);
-    fwrite(took, sizeof *took, answers, stdout);
+    fwrite(told, 2 * sizeof *told, answers, stdout);
     return 0;
 }

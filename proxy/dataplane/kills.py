@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from protocols.wire import ErrorReply, KillWanted, Startup
+from protocols.wire import BackendRefused, ErrorReply, KillWanted, Startup, Wire
 from proxy import ipc
 from proxy.errors import EngineRefused, KillRefused, ProxyError
 
 if TYPE_CHECKING:
+    from proxy.dataplane.backend import Backend
     from proxy.dataplane.session import Session
     from proxy.worker import Worker
 
@@ -129,14 +130,15 @@ class Kills:
         assert target.startup is not None
         engine = backend.engine if backend is not None else runtime.active
         is_other = user != target.startup.user
-        if is_other and (backend is None or backend.reach.login is not None):
+        opens_as_one = backend.reach.login is not None if backend is not None else runtime.opens_as_one(engine)
+        if is_other and opens_as_one:
             return KillRefused(f"You are not owner of thread {wanted.connection_id}", _DENIED).reply()
-        tracker = target.tracker
-        runs_nothing = backend is None or target.is_asking or tracker is None or tracker.is_idle()
-        if runs_nothing and wanted.is_query:
-            return None
         try:
-            if backend is not None:
+            if is_other and _runs_nothing(target) and (backend is None or wanted.is_query):
+                await self._have_stand_in_killed(target, user, wanted)
+            if _runs_nothing(target) and wanted.is_query:
+                return None
+            if target.backend is not None:
                 await self._have_killed(target, user, wanted)
         except EngineRefused as error:
             target.is_killed = False
@@ -161,17 +163,49 @@ class Kills:
         is_sure = True
         try:
             messenger = await runtime.open_beside(backend, Startup(user, ""))
-            exchange, refusal = runtime.wire.kill(backend.facts.process_id, is_query=wanted.is_query)
             is_sure = False
-            try:
-                await messenger.run(exchange, KILL_TIMEOUT_S)
-                is_sure = True
-            finally:
-                messenger.close(says_goodbye=is_sure)
-            refused = refusal()
+            refused = await self._order(messenger, runtime.wire, backend, wanted)
+            is_sure = True
             if refused is not None:
                 raise EngineRefused(backend.engine, refused)
         finally:
             backend.cancel_ended(is_sure=is_sure)
             if pool is not None:
                 pool.cancel_done(backend)
+
+    async def _have_stand_in_killed(self, target: Session, user: str, wanted: KillWanted) -> None:
+        """The session has no backend that could be killed, or must not be: one like it is opened, so that the engine judges.
+        Raises EngineError."""
+        runtime, startup, backend = target.runtime, target.startup, target.backend
+        assert runtime is not None
+        assert startup is not None
+        if backend is not None:
+            stand_in = await runtime.open_beside(backend, startup)
+        else:
+            stand_in = await runtime.open(runtime.active, startup)
+        try:
+            messenger = await runtime.open_beside(stand_in, Startup(user, ""))
+            refused = await self._order(messenger, runtime.wire, stand_in, wanted)
+            if refused is not None:
+                raise EngineRefused(stand_in.engine, refused)
+        finally:
+            stand_in.close()
+
+    async def _order(
+        self, messenger: Backend, wire: Wire, victim: Backend, wanted: KillWanted
+    ) -> BackendRefused | None:
+        """Have the engine kill `victim`, or its statement; `messenger` is closed then. Returns what the engine has against it.
+        Raises EngineLost."""
+        exchange, refusal = wire.kill(victim.facts.process_id, is_query=wanted.is_query)
+        is_sure = False
+        try:
+            await messenger.run(exchange, KILL_TIMEOUT_S)
+            is_sure = True
+        finally:
+            messenger.close(says_goodbye=is_sure)
+        return refusal()
+
+
+def _runs_nothing(session: Session) -> bool:
+    tracker = session.tracker
+    return session.backend is None or session.is_asking or tracker is None or tracker.is_idle()

@@ -300,6 +300,10 @@ class Runtime:
         """What a backend for a client's `startup` is opened with."""
         return self._reaches[engine].own_of(startup)
 
+    def opens_as_one(self, engine: str) -> bool:
+        """One account opens the backends of all clients at `engine`: the engine cannot tell them apart."""
+        return self._reaches[engine].login is not None
+
     def reach_of(self, backend: Backend) -> Reach:
         """How the server of a backend is reached: by the settings of now, for a reload may have brought another CA, or by
         those that opened it if its engine was removed since."""

@@ -491,7 +491,7 @@ class Session(Owner):
         engine = runtime.engine_of(self)
         backend = runtime.take_idle(engine, able) if self._keeps_backend else runtime.look_at_idle(engine, able)
         if backend is not None:
-            self._welcome(backend)
+            self._hear_rest(self._welcome(backend))
             return
         assert self._login is not None
         self.link.send(self._login.take_output())
@@ -523,10 +523,11 @@ class Session(Owner):
         if self.standing is not Standing.ARRIVING:
             self.runtime.give_back(backend)
             return
-        self._welcome(backend)
+        unread = self._welcome(backend)
         if not self._keeps_backend:
             self.runtime.give_back(backend)
         self.link.resume()
+        self._hear_rest(unread)
 
     @property
     def _keeps_backend(self) -> bool:
@@ -535,8 +536,9 @@ class Session(Owner):
         assert self.startup is not None
         return not self.runtime.shares_backends or self.startup.is_replication
 
-    def _welcome(self, backend: Backend) -> None:
-        """End the login: the session begins, with `backend` as its first if it keeps one."""
+    def _welcome(self, backend: Backend) -> bytes:
+        """End the login: the session begins, with `backend` as its first if it keeps one. Returns what its client has sent
+        behind the login."""
         runtime, startup, login = self.runtime, self.startup, self._login
         assert runtime is not None
         assert startup is not None
@@ -572,7 +574,7 @@ class Session(Owner):
             self._lend(backend)
             if self.has_ended:
                 # What the backend had said unasked broke the protocol.
-                return
+                return b""
             runtime.registry.move(self, Standing.SERVING)
             self.relay.set_gate(GATE_OPEN)
         else:
@@ -580,7 +582,12 @@ class Session(Owner):
             self.tracker.unlink()
             self.tracker.gate = GATE_CLOSED
             runtime.registry.move(self, Standing.SERVING)
-        if unread:
+        return unread
+
+    def _hear_rest(self, unread: bytes) -> None:
+        """What came behind the login. Last of all: a COM_CHANGE_USER in it begins the next one at once, or is none and ends
+        the session."""
+        if unread and self.relay is not None:
             self.relay.feed_client(unread)
 
     def _draw_cancel_key(self, size: int, process_id: int) -> tuple[int, bytes]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pymysql
 import pytest
 
-from proxy.embedded import MariaDBPair, Setup
+from proxy.embedded import MariaDBPair, MySQLPair, Setup, Turnout
 from proxy.embedded.mysql import PASSWORD
+from tests.e2e.conftest import PoolMode
 from tests.e2e.doors import Door, run
 from tests.e2e.mysql_rules import ask, asleep, connect
 from tests.kit.turnouts import StartTurnout
@@ -98,6 +100,68 @@ class TestMySQL(KillRules):
     @pytest.fixture
     def door(self, mysql_door: Door) -> Door:
         return mysql_door
+
+
+async def _kills_an_idle_one(turnout: Turnout) -> None:
+    door = Door(name=turnout.setup.pool_mode, port=turnout.port)
+
+    def talk() -> None:
+        with (
+            closing(connect(door)) as idle,
+            closing(connect(replace(door, user="passerby"))) as passerby,
+            closing(connect(replace(door, user="warden"))) as warden,
+        ):
+            for form in ("kill %d", "kill query %d"):
+                with pytest.raises(pymysql.err.MySQLError) as refused:
+                    ask(passerby, form % idle.thread_id())
+                assert refused.value.args[0] == 1095
+            assert ask(idle, "select 1") == ((1,),)
+            ask(warden, f"kill {idle.thread_id()}")
+            with pytest.raises(pymysql.err.MySQLError):
+                ask(idle, "select 1")
+            assert ask(warden, "select 2") == ((2,),)
+
+    await asyncio.to_thread(talk)
+
+
+async def _setup_with_a_warden(pair: MariaDBPair | MySQLPair, auth_method: str, pool_mode: PoolMode) -> Setup:
+    for user in ("passerby", "warden"):
+        await pair.primary.execute(
+            f"create user if not exists {user}@'%' identified by '{PASSWORD}'", f"grant select on app.* to {user}@'%'"
+        )
+    right = "connection admin" if isinstance(pair, MariaDBPair) else "connection_admin"
+    await pair.primary.execute(f"grant {right} on *.* to warden@'%'")
+    return Setup(
+        protocol="mysql",
+        engines={"blue": pair.primary.address},
+        admin_user="turnout",
+        admin_password=PASSWORD,
+        users=dict.fromkeys(("app", "passerby", "warden"), PASSWORD),
+        auth_method=auth_method,
+        databases=["app"],
+        pool_mode=pool_mode,
+    )
+
+
+@pytest.mark.mariadb
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+async def test_who_may_kill_others_kills_one_that_is_idle_in_mariadb(
+    pool_mode: PoolMode, mariadb_pair: MariaDBPair, start_turnout: StartTurnout
+) -> None:
+    """In transaction mode it has no backend whose engine could judge."""
+    await _kills_an_idle_one(
+        await start_turnout(await _setup_with_a_warden(mariadb_pair, "mysql_native_password", pool_mode))
+    )
+
+
+@pytest.mark.mysql
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+async def test_who_may_kill_others_kills_one_that_is_idle_in_mysql(
+    pool_mode: PoolMode, mysql_pair: MySQLPair, start_turnout: StartTurnout
+) -> None:
+    await _kills_an_idle_one(
+        await start_turnout(await _setup_with_a_warden(mysql_pair, "caching_sha2_password", pool_mode))
+    )
 
 
 @pytest.mark.mariadb

@@ -6,11 +6,13 @@ import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import pymysql
 import pytest
 
+from protocols.mysql import constants as c
+from protocols.mysql.messages import Response, build_response, command, packet
 from proxy.embedded import MariaDBPair, Setup, Turnout
 from proxy.embedded.mysql import PASSWORD
 from tests.e2e.doors import HOST, Door, client_sockets
@@ -159,3 +161,51 @@ async def test_connections_that_break_off_anywhere_leave_nothing_behind(mariadb_
         for at in range(len(login)):
             await cut(at)
     await until(lambda: client_sockets(mariadb_turnout) == 0, "no client's socket is open", timeout_s=20)
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "cut"])
+async def test_a_change_of_user_that_comes_with_the_login(
+    mariadb_pair: MariaDBPair, start_turnout: StartTurnout, pool_mode: Literal["session", "transaction"], is_whole: bool
+) -> None:
+    """In one piece with it, while the session still waits for its first backend. It is the next login, or ends the session."""
+    await mariadb_pair.primary.execute(
+        "create user if not exists trusting@'%' identified by ''", "grant select on app.* to trusting@'%'"
+    )
+    setup = _setup(mariadb_pair.primary.address)
+    setup.users, setup.auth_method, setup.pool_mode = {}, "trust", pool_mode
+    turnout = await start_turnout(setup)
+    reader, writer = await asyncio.open_connection(HOST, turnout.port)
+    try:
+        await _packet(reader)
+        flags = (
+            c.CLIENT_LONG_PASSWORD
+            | c.CLIENT_PROTOCOL_41
+            | c.CLIENT_TRANSACTIONS
+            | c.CLIENT_SECURE_CONNECTION
+            | c.CLIENT_CONNECT_WITH_DB
+            | c.CLIENT_PLUGIN_AUTH
+        )
+        login = packet(build_response(Response(flags, 45, "trusting", b"", "app", "mysql_native_password"), ()), 1)
+        change = b"trusting\0\0app\0\x2d\0mysql_native_password\0"
+        writer.write(login + command(c.COM_CHANGE_USER, change if is_whole else b"trusting"))
+        assert (await _packet(reader))[0] == c.OK
+        if is_whole:
+            assert (await _packet(reader))[0] == c.OK
+            writer.write(command(c.COM_QUERY, b"select 7"))
+            assert [(await _packet(reader)) for _ in range(5)][3] == b"\x017"
+        else:
+            assert (await reader.read()).endswith(b"a packet ends in the middle of a value")
+    finally:
+        writer.close()
+    assert "session failed" not in turnout.text_of_log()
+    with closing(
+        await asyncio.to_thread(connect, Door("session", turnout.port, user="trusting", password=""))
+    ) as other:
+        assert await asyncio.to_thread(ask, other, "select 1") == ((1,),)
+
+
+async def _packet(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(10):
+        header = await reader.readexactly(4)
+        return await reader.readexactly(int.from_bytes(header[:3], "little"))

@@ -12,17 +12,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from protocols.mysql.kill import SPACE
+from protocols.mysql.kill import SPACE, SPACES
 from protocols.wire import IdsWanted
 
 _LIST: Final = re.compile(
-    rb"^" + SPACE + rb"*SHOW" + SPACE + rb"+(?:FULL" + SPACE + rb"+)?PROCESSLIST" + SPACE + rb"*;?" + SPACE + rb"*$",
+    rb"^" + SPACE + rb"SHOW" + SPACES + rb"(?:FULL" + SPACES + rb")?PROCESSLIST" + SPACE + rb";?" + SPACE + rb"$",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
 _NAME: Final = rb"(?:[\w$]{1,64}|`[^`]{1,64}`|'[^'\\]{1,64}'|\"[^\"\\]{1,64}\")"
 _OWN: Final = re.compile(
-    rb"^" + SPACE + rb"*SELECT" + SPACE + rb"+CONNECTION_ID" + SPACE + rb"*\(" + SPACE + rb"*\)(?:" + SPACE
-    + rb"+AS" + SPACE + rb"+" + _NAME + rb")?" + SPACE + rb"*;?" + SPACE + rb"*$",
+    rb"^" + SPACE + rb"SELECT" + SPACES + rb"CONNECTION_ID" + SPACE + rb"\(" + SPACE + rb"\)(?:" + SPACES
+    + rb"AS" + SPACES + _NAME + rb")?" + SPACE + rb";?" + SPACE + rb"$",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
 

@@ -14,12 +14,16 @@ from protocols.mysql.exchange import Exchange, Question
 from protocols.mysql.messages import command
 from protocols.wire import BackendRefused, KillWanted
 
-SPACE: Final = rb"(?:\s|/\*[^!M].*?\*/|/\*\*/|--\s[^\n]*\n|#[^\n]*\n)"
-"""What may stand between two words: white space, and comments that are no more than that."""
+_GAP: Final = rb"(?>\s|/\*\*/|/\*[^!M].*?\*/|--\s[^\n]*\n|#[^\n]*\n)"
+SPACE: Final = _GAP + rb"*+"
+"""What may stand between two words: white space, and comments that are no more than that. Possessive, and each comment atomic:
+what is read once is not read otherwise, or a row of comments would have as many readings as it has subsets."""
+SPACES: Final = _GAP + rb"++"
+"""The same where it has to."""
 
 _KILL: Final = re.compile(
-    rb"^" + SPACE + rb"*KILL" + SPACE + rb"+(?:(?:HARD|SOFT)" + SPACE + rb"+)?(?:(CONNECTION|QUERY)" + SPACE
-    + rb"+)?(\d{1,10})" + SPACE + rb"*;?" + SPACE + rb"*$",
+    rb"^" + SPACE + rb"KILL" + SPACES + rb"(?:(?:HARD|SOFT)" + SPACES + rb")?(?:(CONNECTION|QUERY)" + SPACES
+    + rb")?(\d{1,10})" + SPACE + rb";?" + SPACE + rb"$",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
 

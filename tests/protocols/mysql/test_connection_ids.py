@@ -38,6 +38,8 @@ LIST, OWN = IdsWanted(is_list=True), IdsWanted(is_list=False)
         ("select connection_id()", OWN),
         ("SELECT CONNECTION_ID ( ) AS `it` ;", OWN),
         ("select connection_id() as it", OWN),
+        ("/*a*/" * 190 + "show processlist", LIST),
+        ("/*a*/" * 190 + "show processes", None),
         ("show processlist; select 1", None),
         ("show processlist" + " " * 2_000, None),
         ("show variables", None),

@@ -32,6 +32,9 @@ ID = OWN_ID | 5
         (f"KILL {ID}; select 1", None),
         (f"KILL {ID}" + " " * 2_000, None),
         (f"KILL /*!50000 QUERY */ {ID}", None),
+        ("/*a*/" * 190 + f"KILL {ID}", KillWanted(ID, False)),
+        ("/*a*/" * 190 + "KILL x", None),
+        (f"/**/KILL/**/{ID}/**/", KillWanted(ID, False)),
     ],
 )
 def test_a_kill_is_read_where_it_is_one_number(text: str, wanted: KillWanted | None) -> None:

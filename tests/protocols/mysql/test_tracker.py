@@ -1399,3 +1399,10 @@ def test_a_statement_s_attributes_are_no_text_of_it() -> None:
 )
 def test_who_asks_for_warnings_is_known(text: bytes, asks: bool) -> None:
     assert WIRE.asks_for_warnings(text) is asks
+
+
+@pytest.mark.parametrize("text", ["drop table x", "use app", "handler", "xa", "prepare", "unlock", "deallocate"])
+def test_a_row_of_comments_has_one_reading(text: str) -> None:
+    """Patterns over it take a time that grows with its length: read in each possible way, this would never end."""
+    relay = Relay()
+    relay.ask(query("/*a*/" * 2_000 + text), [ok_payload()])
